@@ -1,0 +1,124 @@
+"""The data that crosses between rooms, in numpy alone: frames in, an answer with its evidence out."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from occam.stats import StageStats, VisualTokenCounts
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FrameBatch:
+    """Decoded frames of one video, upright, in presentation order.
+
+    frames: uint8 [T, H, W, 3], RGB, C-contiguous
+    pts_seconds: float64 [T], presentation time from the container
+    indices: int64 [T], index of each frame in the source's presentation order
+    digest: SHA-256 (hex) of the source's bytes
+    """
+
+    frames: npt.NDArray[np.uint8]
+    pts_seconds: npt.NDArray[np.float64]
+    indices: npt.NDArray[np.int64]
+    digest: str
+
+    def __post_init__(self) -> None:
+        shape = self.frames.shape
+        if self.frames.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
+            raise ValueError(f"frames must be non-empty uint8 [T, H, W, 3], got {self.frames.dtype} {list(shape)}")
+        if not self.frames.flags.c_contiguous:
+            raise ValueError("frames must be C-contiguous")
+        for name, dtype in (("pts_seconds", np.float64), ("indices", np.int64)):
+            array = getattr(self, name)
+            if array.dtype != dtype or array.shape != shape[:1]:
+                raise ValueError(
+                    f"{name} must be {np.dtype(dtype)} [{shape[0]}], got {array.dtype} {list(array.shape)}"
+                )
+        if not np.all(np.isfinite(self.pts_seconds)) or np.any(np.diff(self.pts_seconds) < 0):
+            raise ValueError("pts_seconds must be finite and must not decrease")
+
+    def __len__(self) -> int:
+        return int(self.frames.shape[0])
+
+    def __repr__(self) -> str:
+        times = f"{self.pts_seconds[0]:.3f}..{self.pts_seconds[-1]:.3f} s"
+        return f"FrameBatch({list(self.frames.shape)}, {times}, {self.digest[:8]})"
+
+    def chunk(self, start: int, stop: int) -> "FrameBatch":
+        """Frames start..stop-1 as a batch of their own (contiguous views, nothing is copied)."""
+        return FrameBatch(
+            frames=self.frames[start:stop],
+            pts_seconds=self.pts_seconds[start:stop],
+            indices=self.indices[start:stop],
+            digest=self.digest,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One finished turn of a conversation as token ids: ids, never text, are the conversation's truth.
+
+    suffix_ids: everything after the state of the turn before: question, role markers, generation prompt
+    generated_ids: the ids the model produced, in order
+    closing_ids: the template's ids that end the turn, where the model did not produce them itself
+    """
+
+    suffix_ids: tuple[int, ...]
+    generated_ids: tuple[int, ...]
+    closing_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FrameEvidence:
+    """What was kept of one frame for one question.
+
+    index: index of the frame in the source; pts_s: its presentation time in seconds
+    of: patch tokens the tower produced; grid: their rows and columns
+    stage1: bool [rows, cols], kept by stage I; stage2: bool [rows, cols], kept by stage II
+    scores: float32 [rows, cols], stage II score where stage I kept the patch, NaN elsewhere
+    """
+
+    index: int
+    pts_s: float
+    of: int
+    grid: tuple[int, int]
+    stage1: npt.NDArray[np.bool_]
+    stage2: npt.NDArray[np.bool_]
+    scores: npt.NDArray[np.float32]
+
+    @property
+    def kept(self) -> int:
+        """Patches that reached the upper layers."""
+        return int(self.stage2.sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Why the answer rests on what it rests on: kept patches per frame and the stage II threshold they passed.
+
+    threshold: lambda2 times the reference's score; NaN where nothing was tested (strategy `none`)
+    """
+
+    threshold: float
+    frames: tuple[FrameEvidence, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One finished answer of the engine.
+
+    prompt_tokens: tokens that entered the language model, the register not counted
+    reused_tokens: those of them whose lower layers were in the state already
+    finish_reason: `stop` (the model ended) or `length` (the limit did)
+    """
+
+    text: str
+    turn: Turn
+    finish_reason: str
+    prompt_tokens: int
+    reused_tokens: int
+    completion_tokens: int
+    visual_tokens: VisualTokenCounts
+    evidence: Evidence
+    stats: tuple[StageStats, ...] = field(default=())
