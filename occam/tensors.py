@@ -110,14 +110,5 @@ class PrefixState:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        tensors = (
-            self.ids,
-            self.positions,
-            self.frame,
-            self.patch,
-            self.hidden,
-            self.register_sum,
-            *self.keys,
-            *self.values,
-        )
-        return sum(t.nbytes for t in tensors)
+        rows = (self.ids, self.positions, self.frame, self.patch, self.hidden, self.register_sum)
+        return sum(t.nbytes for t in (*rows, *self.keys, *self.values))

@@ -30,8 +30,8 @@ class FrameBatch:
         if not self.frames.flags.c_contiguous:
             raise ValueError("frames must be C-contiguous")
         for name, dtype in (("pts_seconds", np.float64), ("indices", np.int64)):
-            array = getattr(self, name)
-            if array.dtype != dtype or array.shape != shape[:1]:
+            got = getattr(self, name)
+            if got.dtype != dtype or got.shape != shape[:1]:
                 raise ValueError(
                     f"{name} must be {np.dtype(dtype)} [{shape[0]}], got {array.dtype} {list(array.shape)}"
                 )
