@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, VideoLlavaForConditionalGeneration
 
+from occam.engine.engine import Engine
 from tests.parity.checkpoint import write_checkpoint
 
 
@@ -26,3 +27,8 @@ def stock(checkpoint: Path) -> Any:
 @pytest.fixture(scope="session")
 def tokenizer(checkpoint: Path) -> Any:
     return AutoTokenizer.from_pretrained(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def engine(checkpoint: Path) -> Engine:
+    return load(checkpoint)
