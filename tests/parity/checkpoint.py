@@ -4,7 +4,6 @@ Shape-true where it matters: grouped KV heads, biases and norm weights away from
 that differ, attention far from uniform. Special tokens have a zero row in the head, so greedy decoding never ends.
 """
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -18,6 +17,9 @@ from transformers import (
     VideoLlavaConfig,
     VideoLlavaForConditionalGeneration,
 )
+
+from occam.calibration import ARTEFACT_NAME, Calibration
+from occam.models.checkpoint import weights_digest
 
 IMAGE_SIZE, PATCH_SIZE = 56, 14
 PATCHES = (IMAGE_SIZE // PATCH_SIZE) ** 2
@@ -47,19 +49,11 @@ def write_checkpoint(folder: Path, seed: int = 0) -> Path:
         "image_mean": MEAN,
         "image_std": STD,
     }
-    artefact = {
-        "version": 1,
-        "weights": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
-        "cut": 3,
-        "register": "neurons",
-        "neurons": NEURONS,
-        "lambda1": 0.5,
-        "lambda2": 1.0,
-        "evaluators": "turn",
-        "statistics": {},
-    }
+    calibration = Calibration(
+        weights=weights_digest(folder), cut=3, register="neurons", neurons=NEURONS, lambda1=0.5, lambda2=1.0
+    )
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing))
-    (folder / "occam.json").write_text(json.dumps(artefact))
+    calibration.save(folder / ARTEFACT_NAME)
     return folder
 
 

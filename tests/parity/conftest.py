@@ -7,6 +7,7 @@ from transformers import AutoTokenizer, VideoLlavaForConditionalGeneration
 
 from occam.engine.engine import Engine
 from tests.parity.checkpoint import write_checkpoint
+from tests.parity.harness import load
 
 
 @pytest.fixture(scope="session", autouse=True)

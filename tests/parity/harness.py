@@ -51,7 +51,7 @@ def ask(engine: Engine, state: PrefixState, questions: Sequence[str], pruning: P
     """A conversation on one shared state: each follow-up replays the turns before it."""
     replies: list[Reply] = []
     for question in questions:
-        session = engine.replay(state, [reply.answer.turn for reply in replies], pruning)
+        session = engine.replay(state, [reply.answer.turn for reply in replies])
         logits: list[Tensor] = []
         sampling = SamplingParams(max_new_tokens=steps)
         answer = engine.ask(session, question, pruning, sampling, on_logits=logits.append)

@@ -64,7 +64,7 @@ def test_the_neuron_shift_moves_each_frames_own_maximum(stock: Any) -> None:
 
 
 def test_thresholds_cut_at_both_stages(stock: Any, tokenizer: Any) -> None:
-    rule = Rule(lambda1=0.5, lambda2=1, cut=3, neurons=NEURONS)
+    rule = Rule(lambda1=1.3, lambda2=1.7, cut=3, neurons=NEURONS)
     for turn in converse(stock, tokenizer, pixels(random_frames(3)), QUESTIONS, rule, steps=1):
         assert 0 < turn.stage2.sum() < turn.stage1.sum() < turn.stage1.numel()
         assert not (turn.stage2 & ~turn.stage1).any()
