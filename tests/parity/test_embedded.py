@@ -17,7 +17,7 @@ QUESTIONS = ("what color is the ball ?", "where is it at the end ?")
 STEPS = 8
 
 
-@pytest.fixture(scope="module", params=embedded_models().values(), ids=embedded_models())
+@pytest.fixture(scope="module", params=list(embedded_models().values()), ids=list(embedded_models()))
 def folder(request: pytest.FixtureRequest) -> Path:
     directory: Path = request.param
     return directory
