@@ -29,7 +29,7 @@ _BATCH = 4
 
 
 class Breaker:
-    """Fails fast for `open_s` seconds after a failure; then one caller may try, and till it is through the others fail."""
+    """Fails fast for `open_s` seconds after a failure; then one caller may try while the others go on failing."""
 
     def __init__(self, open_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._open_s = open_s
@@ -57,7 +57,7 @@ class RedisStore:
     """A `KVStore` on a Redis that may be away, slow, full or shared at any time; for one event loop.
 
     ttl_s: seconds an entry lives after it was last written
-    max_entry_bytes: larger entries are neither written nor read: a value near Redis' maxmemory would evict everything else
+    max_entry_bytes: larger entries are neither written nor read: one near Redis' maxmemory would evict all others
     connect_s, stall_s: seconds without a connection, and without an answer to one command, until the tier is away
     total_s: seconds one operation may take altogether; breaker: how long the tier is then left alone
     """
@@ -141,7 +141,7 @@ class RedisStore:
 
     @asynccontextmanager
     async def _answering(self) -> AsyncIterator[None]:
-        """What runs inside fails as StoreUnavailable: after `total_s` at the latest, at once while the breaker is open."""
+        """Failures inside become StoreUnavailable: after `total_s` at the latest, at once while the breaker is open."""
         self._breaker.enter()
         try:
             async with asyncio.timeout(self._total_s):
