@@ -18,9 +18,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from occam.errors import StoreUnavailable
 
-_WATCH = 'folder=$1; shift; "$@" & server=$!; read -r _; kill "$server"; wait "$server"; rm -rf "$folder"'
-_START_S = 10.0
-_STOP_S = 5.0
+_WATCH = 'folder=$1; shift; "$@" & server=$!; read -r _; kill -9 "$server"; wait "$server"; rm -rf "$folder"'
+_START_S = 5.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +39,7 @@ class PrivateRedis:
         socket = folder / "redis.sock"
         command = ["/bin/sh", "-c", _WATCH, "sh", str(folder), str(server), *_options(folder, socket, max_bytes)]
         # Its own session: a ^C on the terminal is for this process alone, which then stops the server in order.
-        watch = subprocess.Popen(
+        watch = subprocess.Popen(  # noqa: S603: every word is ours
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
         private = cls(f"unix://{socket}", watch)
@@ -53,13 +52,7 @@ class PrivateRedis:
 
     def close(self) -> None:
         """Stop the server and remove its folder; again is fine."""
-        assert self._watch.stdin is not None
-        self._watch.stdin.close()
-        try:
-            self._watch.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            self._watch.kill()
-            self._watch.wait()
+        self._watch.communicate()  # closes the pipe and waits for the shell
 
 
 def find_server() -> Path | None:
