@@ -1,15 +1,12 @@
-"""From `OCCAM_KV_URL` to the tiers of the cache: one process resolves the setting, every process opens the result."""
+"""From `OCCAM_KV_URL` to the cache that is live: one process resolves the setting, workers connect to the result."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from occam.errors import InvalidInput, StoreUnavailable
-from occam.kv.store import KVStore, MemoryStore, TieredStore, TierEvent
 from services.private_redis import PrivateRedis
-from services.redis_store import RedisStore
 
-_MEMORY = "memory://"
+MEMORY_URL = "memory://"
 _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 
 
@@ -17,7 +14,7 @@ _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 class KVBackend:
     """The cache that is live, for as long as whoever resolved it keeps it open.
 
-    url: what `open_store` takes, in this process or another; kind and detail: for `/readyz` and the log
+    url: `MEMORY_URL`, or what a `RedisStore` of any process of this machine takes; kind and detail: for `/readyz` and the log
     """
 
     url: str
@@ -33,8 +30,8 @@ class KVBackend:
 
 def resolve(url: str, max_bytes: int = 1 << 30) -> KVBackend:
     """The cache that the setting asks for; `auto` starts a private server of `max_bytes`, or stays in memory."""
-    if url == _MEMORY:
-        return KVBackend(url=_MEMORY, kind="memory", detail="each worker's memory, as set")
+    if url == MEMORY_URL:
+        return KVBackend(url=MEMORY_URL, kind="memory", detail="each worker's memory, as set")
     if url.startswith(_REDIS_SCHEMES):
         return KVBackend(url=url, kind="redis", detail="the Redis that is set")
     if url != "auto":
@@ -44,15 +41,5 @@ def resolve(url: str, max_bytes: int = 1 << 30) -> KVBackend:
     try:
         server = PrivateRedis.start(max_bytes)
     except StoreUnavailable as error:
-        return KVBackend(url=_MEMORY, kind="memory", detail=f"each worker's memory: {error.message}")
+        return KVBackend(url=MEMORY_URL, kind="memory", detail=f"each worker's memory: {error.message}")
     return KVBackend(url=server.url, kind="private_redis", detail="a private Redis on this machine", server=server)
-
-
-def open_store(
-    url: str, observe: Callable[[TierEvent], None], memory_bytes: int = 256 << 20, ttl_s: int = 3600
-) -> TieredStore:
-    """The tiers behind a resolved `url`: this process's memory, and behind it Redis unless the url is `memory://`."""
-    tiers: list[KVStore] = [MemoryStore(memory_bytes)]
-    if url != _MEMORY:
-        tiers.append(RedisStore(url, ttl_s=ttl_s))
-    return TieredStore(tiers, observe)
