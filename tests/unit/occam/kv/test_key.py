@@ -47,15 +47,18 @@ def test_the_order_of_facts_does_not_matter_and_that_of_frames_does() -> None:
 
 
 def test_neighbouring_fields_do_not_run_into_each_other() -> None:
-    assert replace(KEY, decode_backend="a", tenant_salt="bc").digest != replace(
-        KEY, decode_backend="ab", tenant_salt="c"
-    ).digest
+    assert (
+        replace(KEY, decode_backend="a", tenant_salt="bc").digest
+        != replace(KEY, decode_backend="ab", tenant_salt="c").digest
+    )
 
 
 @given(facts, facts)
 def test_digests_agree_exactly_where_the_facts_do(a: dict[str, object], b: dict[str, object]) -> None:
     def exact(facts: dict[str, object]) -> dict[str, tuple[type, str]]:
-        return {name: (type(fact), fact.hex() if isinstance(fact, float) else str(fact)) for name, fact in facts.items()}
+        return {
+            name: (type(fact), fact.hex() if isinstance(fact, float) else str(fact)) for name, fact in facts.items()
+        }
 
     assert (replace(KEY, facts=a).digest == replace(KEY, facts=b).digest) == (exact(a) == exact(b))
 
