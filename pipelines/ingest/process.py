@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -53,22 +53,13 @@ class Child:
         job |= {"worker": worker, "path": str(video.path), "demuxer": video.demuxer}
         job |= {"memory_bytes": limits.memory_bytes, "max_frames": limits.max_frames}
         job |= {"cpu_s": 2 * budget_s + 1}  # two decoding threads
-        self._stderr = tempfile.TemporaryFile()
-        # A file and not a pipe: a child that does not read cannot hold up its parent.
+        # Files and not pipes: a child that does not read, or says too much, cannot hold up its parent.
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
         with tempfile.TemporaryFile() as stdin:
             stdin.write(json.dumps(job).encode())
             stdin.seek(0)
-            self._process = subprocess.Popen(
-                [sys.executable, "-s", "-m", "pipelines.ingest.child"],
-                stdin=stdin,
-                stdout=subprocess.PIPE,
-                stderr=self._stderr,
-                bufsize=0,
-                env={},
-                cwd=_ROOT,
-            )
-        assert self._process.stdout is not None
-        self._pipe = self._process.stdout
+            self._process = _spawn(stdin, self._stderr)
+        self._pipe = cast(IO[bytes], self._process.stdout)
         self._poll = select.poll()
         self._poll.register(self._pipe, select.POLLIN)
 
@@ -103,7 +94,7 @@ class Child:
         """Fill `array` (C-contiguous) with a body of `size` bytes; raises ChildDied if they are not as many."""
         if size != array.nbytes:
             raise ChildDied(f"the child sent {size} bytes for {array.nbytes}")
-        self._read_into(memoryview(array.reshape(-1).view(np.uint8)))
+        self._read_into(array.reshape(-1).view(np.uint8).data)
 
     def kill(self) -> None:
         """End the process at once, stopped or not; safe from any thread, and a reader then meets ChildDied."""
@@ -141,3 +132,15 @@ class Child:
         status = self._process.wait()
         self._stderr.seek(max(os.fstat(self._stderr.fileno()).st_size - MAX_TEXT_BYTES, 0))
         return f"the child ended with status {status}: {self._stderr.read()!r}"
+
+
+def _spawn(stdin: IO[bytes], stderr: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-s", "-m", "pipelines.ingest.child"],
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        bufsize=0,
+        env={},
+        cwd=_ROOT,
+    )

@@ -1,7 +1,7 @@
 """Probing, and decoding where decord is wrong: PyAV with an explicit demuxer and no protocol but `file`.
 
-Runs inside the sandbox. A frame is known by its stamp: its presentation time in the stream's time base. AVI stores no time
-that survives B-frames, but has a constant rate: there the stamp is the frame's number.
+Runs inside the sandbox. A frame is known by its stamp: its presentation time in the stream's time base. AVI stores no
+time that survives B-frames, but has a constant rate: there the stamp is the frame's number.
 """
 
 from collections.abc import Iterator

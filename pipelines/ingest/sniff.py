@@ -1,7 +1,7 @@
 """From a file's first bytes to the one demuxer that may read it.
 
-A demuxer that guesses will take a playlist for a video and open what the playlist names. So nothing guesses: a file whose
-first bytes are not listed here is refused before any demuxer sees it.
+A demuxer that guesses will take a playlist for a video and open what the playlist names. So nothing guesses: a file
+whose first bytes are not listed here is refused before any demuxer sees it.
 """
 
 from occam.errors import UnsupportedVideo

@@ -1,7 +1,7 @@
 """From an address to a file on this machine, under guard.
 
-Every hop is resolved, every address of it checked, and the connection made to the checked address itself, so that a name
-which resolves differently a moment later (DNS rebinding) changes nothing. Host header and TLS name stay the URL's own.
+Every hop is resolved, every address of it checked, and the connection made to the checked address itself, so that a
+name which resolves differently a moment later (DNS rebinding) changes nothing. Host header and TLS name stay the URL's.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ class SourcePolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalVideo:
-    """A file that may be decoded: path, SHA-256 (hex) and size of its bytes, and the demuxer its first bytes call for."""
+    """A file that may be decoded: its path, SHA-256 (hex) and size, and the demuxer that its first bytes call for."""
 
     path: Path
     digest: str
