@@ -67,8 +67,8 @@ def _range(pts_seconds: npt.NDArray[np.float64], sampling: Sampling) -> tuple[in
 def _by_rate(
     pts_seconds: npt.NDArray[np.float64], first: int, stop: int, fps: float, start_s: float
 ) -> npt.NDArray[np.int64]:
-    """Frames on display at start_s, start_s + 1 / fps, ... as long as a frame of the range is on display."""
-    count = int((pts_seconds[stop - 1] - start_s) * fps + 1e-6) + 1
+    """Frames on display at start_s, start_s + 1 / fps, ... until the last frame of the range has appeared."""
+    count = int(max(pts_seconds[stop - 1] - start_s, 0) * fps + 1e-6) + 1
     times = start_s + np.arange(count) / fps
     shown = np.searchsorted(pts_seconds, times + 1e-6, "right") - 1
     return np.unique(shown.clip(first, stop - 1))

@@ -7,10 +7,12 @@ name which resolves differently a moment later (DNS rebinding) changes nothing. 
 import asyncio
 import hashlib
 import os
+import ssl
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -140,12 +142,17 @@ def _port(url: httpx.URL) -> int:
     return url.port or _PORTS[url.scheme]
 
 
+@cache
+def _tls() -> ssl.SSLContext:
+    return httpx.create_ssl_context(trust_env=False)
+
+
 class _PinnedTransport(httpx.AsyncHTTPTransport):
     """Connects to an address that was checked, under the name that the URL gives."""
 
     def __init__(self, policy: SourcePolicy, resolver: Resolver) -> None:
         # A kept connection could serve another name at the same address.
-        super().__init__(trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
+        super().__init__(verify=_tls(), trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
         self._policy = policy
         self._resolver = resolver
 
