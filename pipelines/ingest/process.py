@@ -20,6 +20,7 @@ from pipelines.ingest.source import LocalVideo
 from pipelines.ingest.wire import HEADER, MAX_TEXT_BYTES, BackendFailed, Kind
 
 _ROOT = Path(__file__).parents[2]
+_COMMAND = ("-s", "-m", "pipelines.ingest.child")
 _REPORTED: dict[int, type[Exception]] = {
     Kind.UNSUPPORTED: UnsupportedVideo,
     Kind.TOO_LARGE: VideoTooLarge,
@@ -63,6 +64,11 @@ class Child:
         self._poll = select.poll()
         self._poll.register(self._pipe, select.POLLIN)
 
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
     def receive(self) -> Message:
         """Return the next header that is not the sandbox's report, which is kept in `sandbox`.
 
@@ -71,8 +77,8 @@ class Child:
         kind, stamp, sent_s, size = HEADER.unpack(self._read(HEADER.size))
         if kind not in set(Kind) or size < 0:
             raise ChildDied("the child sent a header that is none")
-        if kind == Kind.SANDBOX:
-            self.sandbox = Sandbox(**self.receive_json(size))
+        if kind == Kind.SANDBOX and self.sandbox is None:
+            self.sandbox = self._receive_sandbox(size)
             return self.receive()
         if kind in _REPORTED:
             text = self._read(size).decode(errors="replace")
@@ -107,6 +113,12 @@ class Child:
         self._pipe.close()
         self._stderr.close()
 
+    def _receive_sandbox(self, size: int) -> Sandbox:
+        try:
+            return Sandbox(**self.receive_json(size))
+        except TypeError:
+            raise ChildDied("the child did not say which walls stand") from None
+
     def _read(self, size: int) -> bytes:
         if size > MAX_TEXT_BYTES:
             raise ChildDied(f"the child sent {size} bytes of text")
@@ -135,8 +147,8 @@ class Child:
 
 
 def _spawn(stdin: IO[bytes], stderr: IO[bytes]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-s", "-m", "pipelines.ingest.child"],
+    return subprocess.Popen(  # noqa: S603 - our own module, and no shell
+        [sys.executable, *_COMMAND],
         stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=stderr,

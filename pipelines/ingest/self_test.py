@@ -20,26 +20,26 @@ _SYS_PTRACE, _PTRACE_ATTACH, _SYS_IO_URING_SETUP, _SYS_MEMFD_CREATE = 101, 16, 4
 def run(job: dict[str, Any]) -> None:
     """Try everything, and report for each attempt the errno that stopped it, or null where nothing did.
 
-    `job["other"]` is a file of the parent's, `job["port"]` one of its listening ports.
+    `job["parent"]` is the parent's process, `job["other"]` a file of its own, `job["port"]` a port where it listens.
     """
     other = Path(job["other"])
     attempts: dict[str, Callable[[], object]] = {
         # The one thing that must go well, so that the report cannot be good because nothing works.
         "read the video": Path(job["path"]).read_bytes,
         "read its environment": Path("/proc/self/environ").read_bytes,
-        "read its parent's environment": Path(f"/proc/{os.getppid()}/environ").read_bytes,
+        "read its parent's environment": Path("/proc", str(job["parent"]), "environ").read_bytes,
         "open another file": other.read_bytes,
         "look at another file": other.stat,
         "list a folder": lambda: os.listdir(other.parent),
         "write the video": lambda: os.open(job["path"], os.O_WRONLY),
         "create a file": lambda: os.open(other.with_name("new"), os.O_CREAT | os.O_WRONLY),
         "delete a file": other.unlink,
-        "connect out": lambda: socket.create_connection(("127.0.0.1", job["port"])),
+        "connect out": lambda: socket.socket().connect(("127.0.0.1", job["port"])),
         "open a unix socket": lambda: socket.socket(socket.AF_UNIX),
         "run a program": lambda: os.execv("/bin/true", ["true"]),  # noqa: S606 - it must not run
         "fork": os.fork,
-        "signal its parent": lambda: os.kill(os.getppid(), signal.SIGCONT),
-        "trace its parent": lambda: _call(_SYS_PTRACE, _PTRACE_ATTACH, os.getppid(), 0, 0),
+        "signal its parent": lambda: os.kill(job["parent"], signal.SIGCONT),
+        "trace its parent": lambda: _call(_SYS_PTRACE, _PTRACE_ATTACH, job["parent"], 0, 0),
         "set up io_uring": lambda: _call(_SYS_IO_URING_SETUP, 1, 0),
         "make a file in memory": lambda: _call(_SYS_MEMFD_CREATE, b"x", 0),
         "use a fourth descriptor": lambda: os.fstat(3),

@@ -3,6 +3,7 @@
 import os
 import struct
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from pipelines.ingest.decode import FrameStream
 from pipelines.ingest.limits import Limits
-from pipelines.ingest.probe import probe
+from pipelines.ingest.probe import VideoFacts, probe
 from pipelines.ingest.source import LocalVideo, open_local
 
 FRAMES, RATE, BITS = 60, 25, 8
@@ -98,9 +99,13 @@ def local(limits: Limits) -> Callable[[Path], LocalVideo]:
 def open_stream(limits: Limits) -> Callable[..., FrameStream]:
     """open_stream(path, indices, chunk_frames=2): probe, then start decoding."""
 
-    def start(path: Path, indices: list[int], **given: Any) -> FrameStream:
+    @cache  # clips that many tests share are probed once
+    def look(path: Path) -> tuple[LocalVideo, VideoFacts]:
         video = open_local(path, limits)
-        facts = probe(video, limits)
+        return video, probe(video, limits)
+
+    def start(path: Path, indices: list[int], **given: Any) -> FrameStream:
+        video, facts = look(path)
         given.setdefault("chunk_frames", 2)
         return FrameStream(video, facts, np.array(indices), limits, **given)
 
