@@ -4,10 +4,12 @@ Everything here is imported before the walls close, so what stops an attempt is 
 """
 
 import ctypes
+import errno
 import os
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ def run(job: dict[str, Any]) -> None:
         "trace its parent": lambda: _call(_SYS_PTRACE, _PTRACE_ATTACH, job["parent"], 0, 0),
         "set up io_uring": lambda: _call(_SYS_IO_URING_SETUP, 1, 0),
         "make a file in memory": lambda: _call(_SYS_MEMFD_CREATE, b"x", 0),
-        "use a fourth descriptor": lambda: os.fstat(3),
+        "use a fourth descriptor": _fourth_descriptor,
     }
     send_json(Kind.REPORT, {name: _errno(attempt) for name, attempt in attempts.items()})
 
@@ -53,6 +55,14 @@ def _errno(attempt: Callable[[], object]) -> int | None:
     except OSError as error:
         return error.errno
     return None
+
+
+def _fourth_descriptor() -> None:
+    for descriptor in range(3, 4096):
+        with suppress(OSError):
+            os.fstat(descriptor)
+            return
+    raise OSError(errno.EBADF, "none is open")
 
 
 def _call(number: int, *arguments: int | bytes) -> None:

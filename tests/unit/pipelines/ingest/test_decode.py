@@ -13,9 +13,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from occam.errors import DecodeTimeout, OccamError, UnsupportedVideo, VideoTooLarge
-from pipelines.ingest import decode, process
+from pipelines.ingest import decode, process, pyav_backend
 from pipelines.ingest.decode import FrameStream, route
 from pipelines.ingest.limits import Limits
 from pipelines.ingest.probe import probe
@@ -88,6 +89,35 @@ def test_an_edit_list_hides_frames(
     assert numbers(frames) == [20, 27, 44]
     np.testing.assert_allclose(times, [0, 0.28, 0.96], atol=1e-9)
     assert stream.stats.backends == {"pyav": 3}
+
+
+@pytest.mark.parametrize("name", ["b-frames.mp4", "b-frames.mkv", "b-frames.ts", "open.mp4", "open.mkv", "open.ts"])
+def test_seeking_saves_the_way(name: str, make_clip: Callable[..., Path], local: Callable[[Path], LocalVideo]) -> None:
+    codec, options, *_ = CLIPS[name]
+    video = local(make_clip(name, codec, options, frames=250))
+    facts = probe(video, Limits())
+    stamp = int(facts.stamps[240])
+    job = {"start": int(facts.stamps[0]), "demuxer": video.demuxer}
+    with av.open(str(video.path)) as container:
+        walk = pyav_backend._Walk(container, job)
+        walked = []
+        walk._frames = walk._from_key(int(facts.keys[facts.keys <= stamp][-1]))
+        for at, _ in walk._frames:
+            walked.append(at)
+            if at >= stamp:
+                break
+    assert walked[-1] == stamp
+    assert len(walked) < 60
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_an_image_is_a_video_of_one_frame(suffix: str, tmp_path: Path, open_stream: Callable[..., FrameStream]) -> None:
+    path = tmp_path / f"red.{suffix}"
+    Image.new("RGB", (40, 30), (250, 0, 0)).save(path)
+    frames, times, _ = whole(open_stream(path, [0]))
+    assert frames.shape == (1, 30, 40, 3)
+    assert np.abs(frames[0] - np.array([250.0, 0, 0])).max() < 8
+    assert times.tolist() == [0.0]
 
 
 SHARED = {
