@@ -90,8 +90,9 @@ def run_llm(
             length = late.index.shape[1] + 1
         if number == tap:
             tapped = hidden[:, 1:length]
-        hidden = decoder_layer(layer, hidden, cos, sin, visible_mask(text.allowed, length), length)
-    return llm.norm(hidden[:, length:]), tapped
+        last = number == len(llm.layers) - 1
+        hidden = decoder_layer(layer, hidden, cos, sin, visible_mask(text.allowed, length), length, text_only=last)
+    return llm.norm(hidden), tapped
 
 
 def visible_mask(allowed_BTT: torch.Tensor, length: int) -> torch.Tensor:
@@ -101,19 +102,30 @@ def visible_mask(allowed_BTT: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def decoder_layer(
-    layer: nn.Module, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, mask: torch.Tensor, length: int
+    layer: nn.Module,
+    hidden: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    mask: torch.Tensor,
+    length: int,
+    text_only: bool,
 ) -> torch.Tensor:
-    """One stock Llama layer; prefix rows attend causally to the prefix alone, text rows by the mask."""
+    """One stock Llama layer; prefix rows attend causally to the prefix alone, text rows by the mask.
+
+    text_only: give the text rows alone, [B, T, D]: after the last layer no one reads the others
+    """
     attention, mlp = layer.self_attn, layer.mlp
     x_BSD = _rms_norm(hidden, layer.input_layernorm)
     qkv = _fused(x_BSD, attention.q_proj, attention.k_proj, attention.v_proj)
     q_BHSK, k_BHSK, v_BHSK = (x.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for x in qkv)
     q_BHSK, k_BHSK = (_rotate(x, cos[:, None], sin[:, None]) for x in (q_BHSK, k_BHSK))
-    seen = (part[:, :, :length] for part in (q_BHSK, k_BHSK, v_BHSK))
-    prefix_BHPK = F.scaled_dot_product_attention(*seen, is_causal=True)
-    text_BHTK = F.scaled_dot_product_attention(q_BHSK[:, :, length:], k_BHSK, v_BHSK, attn_mask=mask)
-    mixed = torch.cat([prefix_BHPK, text_BHTK], dim=2).transpose(1, 2).flatten(2)
-    hidden = hidden + F.linear(mixed, attention.o_proj.weight)
+    mixed = F.scaled_dot_product_attention(q_BHSK[:, :, length:], k_BHSK, v_BHSK, attn_mask=mask)
+    if text_only:
+        hidden = hidden[:, length:]
+    else:
+        prefix = (part[:, :, :length] for part in (q_BHSK, k_BHSK, v_BHSK))
+        mixed = torch.cat([F.scaled_dot_product_attention(*prefix, is_causal=True), mixed], dim=2)
+    hidden = hidden + F.linear(mixed.transpose(1, 2).flatten(2), attention.o_proj.weight)
     x_BSD = _rms_norm(hidden, layer.post_attention_layernorm)
     gate, up = _fused(x_BSD, mlp.gate_proj, mlp.up_proj)
     return hidden + F.linear(F.silu(gate) * up, mlp.down_proj.weight)

@@ -62,7 +62,7 @@ def build_optimizers(
     matrices = [p for p in hidden.parameters() if p.requires_grad and p.ndim == 2]
     rest = [p for p in hidden.parameters() if p.requires_grad and p.ndim != 2]
     rest += [p for module in others for p in module.parameters() if p.requires_grad]
-    adamw = torch.optim.AdamW(rest, lr=adamw_lr, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
+    adamw = torch.optim.AdamW(rest, lr=adamw_lr, betas=(0.9, 0.98), weight_decay=0.05)
     optimizers = (Muon(matrices, lr=muon_lr), adamw)
     for optimizer in optimizers:
         for group in optimizer.param_groups:

@@ -12,6 +12,9 @@ from pipelines.training.network import run_tower
 from pipelines.training.optim import build_optimizers, set_rate
 from pipelines.training.packing import IGNORE
 
+BACKGROUND_WEIGHT = 0.15
+"""Three patches in four show background: unweighted, the shapes are learned late."""
+
 HEADS = {"shape": len(SHAPE_LABELS), "color": len(COLOR_LABELS), "size": 2, "offset": 2}
 
 
@@ -40,7 +43,10 @@ def _dense_loss(heads: nn.ModuleDict, features: torch.Tensor, patches: PatchBatc
     loss, scores = torch.zeros(()), []
     for name in ("shape", "color", "size"):
         logits, truth = heads[name](features).flatten(0, 1), getattr(patches, name).flatten()
-        loss = loss + F.cross_entropy(logits, truth, ignore_index=IGNORE)
+        weight = torch.ones(logits.shape[-1])
+        if name == "shape":
+            weight[SHAPE_LABELS.index("background")] = BACKGROUND_WEIGHT
+        loss = loss + F.cross_entropy(logits, truth, weight, ignore_index=IGNORE)
         shown = truth > 0 if name == "shape" else truth != IGNORE
         scores.append(f"{name} {(logits.argmax(-1) == truth)[shown].float().mean():.3f}")
     shown = ~patches.offset.isnan().any(-1)
