@@ -18,16 +18,26 @@ COLOR_LABELS = tuple(COLORS)
 COVERED = 0.12
 """Share of a patch from which on it counts as showing an object; below it even the colour is a guess."""
 
+MAX_OBJECTS = SceneConfig().objects[1]
+NAMELESS = ("count", "moves", "which_vanishes")
+"""Kinds whose objects only the answer tells."""
+
 SOURCES = ((192, False, 0.55), (192, True, 0.20), (384, False, 0.15), (384, True, 0.10))
 """Rendered side, through H.264 or not, and how often: what a user's file has been through before it is shrunk."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClipBatch:
-    """frames: uint8 [B, F, 3, 96, 96]; motion, onset: int64 [B, F * patches], IGNORE off the objects."""
+    """frames: uint8 [B, F, 3, 96, 96]; motion, onset: int64 [B, F * patches], IGNORE off the objects
+
+    owner: int64 [B, F * patches], 1 + the index of the object on each patch, 0 for background
+    named: bool [questions, 1 + MAX_OBJECTS], which objects each question names, in the order of `text.kinds`
+    """
 
     frames: torch.Tensor
     text: PackedText
+    owner: torch.Tensor
+    named: torch.Tensor
     motion: torch.Tensor
     onset: torch.Tensor
 
@@ -65,11 +75,15 @@ class ClipBatches(Dataset[ClipBatch]):
         scenes = [draw_scene(seed) for seed in range(first, first + self.clips)]
         register = bool(rng.random() < 0.5) if self.register is None else self.register
         labels = [_clip_labels(scene) for scene in scenes]
+        owner, motion, onset = (torch.stack(part) for part in zip(*labels, strict=True))
+        conversations = [conversations_about(scene, self.questions) for scene in scenes]
         return ClipBatch(
             frames=torch.stack([shrink(self._show(scene, rng)) for scene in scenes]),
-            text=pack([conversations_about(scene, self.questions) for scene in scenes], FRAMES, register),
-            motion=torch.stack([motion for motion, _ in labels]),
-            onset=torch.stack([onset for _, onset in labels]),
+            text=pack(conversations, FRAMES, register),
+            owner=owner,
+            named=torch.stack([_named(question) for clip in conversations for turns in clip for question in turns]),
+            motion=motion,
+            onset=onset,
         )
 
     def _show(self, scene: Scene, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
@@ -114,15 +128,23 @@ def load(batches: Dataset, first: int, stop: int) -> DataLoader:
     return DataLoader(batches, batch_size=None, sampler=range(first, stop), num_workers=1, prefetch_factor=4)
 
 
-def _clip_labels(scene: Scene) -> tuple[torch.Tensor, torch.Tensor]:
-    """Direction and first frame of the object on each patch, int64 [F * patches]."""
+def _named(question: Question) -> torch.Tensor:
+    """Owners that the question names outright, bool [1 + MAX_OBJECTS]; 0, the background, never is."""
+    named = torch.zeros(1 + MAX_OBJECTS, dtype=torch.bool)
+    if question.kind not in NAMELESS:
+        named[[1 + index for index in question.objects]] = True
+    return named
+
+
+def _clip_labels(scene: Scene) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Owner, and direction and first frame of the object on each patch, int64 [F * patches]."""
     owner = _owners(scene, scene.objects)
     table = [IGNORE], [IGNORE]
     for item in scene.objects:
         table[0].append(list(DIRECTIONS).index(item.direction))
         table[1].append(item.start)
     motion, onset = (torch.tensor(np.array(values)[owner].reshape(-1)) for values in table)
-    return motion, onset
+    return torch.tensor(owner.reshape(-1)), motion, onset
 
 
 def _patch_labels(scene: Scene) -> tuple[torch.Tensor, ...]:

@@ -55,7 +55,7 @@ def evaluate(model: VideoLlava, batches: Iterable[ClipBatch], shuffled: bool = F
         clips = batch.frames.shape[0]
         frames = batch.frames.roll(1, 0) if shuffled else batch.frames
         prefix = project(model, run_tower(model, frames.flatten(0, 1), False), clips, False)
-        hidden, _ = run_llm(model, prefix, batch.text, tap=0)
+        hidden = run_llm(model, prefix, batch.text).text
         score.add((kind for kinds in batch.text.kinds for kind in kinds), rightness(model, hidden, batch.text).tolist())
     return score
 

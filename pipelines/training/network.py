@@ -17,6 +17,8 @@ from pipelines.training.model import normalize
 from pipelines.training.packing import REGISTER, PackedText
 from pipelines.training.tokenizer import USER, encode
 
+LOOK_LAYER, TAP_LAYERS = 2, 4
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prefix:
@@ -67,13 +69,21 @@ class LateDrop:
     index: torch.Tensor
 
 
-def run_llm(
-    model: VideoLlava, prefix: Prefix, text: PackedText, tap: int, late: LateDrop | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hidden states of the text after the last norm [B, T, D], and of the visual tokens after `tap` layers.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LlmOutput:
+    """text: hidden states of the text after the last norm [B, T, D]
 
-    The visual tokens at `tap` are those that entered, or with a late drop before `tap`, those that were kept.
+    visual: hidden states of the visual tokens after TAP_LAYERS layers [B, V, D], those that were not dropped by then
+    looks: attention logits [B, T, S] of head 0 in the layer that stage II scores with
     """
+
+    text: torch.Tensor
+    visual: torch.Tensor
+    looks: torch.Tensor
+
+
+def run_llm(model: VideoLlava, prefix: Prefix, text: PackedText, late: LateDrop | None = None) -> LlmOutput:
+    """The language model over visual prefix and packed text."""
     llm = model.model.language_model
     opening = llm.embed_tokens(torch.tensor(encode(USER))).expand(prefix.hidden.shape[0], -1, -1)
     embedded = llm.embed_tokens(text.ids.clamp(min=0))
@@ -88,11 +98,14 @@ def run_llm(
             keep = _with_text(late.index, length, text.ids.shape[1])
             hidden, cos, sin = (_gather(values, keep) for values in (hidden, cos, sin))
             length = late.index.shape[1] + 1
-        if number == tap:
-            tapped = hidden[:, 1:length]
+        mask = visible_mask(text.allowed, length)
+        if number == LOOK_LAYER:
+            looks = head_logits(layer, 0, hidden, cos, sin, length) + mask[:, 0]
+        if number == TAP_LAYERS:
+            visual = hidden[:, 1:length]
         last = number == len(llm.layers) - 1
-        hidden = decoder_layer(layer, hidden, cos, sin, visible_mask(text.allowed, length), length, text_only=last)
-    return llm.norm(hidden), tapped
+        hidden = decoder_layer(layer, hidden, cos, sin, mask, length, text_only=last)
+    return LlmOutput(text=llm.norm(hidden), visual=visual, looks=looks)
 
 
 def visible_mask(allowed_BTT: torch.Tensor, length: int) -> torch.Tensor:
@@ -129,6 +142,18 @@ def decoder_layer(
     x_BSD = _rms_norm(hidden, layer.post_attention_layernorm)
     gate, up = _fused(x_BSD, mlp.gate_proj, mlp.up_proj)
     return hidden + F.linear(F.silu(gate) * up, mlp.down_proj.weight)
+
+
+def head_logits(
+    layer: nn.Module, head: int, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, length: int
+) -> torch.Tensor:
+    """One head's scaled products of the text's queries with all keys, unmasked, [B, T, S]."""
+    attention = layer.self_attn
+    rows = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
+    x_BSD = _rms_norm(hidden, layer.input_layernorm)
+    q_BTK = _rotate(F.linear(x_BSD[:, length:], attention.q_proj.weight[rows]), cos[:, length:], sin[:, length:])
+    k_BSK = _rotate(F.linear(x_BSD, attention.k_proj.weight[rows]), cos, sin)
+    return q_BTK @ k_BSK.mT * attention.scaling
 
 
 def _fused(x: torch.Tensor, *projections: nn.Module) -> tuple[torch.Tensor, ...]:

@@ -17,15 +17,17 @@ from transformers import VideoLlavaForConditionalGeneration as VideoLlava
 
 from pipelines.evaluation.renderer import DIRECTIONS, FIRST_TEST_SEED
 from pipelines.training.data import ClipBatch, ClipBatches, load
-from pipelines.training.evaluate import evaluate, rightness
+from pipelines.training.evaluate import answers_of, evaluate, rightness
 from pipelines.training.model import FRAME_TOKENS, FRAMES, build_model, export
-from pipelines.training.network import LateDrop, Prefix, project, run_llm, run_tower
+from pipelines.training.network import LOOK_LAYER, LateDrop, project, run_llm, run_tower
 from pipelines.training.optim import build_optimizers, set_rate
 from pipelines.training.packing import IGNORE
 from pipelines.training.tower import pretrain_tower
 
-AUXILIARY_LAYER, AUXILIARY_WEIGHT = 4, 0.3
-LATE_LAYER = 3
+AUXILIARY_WEIGHT, LOOK_WEIGHT = 0.3, 0.3
+LATE_LAYER = LOOK_LAYER + 1
+GENTLE_SHARE = 0.55
+"""Share of the steps in which at least half of the visual tokens stay: questions must be answerable to be learned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,7 @@ class TrainConfig:
     clips: int
     questions: int
     save_minutes: float
+    held_out: int = 6
 
 
 def main() -> None:
@@ -98,11 +101,11 @@ class Trainer:
         if self.checkpoint.exists():
             self._resume()
         config = self.config
-        held_out = list(load(ClipBatches(FIRST_TEST_SEED, 16, 12, register=False), 0, 6))
+        held_out = list(load(ClipBatches(FIRST_TEST_SEED, 16, 12, register=False), 0, config.held_out))
         started = saved = time.monotonic()
         batches = ClipBatches(config.seed, config.clips, config.questions, register=None)
         for batch in load(batches, self.step, config.steps):
-            set_rate(self.optimizers, self.step, config.steps, warmup=30, decay=0.4)
+            set_rate(self.optimizers, self.step, config.steps, warmup=30, decay=0.3)
             loss, right = self._learn(batch)
             self.step += 1
             if self.step % 20 == 0:
@@ -117,7 +120,8 @@ class Trainer:
 
     def _learn(self, batch: ClipBatch) -> tuple[float, float]:
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
-        entering, late = draw_drops(batch.frames.shape[0], generator)
+        gentle = self.step < GENTLE_SHARE * self.config.steps
+        entering, late = draw_drops(batch.frames.shape[0], generator, gentle)
         loss, right = self._loss(batch, entering, late)
         loss.backward()
         nn.utils.clip_grad_norm_(self.trained.parameters(), 1.0)
@@ -133,24 +137,25 @@ class Trainer:
         register = bool((text.ids < 0).any())
         features = run_tower(self.model, batch.frames.flatten(0, 1), zero_token=register)
         prefix = project(self.model, features, batch.frames.shape[0], zero_token=register)
-        motion, onset = (_with_cls(labels) for labels in (batch.motion, batch.onset))
+        owner, motion, onset = (_with_cls(labels) for labels in (batch.owner, batch.motion, batch.onset))
         if entering is not None:
             prefix = prefix.select(entering)
-            motion, onset = motion.gather(1, entering), onset.gather(1, entering)
-        hidden, tapped = run_llm(self.model, prefix, text, AUXILIARY_LAYER, late)
+            owner, motion, onset = (labels.gather(1, entering) for labels in (owner, motion, onset))
+        output = run_llm(self.model, prefix, text, late)
         if late is not None:
             motion, onset = motion.gather(1, late.index), onset.gather(1, late.index)
         places = text.targets != IGNORE
-        answers = F.cross_entropy(self.model.lm_head(hidden[places]), text.targets[places])
-        guesses = self.auxiliary(tapped).flatten(0, 1).split([len(DIRECTIONS), FRAMES], dim=-1)
+        answers = F.cross_entropy(self.model.lm_head(output.text[places]), text.targets[places])
+        guesses = self.auxiliary(output.visual).flatten(0, 1).split([len(DIRECTIONS), FRAMES], dim=-1)
         auxiliary = [
             F.cross_entropy(guess, truth.flatten(), ignore_index=IGNORE, reduction="sum")
             / max(int((truth != IGNORE).sum()), 1)
             for guess, truth in zip(guesses, (motion, onset), strict=True)
         ]
         with torch.no_grad():
-            right = rightness(self.model, hidden, text).float().mean().item()
-        return answers + AUXILIARY_WEIGHT * sum(auxiliary), right
+            right = rightness(self.model, output.text, text).float().mean().item()
+        looking = look_loss(output.looks, answers_of(text), owner, batch.named)
+        return answers + AUXILIARY_WEIGHT * sum(auxiliary) + LOOK_WEIGHT * looking, right
 
     def _save(self) -> None:
         state = {
@@ -171,19 +176,33 @@ class Trainer:
             optimizer.load_state_dict(values)
 
 
-def draw_drops(clips: int, generator: torch.Generator) -> tuple[torch.Tensor | None, LateDrop | None]:
+def look_loss(looks_BTS: torch.Tensor, places_BT: torch.Tensor, owner: torch.Tensor, named: torch.Tensor) -> torch.Tensor:
+    """Minus log of the attention mass that the last question token puts on the patches of the objects it names.
+
+    owner: int64 [B, V], as in ClipBatch, with IGNORE at CLS tokens; named: bool [questions, 1 + MAX_OBJECTS]
+    """
+    target = named.gather(1, owner.clamp(min=0)[places_BT.nonzero()[:, 0]])
+    answerable = target.any(dim=1)
+    logits, target = looks_BTS[places_BT][answerable], target[answerable]
+    on_object = logits[:, 1 : 1 + owner.shape[1]].masked_fill(~target, float("-inf"))
+    return (logits.logsumexp(1) - on_object.logsumexp(1)).sum() / max(len(target), 1)
+
+
+def draw_drops(
+    clips: int, generator: torch.Generator, gentle: bool
+) -> tuple[torch.Tensor | None, LateDrop | None]:
     """Which visual tokens enter the language model, and which go on after `LATE_LAYER` layers; None means all.
 
     Two batches in five keep all, the others lose a random share before the model, inside it, or both; the share is
-    one per batch so that nothing is padded, the tokens are each clip's own.
+    one per batch so that nothing is padded, the tokens are each clip's own. `gentle` keeps half or more, inside all.
     """
     mode = float(torch.rand((), generator=generator))
     entering, late, count = None, None, FRAMES * FRAME_TOKENS
     if mode < 0.45:
-        least = 0.05 if mode < 0.3 else 0.3
+        least = 0.5 if gentle else 0.05 if mode < 0.3 else 0.3
         entering = _draw_subset(clips, count, least, generator)
         count = entering.shape[1]
-    if 0.3 <= mode < 0.6:
+    if 0.3 <= mode < 0.6 and not gentle:
         late = LateDrop(layer=LATE_LAYER, index=_draw_subset(clips, count, 0.03, generator, cls=entering is None))
     return entering, late
 

@@ -8,7 +8,7 @@ import pytest
 from pipelines.evaluation.questions import NUMBERS, TEMPLATES, WEIGHTS, ask, draw_questions, vocabulary
 from pipelines.evaluation.renderer import COLORS, SHAPES, draw_scene
 
-SEEDS = range(1_000_000, 1_000_300)
+SCENES = [draw_scene(seed) for seed in range(1_000_000, 1_000_200)]
 
 
 class Watcher:
@@ -85,20 +85,18 @@ READERS = [
 @pytest.mark.parametrize("kind", TEMPLATES)
 def test_answers_agree_with_watching(kind):
     asked = 0
-    for seed in SEEDS:
-        scene = draw_scene(seed)
-        question = ask(scene, kind, np.random.default_rng(seed))
+    for scene in SCENES:
+        question = ask(scene, kind, np.random.default_rng(scene.seed))
         if question is not None:
             asked += 1
             assert question.kind == kind
-            assert question.answer == Watcher(scene).answer(question.text), (seed, question.text)
-    assert asked > 20
+            assert question.answer == Watcher(scene).answer(question.text), (scene.seed, question.text)
+    assert asked > 15
 
 
 def test_objects_are_the_ones_named():
-    for seed in SEEDS:
-        scene = draw_scene(seed)
-        question = ask(scene, "direction", np.random.default_rng(seed))
+    for scene in SCENES:
+        question = ask(scene, "direction", np.random.default_rng(scene.seed))
         if question is not None:
             name = re.fullmatch("which way does (.*) move", question.text).group(1)
             assert question.objects == (Watcher(scene).one(name),)
@@ -106,9 +104,8 @@ def test_objects_are_the_ones_named():
 
 def test_questions_are_different_deterministic_and_in_the_vocabulary():
     words = set(vocabulary())
-    for seed in SEEDS:
-        scene = draw_scene(seed)
-        first, again = (draw_questions(scene, np.random.default_rng(seed), 8) for _ in range(2))
+    for scene in SCENES[:50]:
+        first, again = (draw_questions(scene, np.random.default_rng(scene.seed), 8) for _ in range(2))
         assert first == again
         assert len({question.text for question in first}) == len(first) >= 4
         for question in first:
@@ -118,15 +115,15 @@ def test_questions_are_different_deterministic_and_in_the_vocabulary():
 
 def test_yes_and_no_are_balanced_enough_that_guessing_does_not_pay():
     for kind in ("exists", "before", "vanishes"):
-        answers = [ask(draw_scene(seed), kind, np.random.default_rng(seed)) for seed in SEEDS]
+        answers = [ask(scene, kind, np.random.default_rng(scene.seed)) for scene in SCENES]
         share = np.mean([question.answer == "yes" for question in answers if question])
         assert 0.25 < share < 0.75, kind
 
 
 def test_every_kind_has_a_weight_and_attributes_do_not_give_themselves_away():
     assert set(WEIGHTS) == set(TEMPLATES)
-    for seed in SEEDS:
+    for scene in SCENES:
         for kind, words in (("color", COLORS), ("shape", SHAPES)):
-            question = ask(draw_scene(seed), kind, np.random.default_rng(seed))
+            question = ask(scene, kind, np.random.default_rng(scene.seed))
             assert question is None or question.answer in words
             assert question is None or question.answer not in question.text.split()
