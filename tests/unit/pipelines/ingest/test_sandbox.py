@@ -1,7 +1,9 @@
 """The child, asked to do what a hostile video would."""
 
+import ctypes
 import errno
 import os
+import platform
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,6 +46,13 @@ def report(
         child.close()
     os.close(inheritable)
     assert other.exists()
+
+
+def test_every_wall_that_the_host_has_stands(report: tuple[Sandbox, dict[str, int | None]]) -> None:
+    landlock_version = ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1)
+    assert report[0].landlock == max(landlock_version, 0)
+    has_seccomp = platform.machine() == "x86_64" and Path("/proc/sys/kernel/seccomp/actions_avail").exists()
+    assert report[0].seccomp == has_seccomp
 
 
 def test_the_video_can_be_read(report: tuple[Sandbox, dict[str, int | None]]) -> None:
