@@ -9,8 +9,8 @@ import hashlib
 import os
 import ssl
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -207,14 +207,28 @@ async def _download(
             raise SourceUnavailable("The source sends the video compressed, which was not asked for.")
         _check_bytes(_announced_bytes(response), limits)
         digest, size, head = hashlib.sha256(), 0, b""
-        with tempfile.NamedTemporaryFile(dir=directory, suffix=".video", delete=False) as file:
+        with (
+            tempfile.NamedTemporaryFile(dir=directory, suffix=".video", delete=False) as file,
+            _unlinked_on_failure(file.name),
+        ):
             async for part in response.aiter_raw():
                 size += len(part)
                 _check_bytes(size, limits)
                 digest.update(part)
                 file.write(part)
                 head = (head + part)[:HEAD_BYTES] if len(head) < HEAD_BYTES else head
-    return LocalVideo(path=Path(file.name), digest=digest.hexdigest(), bytes=size, demuxer=demuxer_of(head))
+            demuxer = demuxer_of(head)
+    return LocalVideo(path=Path(file.name), digest=digest.hexdigest(), bytes=size, demuxer=demuxer)
+
+
+@contextmanager
+def _unlinked_on_failure(path: str) -> Iterator[None]:
+    """Half a download, or a file that is no video, is not left on the disk."""
+    try:
+        yield
+    except BaseException:
+        os.unlink(path)
+        raise
 
 
 def _announced_bytes(response: httpx.Response) -> int:

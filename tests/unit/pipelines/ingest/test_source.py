@@ -219,6 +219,7 @@ def test_an_opened_host_is_open_on_its_own_port_only(tmp_path: Path) -> None:
 def test_answers_that_are_no_video(answer: bytes, error: type[OccamError], match: str, tmp_path: Path) -> None:
     with pytest.raises(error, match=match):
         Network(lambda *_: answer).fetch("http://video.test:PORT/", tmp_path, Limits(max_bytes=1000))
+    assert not list(tmp_path.iterdir())
 
 
 def test_time_is_limited_in_all_and_between_bytes(tmp_path: Path) -> None:
