@@ -1,35 +1,47 @@
-"""Run in another process: restore encoded states and go on with their conversations.
+"""Run in another process: restore states from Redis and go on with their conversations.
 
-python -m tests.parity.resume FOLDER, where `job.json` names the checkpoint, the rule, the steps, the dtypes and, for
-every state stored under FOLDER/DTYPE, the questions to ask over it. Replies go to FOLDER/replies.pt.
+python -m tests.parity.resume FOLDER, where `job.json` names the Redis, the checkpoint, the rule, the steps, the dtypes
+and, for every stored state, the questions to ask over it. Replies go to FOLDER/replies.pt.
 """
 
+import asyncio
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from occam.kv.codec import Manifest, decode, encode
+from occam.engine import Engine
+from occam.kv.key import KVKey
 from occam.tensors import PrefixState
+from services.redis_store import RedisStore
 from tests.parity.harness import Reply, ask, load, pruning_of
 from tests.parity.oracle_tower import Rule
 
 
-def store(state: PrefixState, folder: Path) -> None:
-    """Write the state as its manifest and parts."""
-    folder.mkdir(parents=True)
-    manifest, parts = encode(state)
-    (folder / "manifest").write_bytes(manifest.to_bytes())
-    for index, part in enumerate(parts):
-        (folder / f"part-{index}").write_bytes(part)
+def key_of(engine: Engine, rule: Rule, name: str) -> KVKey:
+    """The key under which a state of this engine and rule lies in the Redis."""
+    return KVKey(
+        video_digest=name, frame_indices=(), facts=engine.key_facts(pruning_of(rule)), decode_backend="generated"
+    )
 
 
-def restore(folder: Path) -> PrefixState:
-    """The state written by `store`."""
-    manifest = Manifest.from_bytes((folder / "manifest").read_bytes())
-    return decode(manifest, [(folder / f"part-{index}").read_bytes() for index in range(len(manifest.parts))])
+async def store(url: str, states: Mapping[KVKey, PrefixState]) -> None:
+    """Put states into the Redis at `url`."""
+    redis = RedisStore(url)
+    for key, state in states.items():
+        assert await redis.put(key, state)
+    await redis.aclose()
+
+
+async def restore(url: str, key: KVKey) -> PrefixState:
+    """The state that `store` put there."""
+    redis = RedisStore(url)
+    state = await redis.get(key)
+    await redis.aclose()
+    assert state is not None
+    return state
 
 
 def everything(replies: Sequence[Reply]) -> list[dict[str, torch.Tensor]]:
@@ -51,14 +63,14 @@ def everything(replies: Sequence[Reply]) -> list[dict[str, torch.Tensor]]:
 
 def main(folder: Path) -> None:
     job = json.loads((folder / "job.json").read_text())
-    pruning = pruning_of(Rule(**job["rule"]))
-    replies = {}
+    rule = Rule(**job["rule"])
+    replies: dict[str, dict[str, list[dict[str, torch.Tensor]]]] = {}
     for dtype in job["dtypes"]:
         engine = load(Path(job["checkpoint"]), dtype=dtype)
-        replies[dtype] = {
-            name: everything(ask(engine, restore(folder / dtype / name), questions, pruning, job["steps"]))
-            for name, questions in job["questions"].items()
-        }
+        replies[dtype] = {}
+        for name, questions in job["questions"].items():
+            state = asyncio.run(restore(job["redis"], key_of(engine, rule, name)))
+            replies[dtype][name] = everything(ask(engine, state, questions, pruning_of(rule), job["steps"]))
     torch.save(replies, folder / "replies.pt")
 
 

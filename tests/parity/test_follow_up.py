@@ -1,5 +1,6 @@
 """Exact follow-ups: a state restored in another process, and a state appended in other chunks."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from occam.engine.engine import Engine
 from tests.parity.checkpoint import NEURONS, random_frames
 from tests.parity.harness import QUESTIONS, ask, build, load, pruning_of
 from tests.parity.oracle_tower import Rule
-from tests.parity.resume import everything, store
+from tests.parity.resume import everything, key_of, store
+from tests.redis_server import RedisServer
 
 STEPS = 16
 FRAMES = random_frames(5, seed=2)
@@ -24,16 +26,19 @@ DTYPES: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
 
 
 @pytest.fixture(scope="module")
-def resumed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[dict[str, Any]]]]:
+def resumed(
+    checkpoint: Path, shared_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """By dtype, what another process answers over two stored states: the video alone, and with the first turn in."""
     folder = tmp_path_factory.mktemp("stored")
     for dtype in DTYPES:
         engine = load(checkpoint, dtype=dtype)
         video = build(engine, FRAMES, PRUNING)
         first = ask(engine, video, QUESTIONS[:1], PRUNING, STEPS)[0]
-        store(video, folder / dtype / "video")
-        store(engine.replay(video, [first.answer.turn]), folder / dtype / "session")
+        states = {"video": video, "session": engine.replay(video, [first.answer.turn])}
+        asyncio.run(store(shared_redis.url, {key_of(engine, RULE, name): state for name, state in states.items()}))
     job = {
+        "redis": shared_redis.url,
         "checkpoint": str(checkpoint),
         "rule": asdict(RULE),
         "steps": STEPS,

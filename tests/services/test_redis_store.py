@@ -13,7 +13,7 @@ from occam.errors import CorruptState, InvalidInput, StoreUnavailable
 from occam.kv import codec
 from occam.kv.store import TieredStore, TierEvent
 from services.redis_store import Breaker, RedisStore
-from tests.services.conftest import RedisServer
+from tests.redis_server import RedisServer
 from tests.states import assert_same, make_key, make_state
 
 KEY = make_key()

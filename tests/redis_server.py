@@ -1,12 +1,10 @@
-"""A real Redis, started by the tests on a unix socket: one shared, and ones that a test may kill."""
+"""A real Redis, started by the tests on a unix socket."""
 
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -48,27 +46,3 @@ class RedisServer:
     def stop(self) -> None:
         self.kill()
         self.client.close()
-
-
-@pytest.fixture(scope="session")
-def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def redis_server(shared_redis: RedisServer) -> RedisServer:
-    """An empty server; not to be killed."""
-    shared_redis.client.flushall()
-    return shared_redis
-
-
-@pytest.fixture
-def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
-    """A server of the test's own, to do anything to."""
-    server = RedisServer(tmp_path, "--maxmemory", "64mb", "--maxmemory-policy", "allkeys-lru")
-    server.start()
-    yield server
-    server.stop()
