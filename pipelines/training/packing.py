@@ -63,9 +63,7 @@ def pack(clips: Sequence[Sequence[Sequence[Question]]], frames: int, register: b
     together = conversation[:, :, None] == conversation[:, None, :]
     spent = (ids == REGISTER)[:, None, :] & (turn[:, :, None] != turn[:, None, :])
     kinds = tuple(tuple(q.kind for turns in clip for q in turns) for clip in clips)
-    return PackedText(
-        ids=ids, positions=positions, allowed=causal & together & ~spent, targets=targets, kinds=kinds
-    )
+    return PackedText(ids=ids, positions=positions, allowed=causal & together & ~spent, targets=targets, kinds=kinds)
 
 
 class _Row:

@@ -38,9 +38,7 @@ def build_tokenizer() -> Tokenizer:
     """
     words = {word: index for index, word in enumerate((*SPECIAL, *vocabulary()))}
     tokenizer = Tokenizer(WordLevel(words, unk_token=UNKNOWN))
-    tokenizer.normalizer = Sequence(
-        [Lowercase(), Replace("colour", "color"), Replace(Regex(r"[?!.,;:'\"()]+"), " ")]
-    )
+    tokenizer.normalizer = Sequence([Lowercase(), Replace("colour", "color"), Replace(Regex(r"[?!.,;:'\"()]+"), " ")])
     tokenizer.pre_tokenizer = WhitespaceSplit()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     return tokenizer
