@@ -32,9 +32,7 @@ class FrameBatch:
         for name, dtype in (("pts_seconds", np.float64), ("indices", np.int64)):
             got = getattr(self, name)
             if got.dtype != dtype or got.shape != shape[:1]:
-                raise ValueError(
-                    f"{name} must be {np.dtype(dtype)} [{shape[0]}], got {array.dtype} {list(array.shape)}"
-                )
+                raise ValueError(f"{name} must be {np.dtype(dtype)} [{shape[0]}], got {got.dtype} {list(got.shape)}")
         if not np.all(np.isfinite(self.pts_seconds)) or np.any(np.diff(self.pts_seconds) < 0):
             raise ValueError("pts_seconds must be finite and must not decrease")
 
