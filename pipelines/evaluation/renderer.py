@@ -6,6 +6,7 @@ A scene is drawn from a seed and is independent of resolution; lengths are fract
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,7 @@ DOT_RADIUS = 0.032
 MIN_VISIBLE_FRAMES = 3
 
 Floats = npt.NDArray[np.float32]
+Reals = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,31 +200,36 @@ def _stamp(item: SceneObject, frame: int, side: int) -> tuple[Floats, int, int]:
     return np.clip(inside + 0.5, 0.0, 1.0).astype(np.float32), top, left
 
 
-def _outline(shape: str, x: Floats, y: Floats) -> Floats:
+def _outline(shape: str, x: Reals, y: Reals) -> Reals:
     """Signed distance to the outline in radii, negative inside; y grows downwards."""
-    radius = np.hypot(x, y)
+    radius: Reals = np.hypot(x, y)
+    across: Reals = np.abs(x)
+    along: Reals = np.abs(y)
     match shape:
         case "circle" | "dot":
             return radius - 0.95
         case "square":
-            return np.maximum(np.abs(x), np.abs(y)) - 0.82
+            box: Reals = np.maximum(across, along)
+            return box - 0.82
         case "triangle":
-            return np.maximum(y - 0.65, 0.866 * np.abs(x) - 0.5 * y - 0.48)
+            return np.maximum(y - 0.65, 0.866 * across - 0.5 * y - 0.48)
         case "star":
-            spoke = np.abs((np.arctan2(x, -y) / (2 * np.pi / 5)) % 1.0 - 0.5) * 2
+            spoke: Reals = np.abs((np.arctan2(x, -y) / (2 * np.pi / 5)) % 1.0 - 0.5) * 2
             return (radius - 0.36 - 0.64 * spoke**1.6) * 0.7
         case "cross":
-            wide, tall = (np.abs(x), np.abs(y)), (np.abs(y), np.abs(x))
-            return np.minimum(*(np.maximum(a - 0.95, b - 0.28) for a, b in (wide, tall)))
+            wide: Reals = np.maximum(across - 0.95, along - 0.28)
+            tall: Reals = np.maximum(along - 0.95, across - 0.28)
+            return np.minimum(wide, tall)
         case "ring":
-            return np.abs(radius - 0.72) - 0.22
+            band: Reals = np.abs(radius - 0.72)
+            return band - 0.22
     raise ValueError(f"unknown shape {shape!r}; known are {', '.join(SHAPES)}")
 
 
 def _background(rng: np.random.Generator, side: int, clutter: int) -> npt.NDArray[np.uint8]:
     coarse = rng.uniform(30, 130) + rng.uniform(-16, 16, 3) + rng.uniform(4, 22) * rng.standard_normal((7, 7, 3))
     blend = _blend_matrix(side, 7)
-    image = np.einsum("yi,ijc->yjc", blend, coarse.astype(np.float32))
+    image: Floats = np.einsum("yi,ijc->yjc", blend, coarse.astype(np.float32))
     image = np.einsum("xj,yjc->yxc", blend, image, optimize=True)
     image += rng.uniform(2, 9) * _noise(side, int(rng.integers(64)))[..., None]
     for _ in range(clutter):
@@ -250,7 +257,8 @@ def _draw_line(rng: np.random.Generator, image: Floats) -> None:
 def _blend_matrix(side: int, knots: int) -> Floats:
     """Linear interpolation from `knots` values to `side` pixels, [side, knots]."""
     at = np.linspace(0, knots - 1, side, dtype=np.float32)[:, None]
-    return np.maximum(0, 1 - np.abs(at - np.arange(knots, dtype=np.float32))).astype(np.float32)
+    weights: Floats = np.maximum(0, 1 - np.abs(at - np.arange(knots, dtype=np.float32)))
+    return weights.astype(np.float32)
 
 
 @cache

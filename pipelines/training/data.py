@@ -1,6 +1,7 @@
 """Batches for training and evaluation, drawn and rendered on the fly in a loader's worker."""
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +10,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipelines.evaluation.codec import through_h264
 from pipelines.evaluation.questions import Question, draw_questions
-from pipelines.evaluation.renderer import COLORS, DIRECTIONS, SHAPES, SIZES, Scene, SceneConfig, draw_scene, render
+from pipelines.evaluation.renderer import (
+    COLORS,
+    DIRECTIONS,
+    SHAPES,
+    SIZES,
+    Scene,
+    SceneConfig,
+    SceneObject,
+    draw_scene,
+    render,
+)
 from pipelines.training.model import FRAMES, GRID, shrink
 from pipelines.training.packing import IGNORE, PackedText, pack, split_turns
 from pipelines.training.tokenizer import encode
@@ -19,6 +30,7 @@ COLOR_LABELS = tuple(COLORS)
 COVERED = 0.12
 """Share of a patch from which on it counts as showing an object; below it even the colour is a guess."""
 
+Batch = TypeVar("Batch")
 MAX_OBJECTS = SceneConfig().objects[1]
 NAMELESS = ("count", "moves", "which_vanishes")
 """Kinds whose objects only the answer tells."""
@@ -129,7 +141,7 @@ class PatchBatches(Dataset[PatchBatch]):
         return PatchBatch(frames=frames, shape=shape, color=color, size=size, offset=offset)
 
 
-def load(batches: Dataset, first: int, stop: int) -> DataLoader:
+def load(batches: Dataset[Batch], first: int, stop: int) -> DataLoader[Batch]:
     """Batches first..stop-1 from one worker: on two cores a second one would take the trainer's."""
     return DataLoader(batches, batch_size=None, sampler=range(first, stop), num_workers=1, prefetch_factor=4)
 
@@ -168,8 +180,9 @@ def _patch_labels(scene: Scene) -> tuple[torch.Tensor, ...]:
     return (*labels, torch.tensor(offset, dtype=torch.float32))
 
 
-def _owners(scene: Scene, items: tuple[object, ...]) -> npt.NDArray[np.int64]:
+def _owners(scene: Scene, items: tuple[SceneObject, ...]) -> npt.NDArray[np.int64]:
     """1 + the index of the item that covers most of each patch, 0 for background, [F, patches]."""
     covers = [np.full((scene.frames, GRID, GRID), COVERED, np.float32)]
     covers += [scene.patch_cover(item, GRID) * (9 if item.shape == "dot" else 1) for item in items]
-    return np.argmax(covers, axis=0).reshape(scene.frames, -1)
+    owner: npt.NDArray[np.int64] = np.argmax(covers, axis=0).reshape(scene.frames, -1)
+    return owner

@@ -52,7 +52,8 @@ def answers_of(text: PackedText) -> torch.Tensor:
 def rightness(model: VideoLlava, hidden: torch.Tensor, text: PackedText) -> torch.Tensor:
     """Which answers are the model's own greedy word, bool [answers], in the order of `text.kinds`."""
     places = answers_of(text)
-    return model.lm_head(hidden[places]).argmax(-1) == text.targets[places]
+    words: torch.Tensor = model.lm_head(hidden[places]).argmax(-1)
+    return words == text.targets[places]
 
 
 @torch.no_grad()

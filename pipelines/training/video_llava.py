@@ -125,7 +125,7 @@ class Trainer:
         gentle = self.step < GENTLE_SHARE * self.config.steps
         entering, late = draw_drops(batch.frames.shape[0], generator, gentle)
         loss, right = self._loss(batch, entering, late)
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.trained.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -238,7 +238,7 @@ def _draw_subset(clips: int, count: int, least: float, generator: torch.Generato
 
 def _with_cls(labels_BP: torch.Tensor) -> torch.Tensor:
     """Patch labels [B, F * patches] with an ignored one for every frame's CLS token, [B, F * FRAME_TOKENS]."""
-    frames = labels_BP.unflatten(1, (FRAMES, FRAME_TOKENS - 1))
+    frames = labels_BP.view(-1, FRAMES, FRAME_TOKENS - 1)
     return F.pad(frames, (1, 0), value=IGNORE).flatten(1)
 
 
