@@ -100,10 +100,10 @@ def test_entering_tokens_keep_the_positions_they_had(model, frames):
     """A pruned prefix equals the stock language model given the same embeddings and explicit positions."""
     text = pack([[[Question(kind="dot", text="is there a dot", answer="yes")]]], FRAMES, register=False)
     kept = torch.tensor([[0, 5, 6, 40, 73]])
-    prefix = project(model, run_tower(model, frames[0], False), 1, False).select(kept)
-    ours = run_llm(model, prefix, text).text
+    prefix = project(model, run_tower(model, frames[0], False), 1, False)
+    ours = run_llm(model, prefix.select(kept), text).text
     embed = model.model.language_model.embed_tokens
-    embeddings = torch.cat([embed(torch.tensor([encode("USER:")])), prefix.hidden, embed(text.ids)], dim=1)
+    embeddings = torch.cat([embed(torch.tensor([encode("USER:")])), prefix.hidden[:, kept[0]], embed(text.ids)], dim=1)
     positions = torch.cat([torch.zeros(1, 1, dtype=torch.long), kept + 1, text.positions], dim=1)
     stock = model.model.language_model(inputs_embeds=embeddings, position_ids=positions).last_hidden_state
     torch.testing.assert_close(ours, stock[:, 1 + kept.shape[1] :], atol=1e-5, rtol=0)
