@@ -5,10 +5,12 @@ A scene is drawn from a seed and is independent of resolution; lengths are fract
 """
 
 from dataclasses import dataclass
-from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from pipelines.evaluation.background import draw_background
 
 FIRST_TEST_SEED = 1_000_000
 
@@ -28,6 +30,7 @@ DOT_RADIUS = 0.032
 MIN_VISIBLE_FRAMES = 3
 
 Floats = npt.NDArray[np.float32]
+Reals = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +116,7 @@ def draw_scene(seed: int, config: SceneConfig | None = None) -> Scene:
 def render(scene: Scene, side: int = 384) -> npt.NDArray[np.uint8]:
     """The scene's frames, uint8 RGB [T, side, side, 3]."""
     rng = np.random.default_rng([scene.seed, 1])
-    background = _background(rng, side, scene.clutter)
+    background = draw_background(rng, side, scene.clutter)
     frames = np.repeat(background[None], scene.frames, axis=0)
     items = (*scene.objects, *((scene.dot,) if scene.dot else ()))
     for item in items:
@@ -198,62 +201,28 @@ def _stamp(item: SceneObject, frame: int, side: int) -> tuple[Floats, int, int]:
     return np.clip(inside + 0.5, 0.0, 1.0).astype(np.float32), top, left
 
 
-def _outline(shape: str, x: Floats, y: Floats) -> Floats:
+def _outline(shape: str, x: Reals, y: Reals) -> Reals:
     """Signed distance to the outline in radii, negative inside; y grows downwards."""
-    radius = np.hypot(x, y)
+    radius: Reals = np.hypot(x, y)
+    across: Reals = np.abs(x)
+    along: Reals = np.abs(y)
     match shape:
         case "circle" | "dot":
             return radius - 0.95
         case "square":
-            return np.maximum(np.abs(x), np.abs(y)) - 0.82
+            box: Reals = np.maximum(across, along)
+            return box - 0.82
         case "triangle":
-            return np.maximum(y - 0.65, 0.866 * np.abs(x) - 0.5 * y - 0.48)
+            edges: Reals = np.maximum(y - 0.65, 0.866 * across - 0.5 * y - 0.48)
+            return edges
         case "star":
-            spoke = np.abs((np.arctan2(x, -y) / (2 * np.pi / 5)) % 1.0 - 0.5) * 2
+            spoke: Reals = np.abs((np.arctan2(x, -y) / (2 * np.pi / 5)) % 1.0 - 0.5) * 2
             return (radius - 0.36 - 0.64 * spoke**1.6) * 0.7
         case "cross":
-            wide, tall = (np.abs(x), np.abs(y)), (np.abs(y), np.abs(x))
-            return np.minimum(*(np.maximum(a - 0.95, b - 0.28) for a, b in (wide, tall)))
+            wide: Reals = np.maximum(across - 0.95, along - 0.28)
+            tall: Reals = np.maximum(along - 0.95, across - 0.28)
+            return np.minimum(wide, tall)
         case "ring":
-            return np.abs(radius - 0.72) - 0.22
+            band: Reals = np.abs(radius - 0.72)
+            return band - 0.22
     raise ValueError(f"unknown shape {shape!r}; known are {', '.join(SHAPES)}")
-
-
-def _background(rng: np.random.Generator, side: int, clutter: int) -> npt.NDArray[np.uint8]:
-    coarse = rng.uniform(30, 130) + rng.uniform(-16, 16, 3) + rng.uniform(4, 22) * rng.standard_normal((7, 7, 3))
-    blend = _blend_matrix(side, 7)
-    image = np.einsum("yi,ijc->yjc", blend, coarse.astype(np.float32))
-    image = np.einsum("xj,yjc->yxc", blend, image, optimize=True)
-    image += rng.uniform(2, 9) * _noise(side, int(rng.integers(64)))[..., None]
-    for _ in range(clutter):
-        _draw_line(rng, image)
-    return np.clip(image, 0, 255).astype(np.uint8)
-
-
-def _draw_line(rng: np.random.Generator, image: Floats) -> None:
-    side = image.shape[0]
-    (x0, y0), (x1, y1) = start, end = rng.uniform(0, 1, (2, 2))
-    width = rng.uniform(0.004, 0.012)
-    shade = (rng.uniform(30, 200) + rng.uniform(-25, 25, 3)).astype(np.float32)
-    length = float(np.hypot(*(end - start))) + 1e-6
-    top, bottom = (int(v * side) for v in (min(y0, y1), max(y0, y1)))
-    left, right = (int(v * side) for v in (min(x0, x1), max(x0, x1)))
-    x = (np.arange(left, right + 1, dtype=np.float32)[None, :] + 0.5) / side
-    y = (np.arange(top, bottom + 1, dtype=np.float32)[:, None] + 0.5) / side
-    distance = np.abs((x - x0) * (y1 - y0) - (y - y0) * (x1 - x0)) / length
-    alpha = np.clip((width - distance) * side + 0.5, 0, 1).astype(np.float32)[..., None]
-    window = image[top : bottom + 1, left : right + 1]
-    window += alpha[: window.shape[0], : window.shape[1]] * (shade - window)
-
-
-@cache
-def _blend_matrix(side: int, knots: int) -> Floats:
-    """Linear interpolation from `knots` values to `side` pixels, [side, knots]."""
-    at = np.linspace(0, knots - 1, side, dtype=np.float32)[:, None]
-    return np.maximum(0, 1 - np.abs(at - np.arange(knots, dtype=np.float32))).astype(np.float32)
-
-
-@cache
-def _noise(side: int, index: int) -> Floats:
-    """One of 64 fixed noise images: drawing fresh noise would cost more than the rest of a clip."""
-    return np.random.default_rng([97, side, index]).standard_normal((side, side), dtype=np.float32)

@@ -1,6 +1,7 @@
 """Batches for training and evaluation, drawn and rendered on the fly in a loader's worker."""
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -9,15 +10,27 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipelines.evaluation.codec import through_h264
 from pipelines.evaluation.questions import Question, draw_questions
-from pipelines.evaluation.renderer import COLORS, DIRECTIONS, SHAPES, SIZES, Scene, SceneConfig, draw_scene, render
+from pipelines.evaluation.renderer import (
+    COLORS,
+    DIRECTIONS,
+    SHAPES,
+    SIZES,
+    Scene,
+    SceneConfig,
+    SceneObject,
+    draw_scene,
+    render,
+)
 from pipelines.training.model import FRAMES, GRID, shrink
 from pipelines.training.packing import IGNORE, PackedText, pack, split_turns
+from pipelines.training.tokenizer import encode
 
 SHAPE_LABELS = ("background", *SHAPES, "dot")
 COLOR_LABELS = tuple(COLORS)
 COVERED = 0.12
 """Share of a patch from which on it counts as showing an object; below it even the colour is a guess."""
 
+Batch = TypeVar("Batch")
 MAX_OBJECTS = SceneConfig().objects[1]
 NAMELESS = ("count", "moves", "which_vanishes")
 """Kinds whose objects only the answer tells."""
@@ -31,12 +44,15 @@ class ClipBatch:
     """frames: uint8 [B, F, 3, 96, 96]; motion, onset: int64 [B, F * patches], IGNORE off the objects
 
     owner: int64 [B, F * patches], 1 + the index of the object on each patch, 0 for background
+    shape, color: int64 [B, F * patches], ids of the words for what each patch shows, IGNORE off the objects
     named: bool [questions, 1 + MAX_OBJECTS], which objects each question names, in the order of `text.kinds`
     """
 
     frames: torch.Tensor
     text: PackedText
     owner: torch.Tensor
+    shape: torch.Tensor
+    color: torch.Tensor
     named: torch.Tensor
     motion: torch.Tensor
     onset: torch.Tensor
@@ -74,13 +90,15 @@ class ClipBatches(Dataset[ClipBatch]):
         rng = np.random.default_rng([first, 3])
         scenes = [draw_scene(seed) for seed in range(first, first + self.clips)]
         register = bool(rng.random() < 0.5) if self.register is None else self.register
-        labels = [_clip_labels(scene) for scene in scenes]
-        owner, motion, onset = (torch.stack(part) for part in zip(*labels, strict=True))
+        labels = zip(*map(_clip_labels, scenes), strict=True)
+        owner, shape, color, motion, onset = (torch.stack(part) for part in labels)
         conversations = [conversations_about(scene, self.questions) for scene in scenes]
         return ClipBatch(
             frames=torch.stack([shrink(self._show(scene, rng)) for scene in scenes]),
             text=pack(conversations, FRAMES, register),
             owner=owner,
+            shape=shape,
+            color=color,
             named=torch.stack([_named(question) for clip in conversations for turns in clip for question in turns]),
             motion=motion,
             onset=onset,
@@ -123,7 +141,7 @@ class PatchBatches(Dataset[PatchBatch]):
         return PatchBatch(frames=frames, shape=shape, color=color, size=size, offset=offset)
 
 
-def load(batches: Dataset, first: int, stop: int) -> DataLoader:
+def load(batches: Dataset[Batch], first: int, stop: int) -> DataLoader[Batch]:
     """Batches first..stop-1 from one worker: on two cores a second one would take the trainer's."""
     return DataLoader(batches, batch_size=None, sampler=range(first, stop), num_workers=1, prefetch_factor=4)
 
@@ -136,15 +154,16 @@ def _named(question: Question) -> torch.Tensor:
     return named
 
 
-def _clip_labels(scene: Scene) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Owner, and direction and first frame of the object on each patch, int64 [F * patches]."""
+def _clip_labels(scene: Scene) -> tuple[torch.Tensor, ...]:
+    """Owner, shape word, colour word, direction and first frame of what is on each patch, int64 [F * patches]."""
     owner = _owners(scene, scene.objects)
-    table = [IGNORE], [IGNORE]
+    columns = [[IGNORE], [IGNORE], [IGNORE], [IGNORE]]
     for item in scene.objects:
-        table[0].append(list(DIRECTIONS).index(item.direction))
-        table[1].append(item.start)
-    motion, onset = (torch.tensor(np.array(values)[owner].reshape(-1)) for values in table)
-    return torch.tensor(owner.reshape(-1)), motion, onset
+        motion = list(DIRECTIONS).index(item.direction)
+        values = (encode(item.shape)[0], encode(item.color)[0], motion, item.start)
+        for column, value in zip(columns, values, strict=True):
+            column.append(value)
+    return torch.tensor(owner.reshape(-1)), *(torch.tensor(np.array(c)[owner].reshape(-1)) for c in columns)
 
 
 def _patch_labels(scene: Scene) -> tuple[torch.Tensor, ...]:
@@ -161,8 +180,9 @@ def _patch_labels(scene: Scene) -> tuple[torch.Tensor, ...]:
     return (*labels, torch.tensor(offset, dtype=torch.float32))
 
 
-def _owners(scene: Scene, items: tuple[object, ...]) -> npt.NDArray[np.int64]:
+def _owners(scene: Scene, items: tuple[SceneObject, ...]) -> npt.NDArray[np.int64]:
     """1 + the index of the item that covers most of each patch, 0 for background, [F, patches]."""
     covers = [np.full((scene.frames, GRID, GRID), COVERED, np.float32)]
     covers += [scene.patch_cover(item, GRID) * (9 if item.shape == "dot" else 1) for item in items]
-    return np.argmax(covers, axis=0).reshape(scene.frames, -1)
+    owner: npt.NDArray[np.int64] = np.argmax(covers, axis=0).reshape(scene.frames, -1)
+    return owner

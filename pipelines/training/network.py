@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from transformers import VideoLlavaForConditionalGeneration as VideoLlava
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 
 from pipelines.training.model import normalize
 from pipelines.training.packing import REGISTER, PackedText
@@ -48,7 +48,8 @@ def run_tower(model: VideoLlava, frames: torch.Tensor, zero_token: bool) -> torc
         hidden = torch.cat([hidden, torch.zeros_like(hidden[:, :1])], dim=1)
     for layer in tower.encoder.layers[: model.config.vision_feature_layer + 1]:
         hidden = layer(hidden, attention_mask=None)
-    return hidden
+    features: torch.Tensor = hidden
+    return features
 
 
 def project(model: VideoLlava, features: torch.Tensor, clips: int, zero_token: bool) -> Prefix:
@@ -83,7 +84,7 @@ class LlmOutput:
 
 
 def run_llm(model: VideoLlava, prefix: Prefix, text: PackedText, late: LateDrop | None = None) -> LlmOutput:
-    """The language model over visual prefix and packed text."""
+    """The language model, of more than TAP_LAYERS layers, over visual prefix and packed text."""
     llm = model.model.language_model
     opening = llm.embed_tokens(torch.tensor(encode(USER))).expand(prefix.hidden.shape[0], -1, -1)
     embedded = llm.embed_tokens(text.ids.clamp(min=0))
@@ -115,7 +116,7 @@ def visible_mask(allowed_BTT: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def decoder_layer(
-    layer: nn.Module,
+    layer: LlamaDecoderLayer,
     hidden: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
@@ -130,14 +131,14 @@ def decoder_layer(
     attention, mlp = layer.self_attn, layer.mlp
     x_BSD = _rms_norm(hidden, layer.input_layernorm)
     qkv = _fused(x_BSD, attention.q_proj, attention.k_proj, attention.v_proj)
-    q_BHSK, k_BHSK, v_BHSK = (x.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for x in qkv)
+    q_BHSK, k_BHSK, v_BHSK = (x.view(*x.shape[:2], -1, attention.head_dim).transpose(1, 2) for x in qkv)
     q_BHSK, k_BHSK = (_rotate(x, cos[:, None], sin[:, None]) for x in (q_BHSK, k_BHSK))
     mixed = F.scaled_dot_product_attention(q_BHSK[:, :, length:], k_BHSK, v_BHSK, attn_mask=mask)
     if text_only:
         hidden = hidden[:, length:]
     else:
-        prefix = (part[:, :, :length] for part in (q_BHSK, k_BHSK, v_BHSK))
-        mixed = torch.cat([F.scaled_dot_product_attention(*prefix, is_causal=True), mixed], dim=2)
+        q, k, v = (part[:, :, :length] for part in (q_BHSK, k_BHSK, v_BHSK))
+        mixed = torch.cat([F.scaled_dot_product_attention(q, k, v, is_causal=True), mixed], dim=2)
     hidden = hidden + F.linear(mixed.transpose(1, 2).flatten(2), attention.o_proj.weight)
     x_BSD = _rms_norm(hidden, layer.post_attention_layernorm)
     gate, up = _fused(x_BSD, mlp.gate_proj, mlp.up_proj)
@@ -145,7 +146,7 @@ def decoder_layer(
 
 
 def head_logits(
-    layer: nn.Module, head: int, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, length: int
+    layer: LlamaDecoderLayer, head: int, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, length: int
 ) -> torch.Tensor:
     """One head's scaled products of the text's queries with all keys, unmasked, [B, T, S]."""
     attention = layer.self_attn
@@ -153,16 +154,17 @@ def head_logits(
     x_BSD = _rms_norm(hidden, layer.input_layernorm)
     q_BTK = _rotate(F.linear(x_BSD[:, length:], attention.q_proj.weight[rows]), cos[:, length:], sin[:, length:])
     k_BSK = _rotate(F.linear(x_BSD, attention.k_proj.weight[rows]), cos, sin)
-    return q_BTK @ k_BSK.mT * attention.scaling
+    logits: torch.Tensor = q_BTK @ k_BSK.mT / attention.head_dim**0.5
+    return logits
 
 
-def _fused(x: torch.Tensor, *projections: nn.Module) -> tuple[torch.Tensor, ...]:
+def _fused(x: torch.Tensor, *projections: torch.nn.Linear) -> tuple[torch.Tensor, ...]:
     """Several projections of one input as one product: narrow products waste half of the CPU."""
     weights = [projection.weight for projection in projections]
-    return F.linear(x, torch.cat(weights)).split([weight.shape[0] for weight in weights], dim=-1)
+    return torch.split(F.linear(x, torch.cat(weights)), [weight.shape[0] for weight in weights], dim=-1)
 
 
-def _rms_norm(x: torch.Tensor, norm: nn.Module) -> torch.Tensor:
+def _rms_norm(x: torch.Tensor, norm: LlamaRMSNorm) -> torch.Tensor:
     return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 

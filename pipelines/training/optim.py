@@ -28,27 +28,27 @@ class Muon(torch.optim.Optimizer):
             alike = defaultdict(list)
             for matrix in group["params"]:
                 if matrix.grad is not None:
-                    alike[matrix.shape].append(matrix)
-            for (rows, columns), matrices in alike.items():
-                directions = orthogonalize(torch.stack([self._momentum(matrix, group) for matrix in matrices]))
+                    alike[matrix.shape].append((matrix, self._momentum(matrix, matrix.grad, group)))
+            for (rows, columns), pairs in alike.items():
+                directions = orthogonalize(torch.stack([momentum for _, momentum in pairs]))
                 size = group["lr"] * 0.2 * max(rows, columns) ** 0.5
-                for matrix, direction in zip(matrices, directions, strict=True):
+                for (matrix, _), direction in zip(pairs, directions, strict=True):
                     matrix.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction, alpha=size)
 
-    def _momentum(self, matrix: nn.Parameter, group: dict[str, float]) -> torch.Tensor:
+    def _momentum(self, matrix: nn.Parameter, gradient: torch.Tensor, group: dict[str, float]) -> torch.Tensor:
         state = self.state[matrix]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(matrix)
-        average = state["momentum"].lerp_(matrix.grad, 1 - group["momentum"])
-        return matrix.grad.lerp(average, group["momentum"])
+        average: torch.Tensor = state["momentum"].lerp_(gradient, 1 - group["momentum"])
+        return gradient.lerp(average, group["momentum"])
 
 
 def orthogonalize(batch: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """Roughly U V^T of each matrix's singular value decomposition, [N, rows, columns], by Newton-Schulz steps."""
     a, b, c = NEWTON_SCHULZ
     tall = batch.shape[1] > batch.shape[2]
-    x = batch.mT if tall else batch
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    x: torch.Tensor = batch.mT if tall else batch
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + torch.baddbmm(gram, gram, gram, beta=b, alpha=c) @ x

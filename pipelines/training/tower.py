@@ -1,4 +1,4 @@
-"""Dense pretraining of the vision tower: every patch says which shape, colour and size it shows, and where its centre is."""
+"""Dense pretraining of the vision tower: each patch tells the shape, colour, size and centre of what it shows."""
 
 import time
 
@@ -28,7 +28,7 @@ def pretrain_tower(model: VideoLlava, steps: int, batch: int, first_seed: int) -
         set_rate(optimizers, step, steps, warmup=20, decay=0.5)
         features = run_tower(model, patches.frames, zero_token=step % 2 == 0)
         loss, scores = _dense_loss(heads, features[:, 1 : 1 + patches.shape.shape[1]], patches)
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_([*tower.parameters(), *heads.parameters()], 1.0)
         for optimizer in optimizers:
             optimizer.step()

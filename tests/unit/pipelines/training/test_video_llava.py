@@ -2,14 +2,25 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
+from pipelines.evaluation.renderer import draw_scene
 from pipelines.training import video_llava
-from pipelines.training.data import ClipBatches
+from pipelines.training.data import NAMELESS, ClipBatches, conversations_about
 from pipelines.training.evaluate import evaluate, evaluate_blind
 from pipelines.training.model import FRAME_TOKENS, FRAMES, build_model
-from pipelines.training.video_llava import TrainConfig, Trainer, draw_drops
+from pipelines.training.tokenizer import encode
+from pipelines.training.video_llava import (
+    ATTRIBUTES,
+    TrainConfig,
+    Trainer,
+    draw_drops,
+    look_loss,
+    named_patches,
+    shown_patches,
+)
 
 VISUAL = FRAMES * FRAME_TOKENS
 
@@ -18,7 +29,7 @@ def test_drops_are_sorted_subsets_of_every_kind():
     generator = torch.Generator().manual_seed(0)
     kinds, cls_kept = set(), set()
     for _ in range(200):
-        entering, late = draw_drops(3, generator)
+        entering, late = draw_drops(3, generator, gentle=False)
         kinds.add((entering is not None, late is not None))
         count = VISUAL if entering is None else entering.shape[1]
         for index, limit in ((entering, VISUAL), (None if late is None else late.index, count)):
@@ -32,14 +43,58 @@ def test_drops_are_sorted_subsets_of_every_kind():
     assert cls_kept == {True, False}
 
 
+def test_gentle_drops_keep_half_of_the_patches_and_all_inside_the_model():
+    generator = torch.Generator().manual_seed(0)
+    drops = [draw_drops(2, generator, gentle=True) for _ in range(100)]
+    assert all(late is None for _, late in drops)
+    assert min(entering.shape[1] for entering, _ in drops if entering is not None) >= (VISUAL - FRAMES) // 2
+
+
+def test_looking_at_the_named_object_costs_nothing_and_elsewhere_costs_much():
+    places = torch.tensor([[False, True, True]])
+    target = torch.tensor([[False, False, True, False], [False, False, False, False]])
+    for place, cost in ((3, 0.0), (4, 30.0)):
+        looks = torch.zeros(1, 3, 8)
+        looks[0, 1, place] = 30.0
+        assert look_loss(looks, places, target).item() == pytest.approx(cost, abs=1e-4)
+    everywhere = look_loss(torch.zeros(1, 3, 8), places, target)
+    assert everywhere.item() == pytest.approx(np.log(8))
+    assert look_loss(torch.zeros(1, 3, 8), places, torch.zeros_like(target)).item() == 0.0
+
+
+def test_the_patches_to_look_at_show_what_is_said():
+    batch = ClipBatches(0, 3, 8, register=True)[0]
+    words = torch.isin(batch.text.ids, torch.tensor(ATTRIBUTES))
+    shown = shown_patches(batch.text.ids, words, batch.shape, batch.color)
+    named = named_patches(batch.text, batch.owner, batch.named)
+    said = [(row, id_) for row, id_ in zip(words.nonzero()[:, 0].tolist(), batch.text.ids[words].tolist(), strict=True)]
+    assert len(said) == len(shown)
+    for (row, id_), patches in zip(said, shown, strict=True):
+        items = draw_scene(row).objects
+        alike = [1 + i for i, item in enumerate(items) if id_ in (encode(item.shape)[0], encode(item.color)[0])]
+        assert set(batch.owner[row][patches].tolist()) <= set(alike)
+        assert bool(patches.any()) == bool(alike)
+    questions = [q for row in range(3) for turns in conversations_about(draw_scene(row), 8) for q in turns]
+    rows = [row for row, kinds in enumerate(batch.text.kinds) for _ in kinds]
+    for question, row, patches in zip(questions, rows, named, strict=True):
+        wanted = set() if question.kind in NAMELESS else {1 + index for index in question.objects}
+        assert set(batch.owner[row][patches].tolist()) == wanted
+
+
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     """A trainer so small that a step takes a fraction of a second, without a loader's worker."""
-    monkeypatch.setattr(video_llava, "build_model", lambda: build_model(llm_layers=5))
     monkeypatch.setattr(video_llava, "load", lambda batches, first, stop: (batches[i] for i in range(first, stop)))
-    monkeypatch.setattr(video_llava, "evaluate", lambda model, batches: evaluate(model, batches[:1]))
     return TrainConfig(
-        seed=0, out=tmp_path, tower_steps=1, tower_scenes=1, steps=4, clips=2, questions=3, save_minutes=60.0
+        seed=0,
+        out=tmp_path,
+        tower_steps=1,
+        tower_scenes=1,
+        steps=4,
+        clips=2,
+        questions=3,
+        save_minutes=60.0,
+        held_out=1,
     )
 
 
@@ -57,7 +112,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(config, tmp_path):
     first = trainer(config)
     batches = ClipBatches(config.seed, config.clips, config.questions, register=None)
     for step in range(2):
-        video_llava.set_rate(first.optimizers, step, config.steps, warmup=30, decay=0.4)
+        video_llava.set_rate(first.optimizers, step, config.steps, warmup=30, decay=0.3)
         first._learn(batches[step])
         first.step += 1
     first._save()
@@ -83,4 +138,4 @@ def test_blind_and_shuffled_scores_count_every_question():
     assert evaluate_blind(batches, batches).asked.total() == asked
     assert evaluate_blind(batches, batches).total > evaluate_blind(batches[:1], batches[1:]).total
     torch.manual_seed(0)
-    assert evaluate(build_model(llm_layers=1), batches, shuffled=True).asked.total() == asked
+    assert evaluate(build_model(llm_layers=5), batches, shuffled=True).asked.total() == asked
