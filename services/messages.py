@@ -1,0 +1,121 @@
+"""What crosses between the deployments: frozen plain data, so that all of it pickles."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from occam.config import SamplingParams
+from occam.stats import StageStats, Usage
+from occam.types import Answer, FrameBatch, Turn
+from pipelines.ingest import SamplingPlan
+
+Tier = Literal["memory", "redis", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameChoice:
+    """Which frames of a video a user asks for; what is left open is the model's to say.
+
+    frames: so many, spread evenly; fps: so many a second instead, at most `max_frames`; start_s, end_s: in seconds
+    """
+
+    frames: int | None = None
+    fps: float | None = None
+    max_frames: int | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningChoice:
+    """Which pruning a user asks for; what is left open is the model's calibrated default."""
+
+    strategy: str | None = None
+    lambda1: float | None = None
+    lambda2: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Video:
+    """A video as the decoder described it: its bytes by digest, its facts, and the frames that are wanted of it."""
+
+    url: str
+    digest: str
+    duration_s: float
+    frames: int
+    plan: SamplingPlan
+    decoder: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """A described video, and what finding that out took (fetch and probe; nothing where the file was there)."""
+
+    video: Video
+    stats: tuple[StageStats, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodedChunk:
+    """Frames of one chunk; `stats` is its decode stage on the node's monotonic clock."""
+
+    frames: FrameBatch
+    stats: StageStats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """One question for a worker.
+
+    turns: the session so far as ids; history: (question, answer) texts before it, where there is no session
+    evidence: whether the answer shall carry the kept patches of every frame
+    """
+
+    video: Video
+    pruning: PruningChoice
+    system: str
+    turns: tuple[Turn, ...]
+    history: tuple[tuple[str, str], ...]
+    question: str
+    sampling: SamplingParams
+    evidence: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """The next piece of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """The end of an answer.
+
+    turns: the whole conversation as ids, this turn included; pruning: as resolved; key: of the video's cached state
+    cache: the tier that the video's state came from; stats: what this request made the node do
+    """
+
+    answer: Answer
+    turns: tuple[Turn, ...]
+    pruning: PruningChoice
+    key: str
+    cache: Tier
+    usage: Usage
+    stats: tuple[StageStats, ...]
+
+
+Event = Text | Finished
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """What a worker serves, as `GET /v1/models` shows it."""
+
+    name: str
+    family: str
+    digest: str
+    frames: int
+    max_positions: int
+    calibrated: bool
+    defaults: Mapping[str, str | float] = field(default_factory=dict)
