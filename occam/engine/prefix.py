@@ -1,0 +1,215 @@
+"""Growing a prefix state: text, chunks of frames, finished turns. Nothing here depends on a question still open.
+
+Cold and warm runs come through here with the same operations in the same shapes, which is what makes a restored
+state bitwise equal to a recomputed one.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from occam.config import Pruning
+from occam.errors import QuestionTooLong, VideoTooLarge
+from occam.models.base import VideoLM
+from occam.pruning import strategy_for
+from occam.pruning.compact import compact_frames
+from occam.stats import StageStats
+from occam.tensors import PrefixState, VisualTokens
+from occam.types import FrameBatch, Turn
+
+Clock = Callable[[], float]
+
+
+def empty_state(lm: VideoLM, lower: int) -> PrefixState:
+    """A state of no tokens with `lower` layers."""
+    model = lm.decoder.model
+    none = model.embed_tokens.weight.new_zeros
+    attention = model.layers[0].self_attn
+    heads = attention.k_proj.out_features // attention.head_dim
+    ids = torch.zeros(0, dtype=torch.int64, device=none(0).device)
+    kv = tuple(none(heads, 0, attention.head_dim) for _ in range(lower))
+    width = model.embed_tokens.embedding_dim
+    return PrefixState(
+        ids=ids,
+        positions=ids[None],
+        frame=ids,
+        patch=ids,
+        keys=kv,
+        values=kv,
+        hidden=none(0, width),
+        register_sum=none(width, dtype=torch.float32),
+        register_count=0,
+        frame_pts=torch.zeros(0, dtype=torch.float64),
+        frame_index=torch.zeros(0, dtype=torch.int64),
+        grid=(0, 0),
+        next_position=0,
+        encoded=0,
+    )
+
+
+def begin(lm: VideoLM, pruning: Pruning, system: str) -> PrefixState:
+    """The state of the text in front of the media."""
+    state = empty_state(lm, strategy_for(pruning).cut(lm.decoder.layers))
+    return append_text(lm, state, lm.prefix_ids(system))
+
+
+def append_frames(
+    lm: VideoLM, state: PrefixState, frames: FrameBatch, pruning: Pruning, clock: Clock
+) -> tuple[PrefixState, tuple[StageStats, ...]]:
+    """The state with one chunk of frames behind it: encode, stage I, compact, lower layers."""
+    started = clock()
+    tokens = encode(lm, frames, pruning)
+    if state.next_position + tokens.length > lm.info.max_positions:
+        raise VideoTooLarge(
+            f"The frames so far take {state.next_position + tokens.length} positions unpruned, the model has "
+            f"{lm.info.max_positions}. Ask for fewer frames.",
+            "max_frames",
+        )
+    encoded = clock()
+    ids = torch.full_like(tokens.offsets, lm.placeholder_id)
+    grown = _grow(
+        lm,
+        state,
+        tokens.embeddings,
+        ids=ids,
+        positions=state.next_position + tokens.offsets,
+        frame=tokens.frame + state.frame_pts.shape[0],
+        patch=tokens.patch,
+    )
+    grown = replace(
+        grown,
+        register_sum=state.register_sum + tokens.register_sum,
+        register_count=state.register_count + tokens.register_count,
+        frame_pts=torch.cat([state.frame_pts, torch.from_numpy(frames.pts_seconds.copy())]),
+        frame_index=torch.cat([state.frame_index, torch.from_numpy(frames.indices.copy())]),
+        grid=lm.info.grid,
+        next_position=state.next_position + tokens.length,
+        encoded=state.encoded + tokens.encoded,
+    )
+    kept = len(tokens.offsets)
+    return grown, (
+        StageStats(stage="encode", started_s=started, ended_s=encoded, tokens_in=tokens.encoded, tokens_out=kept),
+        StageStats(stage="prefill_lower", started_s=encoded, ended_s=clock(), tokens_in=kept, tokens_out=kept),
+    )
+
+
+def encode(lm: VideoLM, frames: FrameBatch, pruning: Pruning) -> VisualTokens:
+    """Tower, stage I per frame, and the projector over the survivors and the register."""
+    strategy = strategy_for(pruning)
+    output = lm.encode(lm.preprocess(frames), strategy.register, strategy.placement)
+    mask = strategy.stage1(output.scores, output.register_scores)
+    kept = compact_frames(output.features, mask.keep.view_as(output.scores), strategy.keep_cls)
+    embeddings = lm.project(kept.features)
+    count, register_sum = 0, torch.zeros(embeddings.shape[1], device=embeddings.device)
+    if output.register is not None:
+        register_sum, count = lm.project(output.register).float().sum(dim=0), len(frames)
+    return VisualTokens(
+        embeddings=embeddings,
+        offsets=kept.offsets,
+        frame=kept.frame,
+        patch=kept.patch,
+        length=output.features.shape[0] * output.features.shape[1],
+        encoded=output.scores.numel(),
+        register_sum=register_sum,
+        register_count=count,
+    )
+
+
+def append_text(lm: VideoLM, state: PrefixState, ids: Sequence[int]) -> PrefixState:
+    """The state with text behind it that every later token sees."""
+    if not ids:
+        return state
+    tokens = torch.tensor(ids, device=state.ids.device)
+    positions = state.next_position + torch.arange(len(ids), device=tokens.device)
+    text = torch.full_like(tokens, -1)
+    grown = _grow(lm, state, lm.decoder.embed(tokens), ids=tokens, positions=positions, frame=text, patch=text)
+    return replace(grown, next_position=state.next_position + len(ids))
+
+
+def append_turn(lm: VideoLM, state: PrefixState, turn: Turn) -> PrefixState:
+    """The state with a finished turn behind it; the turn's register is seen by the turn, then leaves the state.
+
+    One block [r; suffix; generated; closing], whether the turn ended a moment ago or is replayed from its ids.
+    """
+    ids = [*turn.suffix_ids, *turn.generated_ids, *turn.closing_ids]
+    register = register_token(state)
+    if register is None:
+        return append_text(lm, state, ids)
+    tokens = torch.tensor([lm.placeholder_id, *ids], device=state.ids.device)
+    x = torch.cat([register, lm.decoder.embed(tokens[1:])])
+    text = torch.full_like(tokens, -1)
+    grown = _grow(
+        lm, state, x, ids=tokens, positions=turn_positions(state, len(ids), registers=1), frame=text, patch=text
+    )
+    return replace(without(grown, len(state)), next_position=state.next_position + len(ids))
+
+
+def register_token(state: PrefixState) -> Tensor | None:
+    """The mean of the frames' projected registers as one token [1, C]; None where no register took part."""
+    if state.register_count == 0:
+        return None
+    return (state.register_sum / state.register_count).to(state.hidden.dtype)[None]
+
+
+def turn_positions(state: PrefixState, tokens: int, registers: int) -> Tensor:
+    """Positions of a turn's tokens behind `registers` registers, which share the first of them; int64 [R + T]."""
+    positions = state.next_position + torch.arange(tokens, device=state.ids.device)
+    return torch.cat([positions[:1].expand(registers), positions])
+
+
+def lower_cache(state: PrefixState) -> DynamicCache:
+    """A cache that begins with the state's keys and values; growing it leaves the state as it is."""
+    cache = DynamicCache()
+    for layer, (keys, values) in enumerate(zip(state.keys, state.values, strict=True)):
+        cache.update(keys[None], values[None], layer)
+    return cache
+
+
+def check_length(lm: VideoLM, state: PrefixState, suffix: int, new_tokens: int) -> None:
+    """QuestionTooLong where the conversation would pass the model's positions, counted unpruned."""
+    length = state.next_position + suffix + new_tokens
+    if length > lm.info.max_positions:
+        raise QuestionTooLong(
+            f"The conversation would take {length} positions unpruned ({new_tokens} of them for the answer), "
+            f"the model has {lm.info.max_positions}.",
+            "question",
+        )
+
+
+def without(state: PrefixState, index: int) -> PrefixState:
+    """The state less one token."""
+    rest = torch.arange(len(state), device=state.ids.device) != index
+    return replace(
+        state,
+        ids=state.ids[rest],
+        positions=state.positions[:, rest],
+        frame=state.frame[rest],
+        patch=state.patch[rest],
+        keys=tuple(keys[:, rest] for keys in state.keys),
+        values=tuple(values[:, rest] for values in state.values),
+        hidden=state.hidden[rest],
+    )
+
+
+def _grow(
+    lm: VideoLM, state: PrefixState, x: Tensor, *, ids: Tensor, positions: Tensor, frame: Tensor, patch: Tensor
+) -> PrefixState:
+    """Run new tokens [T, C] through the lower layers behind the state, and put them into a new one."""
+    if x.shape[0] == 0:
+        return state
+    cache = lower_cache(state)
+    lower = len(state.keys)
+    hidden = lm.decoder.run_layers(x[None], 0, lower, cache, positions[None])[0]
+    return replace(
+        state,
+        ids=torch.cat([state.ids, ids]),
+        positions=torch.cat([state.positions, positions[None]], dim=1),
+        frame=torch.cat([state.frame, frame]),
+        patch=torch.cat([state.patch, patch]),
+        keys=tuple(cache.layers[layer].keys[0] for layer in range(lower)),
+        values=tuple(cache.layers[layer].values[0] for layer in range(lower)),
+        hidden=torch.cat([state.hidden, hidden]),
+    )

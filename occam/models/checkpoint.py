@@ -1,0 +1,65 @@
+"""Where a model's files are, and the digests that stand for them in cache keys."""
+
+import hashlib
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from occam.errors import UnknownModel
+
+EMBEDDED = Path(__file__).parent / "tiny"
+TEXT_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+def embedded_models() -> dict[str, Path]:
+    """The models inside the package, by the name users ask for."""
+    return {
+        f"tiny-{path.name.replace('_', '-')}": path
+        for path in sorted(EMBEDDED.iterdir())
+        if (path / "config.json").exists()
+    }
+
+
+def locate(model: str) -> Path:
+    """The directory of an embedded model, a local checkpoint or a hub repository; UnknownModel where there is none."""
+    embedded = embedded_models()
+    if model in embedded:
+        return embedded[model]
+    if (Path(model) / "config.json").exists():
+        return Path(model)
+    try:
+        return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        names = ", ".join(embedded)
+        raise UnknownModel(
+            f"There is no model {model!r}: not an embedded one ({names}), no checkpoint directory, and not on the hub.",
+            "model",
+        ) from error
+
+
+def weights_digest(directory: Path) -> str:
+    """SHA-256 over the checkpoint's safetensors files, in name order; UnknownModel where it has none."""
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise UnknownModel(f"The checkpoint {directory.name!r} holds no safetensors weights.", "model")
+    return _digest(files)
+
+
+def text_digest(directory: Path, template: str) -> str:
+    """SHA-256 over the tokenizer's files and the prompt template."""
+    return _digest([directory / name for name in TEXT_FILES if (directory / name).exists()], template.encode())
+
+
+def _digest(files: list[Path], more: bytes = b"") -> str:
+    total = hashlib.sha256(more)
+    for file in files:
+        with file.open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()

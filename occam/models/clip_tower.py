@@ -1,0 +1,110 @@
+"""CLIP's vision tower with the test-time register, over the stock `transformers` modules.
+
+Legend: F frames, N tokens of a frame (CLS, P patches, and the register last where there is one), C channels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import CLIPVisionModel
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+
+from occam.config import RegisterMode, RegisterPlacement
+from occam.models.attention_rows import attention_rows
+from occam.registers import Neuron, TowerTrace, shift_to_register, units_of
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TowerOutput:
+    """What the tower gives for a chunk of frames.
+
+    features: [F, 1 + P, C], CLS first, at the feature layer; register: [F, C] or None
+    scores: float32 [F, P], CLS attention at the last block that ran; register_scores: float32 [F] or None
+    """
+
+    features: Tensor
+    register: Tensor | None
+    scores: Tensor
+    register_scores: Tensor | None
+
+
+class ClipTower:
+    """Runs the blocks up to the feature layer; owns the block loop, so that the register can enter and be fed.
+
+    feature_layer: index into the stock `hidden_states` (-2 in the LLaVA family)
+    """
+
+    def __init__(self, vision: CLIPVisionModel, feature_layer: int, neurons: Sequence[Neuron]) -> None:
+        self.vision = vision
+        layers = vision.encoder.layers
+        count = feature_layer if feature_layer >= 0 else len(layers) + 1 + feature_layer
+        self.blocks = list(layers)[:count]
+        self.neurons = tuple(neurons)
+
+    @property
+    def patches(self) -> int:
+        """Patches of a frame."""
+        return int(self.vision.embeddings.num_patches)
+
+    def encode(
+        self, pixels: Tensor, register: RegisterMode | None, placement: RegisterPlacement = "after_norm"
+    ) -> TowerOutput:
+        """Features and CLS scores of `pixels` [F, 3, H, W]; without register the stock features."""
+        with_register = register in ("neurons", "zero_token")
+        neurons = self.neurons if register == "neurons" else ()
+        hidden = self._embed(pixels, placement if with_register else None)
+        for index, block in enumerate(self.blocks):
+            scored = hidden
+            hidden, _ = _run_block(block, hidden, units_of(neurons, index))
+        row = self._cls_row(self.blocks[-1], scored)
+        if not with_register:
+            return TowerOutput(features=hidden, register=None, scores=row[:, 1:], register_scores=None)
+        return TowerOutput(
+            features=hidden[:, :-1],
+            register=hidden[:, -1],
+            scores=row[:, 1:-1],
+            register_scores=row[:, -1],
+        )
+
+    def trace(self, pixels: Tensor, neurons: Sequence[Neuron] | None) -> TowerTrace:
+        """Run with a trial set of register neurons and report norms, activations and attention (see `registers`)."""
+        hidden = self._embed(pixels, None if neurons is None else "after_norm")
+        end = hidden.shape[1] if neurons is None else -1
+        norms, activations = [], []
+        for index, block in enumerate(self.blocks):
+            scored = hidden
+            hidden, mlp = _run_block(block, hidden, units_of(neurons or (), index))
+            norms.append(hidden[:, 1:end].float().norm(dim=-1))
+            activations.append(mlp[:, 1:end])
+        row = self._cls_row(self.blocks[-1], scored)
+        share = row.new_zeros(row.shape[0]) if neurons is None else row[:, -1]
+        return TowerTrace(norms=norms, activations=activations, row=row[:, 1:end], register_share=share)
+
+    def _embed(self, pixels: Tensor, placement: RegisterPlacement | None) -> Tensor:
+        """Patch and CLS embeddings behind the first norm, a zero token appended where one is placed."""
+        hidden = self.vision.embeddings(pixels)
+        zero = hidden.new_zeros(hidden.shape[0], 1, hidden.shape[2])
+        if placement == "before_norm":
+            hidden = torch.cat([hidden, zero], dim=1)
+        hidden = self.vision.pre_layrnorm(hidden)
+        return torch.cat([hidden, zero], dim=1) if placement == "after_norm" else hidden
+
+    @staticmethod
+    def _cls_row(block: CLIPEncoderLayer, hidden: Tensor) -> Tensor:
+        """The CLS token's attention over all tokens at one block, heads averaged; float32 [F, N]."""
+        attention = block.self_attn
+        normed = block.layer_norm1(hidden)
+        q_BHTD = attention.q_proj(normed[:, :1]).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        k_BHND = attention.k_proj(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        return attention_rows(q_BHTD, k_BHND, attention.scale)[:, 0]
+
+
+def _run_block(block: CLIPEncoderLayer, hidden: Tensor, register_units: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """One encoder block, opened at the MLP's activations; returns its output and those activations."""
+    hidden = hidden + block.self_attn(block.layer_norm1(hidden), attention_mask=None)[0]
+    mlp = block.mlp.activation_fn(block.mlp.fc1(block.layer_norm2(hidden)))
+    if register_units:
+        mlp = shift_to_register(mlp, register_units)
+    return hidden + block.mlp.fc2(mlp), mlp
