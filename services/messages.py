@@ -1,13 +1,12 @@
 """What crosses between the deployments: frozen plain data, so that all of it pickles."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from occam.config import SamplingParams
+from occam.kv.key import KVKey
 from occam.stats import StageStats, Usage
 from occam.types import Answer, FrameBatch, Turn
-from pipelines.ingest import SamplingPlan
 
 Tier = Literal["memory", "redis", "none"]
 
@@ -16,10 +15,9 @@ Tier = Literal["memory", "redis", "none"]
 class FrameChoice:
     """Which frames of a video a user asks for; what is left open is the model's to say.
 
-    frames: so many, spread evenly; fps: so many a second instead, at most `max_frames`; start_s, end_s: in seconds
+    fps: so many a second instead of the model's fixed number; max_frames: at most so many; start_s, end_s: in seconds
     """
 
-    frames: int | None = None
     fps: float | None = None
     max_frames: int | None = None
     start_s: float | None = None
@@ -37,13 +35,18 @@ class PruningChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class Video:
-    """A video as the decoder described it: its bytes by digest, its facts, and the frames that are wanted of it."""
+    """A video as the decoder described it: its bytes by digest, its facts, and the frames that are wanted of it.
+
+    frames: frames in the source; indices: those that are wanted; seconds: length of the range they were taken from
+    decoder: backend and version that decodes them
+    """
 
     url: str
     digest: str
     duration_s: float
     frames: int
-    plan: SamplingPlan
+    seconds: float
+    indices: tuple[int, ...]
     decoder: str
 
 
@@ -57,9 +60,10 @@ class Described:
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedChunk:
-    """Frames of one chunk; `stats` is its decode stage on the node's monotonic clock."""
+    """Frames of one chunk and the decoder they came from; `stats` is on the node's monotonic clock."""
 
     frames: FrameBatch
+    backend: str
     stats: StageStats
 
 
@@ -99,7 +103,7 @@ class Finished:
     answer: Answer
     turns: tuple[Turn, ...]
     pruning: PruningChoice
-    key: str
+    key: KVKey
     cache: Tier
     usage: Usage
     stats: tuple[StageStats, ...]
@@ -110,7 +114,7 @@ Event = Text | Finished
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
-    """What a worker serves, as `GET /v1/models` shows it."""
+    """What a worker serves; `pruning` is what questions get that choose none."""
 
     name: str
     family: str
@@ -118,4 +122,4 @@ class ServedModel:
     frames: int
     max_positions: int
     calibrated: bool
-    defaults: Mapping[str, str | float] = field(default_factory=dict)
+    pruning: PruningChoice

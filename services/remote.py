@@ -18,6 +18,12 @@ async def call(handle: DeploymentHandle, method: str, *args: object) -> Any:
         return await handle.options(method_name=method).remote(*args)
 
 
+async def broadcast(handle: DeploymentHandle, method: str, *args: object) -> None:
+    """Call `method` on every replica."""
+    with _translated():
+        await handle.broadcast(method, *args)
+
+
 async def stream(handle: DeploymentHandle, method: str, *args: object) -> AsyncGenerator[Any]:
     """Iterate over what `method` of one replica yields; leaving the iteration early cancels it over there."""
     response = handle.options(method_name=method, stream=True).remote(*args)
