@@ -12,6 +12,7 @@
     ├── DecodeTimeout           the decoder did not finish by its deadline
     ├── Overloaded              admission refused; try again after `retry_after_s`
     ├── StoreUnavailable        a cache tier did not answer; costs time only
+    ├── CorruptState            a cached state failed its checks; costs time only
     └── EngineFailure           the engine failed on a request that was valid
 
 Exceptions cross process borders, so all of their state is in `args` and each one pickles.
@@ -113,6 +114,12 @@ class StoreUnavailable(OccamError):
     """A cache tier did not answer; callers recompute."""
 
     code = "store_unavailable"
+
+
+class CorruptState(OccamError):
+    """A cached state failed its checks; callers recompute."""
+
+    code = "corrupt_state"
 
 
 class EngineFailure(OccamError):

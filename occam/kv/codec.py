@@ -1,0 +1,242 @@
+"""PrefixState <-> bytes, bit for bit: a small manifest, and the tensors as one buffer cut into parts.
+
+The manifest holds dimensions, not shapes: every tensor's dtype, shape and place in the buffer follows from them, so
+bytes from outside have no layout of their own to bring. It is JSON under its own checksum, and each part is named by
+its checksum, so the parts of two writers never mix. Nothing is unpickled.
+"""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from hashlib import blake2b
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from occam.errors import CorruptState
+from occam.tensors import PrefixState
+
+CODEC_VERSION = 1
+PART_BYTES = 4 << 20
+
+Part = bytes | memoryview
+
+# Torch's own alignment on the CPU: kernels may sum in another order where data lies otherwise, and cost the last bit.
+_ALIGNMENT = 64
+_MAX_MANIFEST_BYTES = 1 << 20
+_MAX_INTEGER = 1 << 40
+_MAX_LAYERS = 1024
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_CHECKSUM = re.compile("[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What the parts of one encoded state are: its dimensions, its scalars, and the checksum of every part.
+
+    dtype: of keys, values and hidden; tokens N, axes A, layers l, heads H_kv, head_dim D, width C, frames F: the
+    dimensions that `PrefixState` names; the other integers are its scalars; parts: checksums in order
+    """
+
+    version: int = CODEC_VERSION
+    dtype: str
+    tokens: int
+    axes: int
+    layers: int
+    heads: int
+    head_dim: int
+    width: int
+    frames: int
+    register_count: int
+    grid_rows: int
+    grid_columns: int
+    next_position: int
+    encoded: int
+    parts: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parts together."""
+        return _offsets(_slots(self))[-1]
+
+    @property
+    def part_sizes(self) -> tuple[int, ...]:
+        """Bytes of each part: `PART_BYTES`, the last one what remains."""
+        whole, rest = divmod(self.nbytes, PART_BYTES)
+        return (PART_BYTES,) * whole + ((rest,) if rest else ())
+
+    def to_bytes(self) -> bytes:
+        """The manifest as a checksum line and one line of JSON."""
+        body = json.dumps(asdict(self), separators=(",", ":")).encode()
+        return f"{_checksum(body)}\n".encode() + body
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> "Manifest":
+        """The manifest in `raw`, every field checked; raises CorruptState."""
+        if len(raw) > _MAX_MANIFEST_BYTES:
+            raise CorruptState(f"The manifest has {len(raw)} bytes; at most {_MAX_MANIFEST_BYTES} are read.")
+        checksum, _, body = raw.partition(b"\n")
+        if checksum != _checksum(body).encode():
+            raise CorruptState("The manifest does not match its checksum.")
+        try:
+            values = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise CorruptState("The manifest is not JSON.") from error
+        return _validated(values)
+
+
+def encode(state: PrefixState) -> tuple[Manifest, list[memoryview]]:
+    """The manifest of `state` and its parts, views of one buffer; raises ValueError on a state it cannot hold."""
+    manifest = _describe(state)
+    buffer = torch.zeros(manifest.nbytes, dtype=torch.uint8)
+    for slot, view in zip(_slots(manifest), _views(manifest, buffer), strict=True):
+        tensor = _tensor(state, slot)
+        if tensor.dtype != slot.dtype or tensor.shape != slot.shape:
+            raise ValueError(
+                f"{slot.name} must be {slot.dtype} {list(slot.shape)}, got {tensor.dtype} {list(tensor.shape)}"
+            )
+        view.copy_(tensor)
+    parts = _cut(buffer, manifest.part_sizes)
+    return replace(manifest, parts=tuple(_checksum(part) for part in parts)), parts
+
+
+def decode(manifest: Manifest, parts: Sequence[Part]) -> PrefixState:
+    """The state in `parts`, on the CPU, every bit checked; raises CorruptState."""
+    if [len(part) for part in parts] != list(manifest.part_sizes):
+        raise CorruptState(f"{len(parts)} parts do not have the sizes that the manifest gives.")
+    for index, (name, part) in enumerate(zip(manifest.parts, parts, strict=True)):
+        if _checksum(part) != name:
+            raise CorruptState(f"Part {index} of {len(parts)} does not match its checksum.")
+    buffer = torch.empty(manifest.nbytes, dtype=torch.uint8)
+    for place, part in zip(_cut(buffer, manifest.part_sizes), parts, strict=True):
+        place[:] = part
+    tensors = dict(zip((slot.name for slot in _slots(manifest)), _views(manifest, buffer), strict=True))
+    _check_indices(manifest, tensors["frame"], tensors["patch"])
+    return PrefixState(
+        keys=tuple(tensors.pop(f"keys.{layer}") for layer in range(manifest.layers)),
+        values=tuple(tensors.pop(f"values.{layer}") for layer in range(manifest.layers)),
+        register_count=manifest.register_count,
+        grid=(manifest.grid_rows, manifest.grid_columns),
+        next_position=manifest.next_position,
+        encoded=manifest.encoded,
+        **tensors,
+    )
+
+
+def _describe(state: PrefixState) -> Manifest:
+    """The manifest of `state` without its checksums."""
+    dtype = str(state.hidden.dtype).removeprefix("torch.")
+    if dtype not in _DTYPES:
+        raise ValueError(f"hidden must be one of {', '.join(_DTYPES)}, got {dtype}")
+    heads, _, head_dim = state.keys[0].shape if state.keys else (0, 0, 0)
+    return Manifest(
+        dtype=dtype,
+        tokens=len(state),
+        axes=state.positions.shape[0],
+        layers=len(state.keys),
+        heads=heads,
+        head_dim=head_dim,
+        width=state.hidden.shape[1],
+        frames=state.frame_pts.shape[0],
+        register_count=state.register_count,
+        grid_rows=state.grid[0],
+        grid_columns=state.grid[1],
+        next_position=state.next_position,
+        encoded=state.encoded,
+        parts=(),
+    )
+
+
+class _Slot(NamedTuple):
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def _slots(manifest: Manifest) -> list[_Slot]:
+    """Every tensor of a state in the order of the buffer."""
+    dtype, tokens = _DTYPES[manifest.dtype], manifest.tokens
+    layer = (manifest.heads, tokens, manifest.head_dim)
+    return [
+        _Slot("ids", torch.int64, (tokens,)),
+        _Slot("positions", torch.int64, (manifest.axes, tokens)),
+        _Slot("frame", torch.int64, (tokens,)),
+        _Slot("patch", torch.int64, (tokens,)),
+        _Slot("frame_pts", torch.float64, (manifest.frames,)),
+        _Slot("frame_index", torch.int64, (manifest.frames,)),
+        _Slot("register_sum", torch.float32, (manifest.width,)),
+        _Slot("hidden", dtype, (tokens, manifest.width)),
+        *(_Slot(f"{kind}.{index}", dtype, layer) for index in range(manifest.layers) for kind in ("keys", "values")),
+    ]
+
+
+def _tensor(state: PrefixState, slot: _Slot) -> Tensor:
+    name, _, layer = slot.name.partition(".")
+    value = getattr(state, name)
+    tensor: Tensor = value[int(layer)] if layer else value
+    return tensor
+
+
+def _offsets(slots: Sequence[_Slot]) -> list[int]:
+    """Where each slot starts, and behind the last one where the buffer ends."""
+    return list(accumulate((_aligned(slot.nbytes) for slot in slots), initial=0))
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def _views(manifest: Manifest, buffer: Tensor) -> list[Tensor]:
+    """The slots of `buffer` as tensors that share its memory."""
+    slots = _slots(manifest)
+    return [
+        buffer[start : start + slot.nbytes].view(slot.dtype).view(slot.shape)
+        for start, slot in zip(_offsets(slots), slots, strict=False)
+    ]
+
+
+def _cut(buffer: Tensor, sizes: Sequence[int]) -> list[memoryview]:
+    """`buffer` as writable views of `sizes` bytes, one behind the other."""
+    whole = buffer.numpy().data
+    return [whole[start:stop] for start, stop in pairwise(accumulate(sizes, initial=0))]
+
+
+def _checksum(data: Part) -> str:
+    return blake2b(data, digest_size=32).hexdigest()
+
+
+def _validated(values: object) -> Manifest:
+    """The manifest that parsed JSON describes; raises CorruptState on any field out of its range."""
+    if not isinstance(values, dict) or values.get("version") != CODEC_VERSION:
+        raise CorruptState(f"The manifest is not one of version {CODEC_VERSION}.")
+    if values.keys() != {field.name for field in fields(Manifest)}:
+        raise CorruptState("The manifest does not have the fields of its version.")
+    parts, dtype = values["parts"], values["dtype"]
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise CorruptState(f"The manifest names none of the dtypes {', '.join(_DTYPES)}.")
+    if not isinstance(parts, list) or not all(isinstance(part, str) and _CHECKSUM.fullmatch(part) for part in parts):
+        raise CorruptState("The manifest's parts are not a list of checksums.")
+    for name in values.keys() - {"parts", "dtype"}:
+        limit = _MAX_LAYERS if name == "layers" else _MAX_INTEGER
+        if type(values[name]) is not int or not 0 <= values[name] <= limit:
+            raise CorruptState(f"The manifest's {name} is not an integer in 0..{limit}.")
+    manifest = Manifest(**(values | {"parts": tuple(parts)}))
+    if len(parts) != -(-manifest.nbytes // PART_BYTES):
+        raise CorruptState(f"The manifest lists {len(parts)} parts for {manifest.nbytes} bytes.")
+    return manifest
+
+
+def _check_indices(manifest: Manifest, frame: Tensor, patch: Tensor) -> None:
+    """Raises CorruptState where a token names a frame or a patch that is not there: it would end a request later."""
+    patches = manifest.grid_rows * manifest.grid_columns
+    for name, index, count in (("frame", frame, manifest.frames), ("patch", patch, patches)):
+        if bool(((index < -1) | (index >= count)).any()):
+            raise CorruptState(f"A token names a {name} outside -1..{count - 1}.")

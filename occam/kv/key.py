@@ -1,0 +1,54 @@
+"""The identity of a cached state: every fact that must agree before one may stand in for a computation."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+
+from occam.kv.codec import CODEC_VERSION
+
+Fact = str | int | float | bool
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class KVKey:
+    """What one prefix state was computed from; two keys name the same state iff their digests are equal.
+
+    video_digest: SHA-256 (hex) of the source's bytes; never its address
+    frame_indices: exact indices of the sampled frames in the source's presentation order
+    facts: what the engine says of itself: model, tokenizer and template digests, dtype, device kind, threads, cut,
+    strategy and its parameters (lambda2 acts after the state and is none), register artefact, chunking, preprocessing
+    decode_backend: decoder and version that produced the pixels, as `decord 0.6.0`
+    tenant_salt: separates tenants, so that none can probe what another has asked about
+    """
+
+    video_digest: str
+    frame_indices: tuple[int, ...]
+    facts: Mapping[str, Fact]
+    decode_backend: str
+    tenant_salt: str = ""
+    codec_version: int = CODEC_VERSION
+
+    def __repr__(self) -> str:
+        return f"KVKey({self.digest[:12]}, {len(self.frame_indices)} frames of {self.video_digest[:8]})"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the key's canonical form; raises TypeError on a fact that has none."""
+        canonical = {
+            "video_digest": _tagged(self.video_digest),
+            "frame_indices": [_tagged(index) for index in self.frame_indices],
+            "facts": {name: _tagged(fact) for name, fact in self.facts.items()},
+            "decode_backend": _tagged(self.decode_backend),
+            "tenant_salt": _tagged(self.tenant_salt),
+            "codec_version": _tagged(self.codec_version),
+        }
+        return sha256(json.dumps(canonical, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _tagged(fact: Fact) -> list[str]:
+    """`fact` with its type, so that 1, 1.0, True and "1" differ; floats exactly, in hexadecimal."""
+    kind = type(fact)
+    if kind not in (str, int, float, bool):
+        raise TypeError(f"a fact of a key must be str, int, float or bool, got {kind.__name__}")
+    return [kind.__name__, fact.hex() if isinstance(fact, float) else str(fact)]

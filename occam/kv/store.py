@@ -1,0 +1,205 @@
+"""Where prefix states are kept: the protocol of a tier, the tier in memory, and the tiers as one.
+
+A cache costs time when it is away, slow or corrupt, and nothing else: `TieredStore._attempt` is the one place where
+such a failure becomes a miss, and it tells the observer of each.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
+
+from occam.errors import CorruptState, StoreUnavailable
+from occam.kv.key import KVKey
+from occam.tensors import PrefixState
+
+T = TypeVar("T")
+Result = Literal["hit", "miss", "done", "refused", "failed"]
+Reason = Literal["", "unavailable", "corrupt", "backlog"]
+
+
+class KVStore(Protocol):
+    """One tier. An outage is StoreUnavailable, an entry that failed its checks CorruptState."""
+
+    @property
+    def name(self) -> str:
+        """The tier's name in answers and metrics."""
+
+    async def get(self, key: KVKey) -> PrefixState | None:
+        """The state of `key`, bit for bit what was put, or None."""
+
+    async def put(self, key: KVKey, state: PrefixState) -> bool:
+        """Keep `state`; False where it is larger than this tier takes."""
+
+    async def delete(self, key: KVKey) -> None:
+        """Forget `key`; one that is not there is fine."""
+
+
+class MemoryStore:
+    """The tier in this process: least recently used states leave first. For one event loop, not for threads."""
+
+    name = "memory"
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._states: OrderedDict[str, PrefixState] = OrderedDict()
+        self._nbytes = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all states kept, at most `max_bytes`."""
+        return self._nbytes
+
+    async def get(self, key: KVKey) -> PrefixState | None:
+        """The state of `key` itself, not a copy: states are immutable."""
+        state = self._states.get(key.digest)
+        if state is not None:
+            self._states.move_to_end(key.digest)
+        return state
+
+    async def put(self, key: KVKey, state: PrefixState) -> bool:
+        """Keep `state` and let the least recently used go; False where it alone passes `max_bytes`."""
+        await self.delete(key)
+        if state.nbytes > self._max_bytes:
+            return False
+        self._states[key.digest] = state
+        self._nbytes += state.nbytes
+        while self._nbytes > self._max_bytes:
+            self._nbytes -= self._states.popitem(last=False)[1].nbytes
+        return True
+
+    async def delete(self, key: KVKey) -> None:
+        """Forget `key`."""
+        state = self._states.pop(key.digest, None)
+        if state is not None:
+            self._nbytes -= state.nbytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class TierEvent:
+    """One get or put of one tier, for whoever keeps the ledger.
+
+    result: `hit` or `miss` of a get, `done` of a put, else `refused` (larger than the tier takes) or `failed`
+    reason: why it failed: `unavailable`, `corrupt`, or `backlog` (too many bytes waited to be written); else empty
+    nbytes: bytes of the state moved; 0 unless a `hit` or a put that is `done`
+    """
+
+    tier: str
+    op: Literal["get", "put"]
+    result: Result
+    reason: Reason = ""
+    seconds: float = 0.0
+    nbytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lookup:
+    """What the tiers knew: the state and the tier that had it, or None twice."""
+
+    state: PrefixState | None
+    tier: str | None
+
+
+class TieredStore:
+    """Tiers as one, nearest first: a get asks them in turn, and a hit is copied into those above.
+
+    The first tier is written before `put` returns, the others in the background. `observe` is called once for every
+    get and put of a tier. For one event loop.
+    """
+
+    def __init__(
+        self,
+        tiers: Sequence[KVStore],
+        observe: Callable[[TierEvent], None],
+        max_backlog_bytes: int = 512 << 20,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._tiers = tuple(tiers)
+        self._observe = observe
+        self._max_backlog_bytes = max_backlog_bytes
+        self._clock = clock
+        self._writes: dict[tuple[str, str], asyncio.Task[bool | None]] = {}
+        self._backlog_bytes = 0
+
+    async def get(self, key: KVKey) -> Lookup:
+        """The state of `key` from the nearest tier that has it; a tier that fails is one that does not."""
+        for depth, tier in enumerate(self._tiers):
+            state = await self._attempt(tier, "get", tier.get(key))
+            if state is not None:
+                await self._write(key, state, self._tiers[:depth])
+                return Lookup(state=state, tier=tier.name)
+        return Lookup(state=None, tier=None)
+
+    async def put(self, key: KVKey, state: PrefixState) -> None:
+        """Keep `state` in every tier that takes it; a tier that fails goes without."""
+        await self._write(key, state, self._tiers)
+
+    async def delete(self, key: KVKey) -> None:
+        """Forget `key` in every tier, writes on their way included; raises StoreUnavailable where one could not."""
+        writes = [task for (_, digest), task in self._writes.items() if digest == key.digest]
+        for task in writes:
+            task.cancel()
+        await asyncio.gather(*writes, return_exceptions=True)
+        failure = None
+        for tier in self._tiers:
+            try:
+                await tier.delete(key)
+            except StoreUnavailable as error:
+                failure = error
+        if failure is not None:
+            raise failure
+
+    async def drain(self) -> None:
+        """Wait until every write in the background has ended."""
+        await asyncio.gather(*self._writes.values())
+
+    async def _write(self, key: KVKey, state: PrefixState, tiers: Sequence[KVStore]) -> None:
+        for tier in tiers[:1]:
+            await self._attempt(tier, "put", tier.put(key, state), state.nbytes)
+        for tier in tiers[1:]:
+            self._write_soon(tier, key, state)
+
+    def _write_soon(self, tier: KVStore, key: KVKey, state: PrefixState) -> None:
+        """Write in the background, at most `max_backlog_bytes` at a time: a slow tier must not hold states alive."""
+        slot, nbytes = (tier.name, key.digest), state.nbytes
+        if slot in self._writes:
+            return
+        if self._backlog_bytes + nbytes > self._max_backlog_bytes:
+            self._observe(TierEvent(tier=tier.name, op="put", result="failed", reason="backlog"))
+            return
+
+        def ended(_: asyncio.Task[bool | None]) -> None:
+            del self._writes[slot]
+            self._backlog_bytes -= nbytes
+
+        self._backlog_bytes += nbytes
+        self._writes[slot] = asyncio.create_task(self._attempt(tier, "put", tier.put(key, state), nbytes))
+        self._writes[slot].add_done_callback(ended)
+
+    async def _attempt(self, tier: KVStore, op: Literal["get", "put"], call: Awaitable[T], nbytes: int = 0) -> T | None:
+        """What `call` gives, or None where the tier fails: the one place where a failure becomes a miss."""
+        started_s, outcome = self._clock(), None
+        result: Result
+        reason: Reason = ""
+        try:
+            outcome = await call
+        except StoreUnavailable:
+            result, reason = "failed", "unavailable"
+        except CorruptState:
+            result, reason = "failed", "corrupt"
+        else:
+            result = _result(op, outcome)
+        if isinstance(outcome, PrefixState):
+            nbytes = outcome.nbytes
+        moved = nbytes if result in ("hit", "done") else 0
+        seconds = self._clock() - started_s
+        self._observe(TierEvent(tier=tier.name, op=op, result=result, reason=reason, seconds=seconds, nbytes=moved))
+        return outcome
+
+
+def _result(op: Literal["get", "put"], outcome: object) -> Result:
+    if op == "get":
+        return "miss" if outcome is None else "hit"
+    return "done" if outcome else "refused"

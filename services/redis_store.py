@@ -1,0 +1,165 @@
+"""The shared cache tier: one Redis hash per state, its parts and its manifest as fields.
+
+A hash lives, expires and is evicted as one, so no entry loses single parts to eviction and one UNLINK forgets all of
+it. The manifest goes in last, with the last parts and in their transaction: a reader finds a whole entry or none.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
+
+from occam.errors import InvalidInput, StoreUnavailable
+from occam.kv.codec import Manifest, decode, encode
+from occam.kv.key import KVKey
+from occam.tensors import PrefixState
+
+T = TypeVar("T")
+
+_PREFIX = "occam:kv:"
+_MANIFEST = "manifest"
+# Parts per round trip: enough to keep the line busy, few enough that a batch is through before `stall_s` on a slow one.
+_BATCH = 4
+
+
+class Breaker:
+    """Fails fast for `open_s` seconds after a failure; then one caller tries, and the others go on failing till it is back."""
+
+    def __init__(self, open_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._open_s = open_s
+        self._clock = clock
+        self._opens_until: float | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a call would fail now."""
+        return self._opens_until is not None and self._clock() < self._opens_until
+
+    def check(self) -> None:
+        """Raises StoreUnavailable while open."""
+        if self.is_open:
+            raise StoreUnavailable("The shared cache failed a moment ago and is left alone for now.")
+        if self._opens_until is not None:
+            self.failed()
+
+    def failed(self) -> None:
+        """Open for `open_s` seconds from now."""
+        self._opens_until = self._clock() + self._open_s
+
+    def succeeded(self) -> None:
+        """Close."""
+        self._opens_until = None
+
+
+class RedisStore:
+    """A `KVStore` on a Redis that may be away, slow, full or shared at any time; for one event loop.
+
+    ttl_s: seconds an entry lives after it was last written
+    max_entry_bytes: larger states are not kept: a value near Redis' maxmemory would evict everything else
+    connect_s, stall_s: seconds without a connection, and without an answer to one command, until the tier is away
+    total_s: seconds one operation may take altogether; breaker: how long the tier is then left alone
+    """
+
+    name = "redis"
+
+    def __init__(
+        self,
+        url: str,
+        ttl_s: int = 3600,
+        max_entry_bytes: int = 256 << 20,
+        connect_s: float = 0.5,
+        stall_s: float = 1.0,
+        total_s: float = 5.0,
+        breaker: Breaker | None = None,
+    ) -> None:
+        self._ttl_s = ttl_s
+        self._max_entry_bytes = max_entry_bytes
+        self._total_s = total_s
+        self._breaker = breaker or Breaker(open_s=5.0)
+        try:
+            self._redis = Redis.from_url(
+                url,
+                socket_connect_timeout=connect_s,
+                socket_timeout=stall_s,
+                retry=Retry(NoBackoff(), 0),
+                decode_responses=False,
+            )
+        except ValueError as error:
+            raise InvalidInput("OCCAM_KV_URL must be a redis://, rediss:// or unix:// URL.", "OCCAM_KV_URL") from error
+
+    async def get(self, key: KVKey) -> PrefixState | None:
+        """The state of `key` on the CPU, every bit checked, or None where any of it is missing; raises CorruptState."""
+        async with self._answering():
+            raw = await self._redis.hget(_name(key), _MANIFEST)
+        if raw is None:
+            return None
+        manifest = Manifest.from_bytes(raw)
+        if manifest.nbytes > self._max_entry_bytes:
+            return None
+        async with self._answering():
+            parts = await self._fetch(key, manifest.parts)
+        if None in parts:
+            return None
+        return await asyncio.to_thread(decode, manifest, parts)
+
+    async def put(self, key: KVKey, state: PrefixState) -> bool:
+        """Keep `state`; False where it has more than `max_entry_bytes`."""
+        if state.nbytes > self._max_entry_bytes:
+            return False
+        self._breaker.check()
+        manifest, parts = await asyncio.to_thread(encode, state)
+        fields = [*zip(manifest.parts, parts, strict=True), (_MANIFEST, manifest.to_bytes())]
+        async with self._answering():
+            for batch in _batches(fields):
+                pipeline = self._redis.pipeline(transaction=True)
+                for field, value in batch:
+                    pipeline.hset(_name(key), field, value)
+                await pipeline.expire(_name(key), self._ttl_s).execute()
+        return True
+
+    async def delete(self, key: KVKey) -> None:
+        """Forget the manifest and every part of `key`."""
+        async with self._answering():
+            await self._redis.unlink(_name(key))
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._redis.aclose()
+
+    async def _fetch(self, key: KVKey, fields: Sequence[str]) -> list[bytes | None]:
+        parts: list[bytes | None] = []
+        for batch in _batches(fields):
+            pipeline = self._redis.pipeline(transaction=False)
+            for field in batch:
+                pipeline.hget(_name(key), field)
+            parts += await pipeline.execute()
+        return parts
+
+    @asynccontextmanager
+    async def _answering(self) -> AsyncIterator[None]:
+        """What runs inside fails as StoreUnavailable, at the latest after `total_s`, and at once while the breaker is open."""
+        self._breaker.check()
+        try:
+            async with asyncio.timeout(self._total_s):
+                yield
+        except ResponseError as error:  # it is there, and refused: full, read-only, not permitted
+            self._breaker.succeeded()
+            raise StoreUnavailable("The shared cache refused the operation.") from error
+        except (RedisError, OSError) as error:  # TimeoutError is an OSError
+            self._breaker.failed()
+            raise StoreUnavailable("The shared cache did not answer in time.") from error
+        self._breaker.succeeded()
+
+
+def _name(key: KVKey) -> str:
+    return _PREFIX + key.digest
+
+
+def _batches(items: Sequence[T]) -> list[Sequence[T]]:
+    return [items[start : start + _BATCH] for start in range(0, len(items), _BATCH)]
