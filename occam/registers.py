@@ -97,12 +97,10 @@ def find_register_neurons(
     a tower without outlier patches has no register neurons and gets an empty, unaccepted report.
     """
     plain = tower.trace(pixels, None)
-    per_block = [outlier_patches(norms) for norms in plain.norms]
-    first = next((block for block, mask in enumerate(per_block) if mask.any()), None)
-    limit = _inlier_limit(plain.norms[-1])
-    if first is None:
+    outliers, limit = outlier_patches(plain.norms[-1]), _inlier_limit(plain.norms[-1])
+    if not outliers.any():
         return _report((), plain, tower.trace(pixels, ()), limit, accepted=False)
-    ranked = _rank(plain.activations[: first + 1], per_block[first])
+    ranked = _rank(plain.activations[: _onset(plain.norms, outliers) + 1], outliers)
     count = start
     while True:
         neurons = tuple(ranked[:count])
@@ -119,6 +117,12 @@ def _inlier_limit(norms_FP: Tensor) -> Tensor:
     inlier = torch.where(outlier_patches(norms_FP), torch.nan, norms_FP)
     mean = inlier.nanmean(dim=1)
     return mean + OUTLIER_SIGMAS * (inlier - mean[:, None]).square().nanmean(dim=1).sqrt()
+
+
+def _onset(norms: list[Tensor], outliers_FP: Tensor) -> int:
+    """The first block at which most of the final outliers stand out already."""
+    present = (float(outlier_patches(norm)[outliers_FP].float().mean()) for norm in norms)
+    return next(block for block, share in enumerate(present) if share > 0.5)
 
 
 def _rank(activations: list[Tensor], outliers_FP: Tensor) -> list[Neuron]:

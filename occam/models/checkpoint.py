@@ -61,5 +61,6 @@ def _digest(files: list[Path], more: bytes = b"") -> str:
     total = hashlib.sha256(more)
     for file in files:
         with file.open("rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
+            while block := stream.read(1 << 20):
+                total.update(block)
     return total.hexdigest()

@@ -1,0 +1,107 @@
+"""Does the number kept follow the clip, and does the set kept follow the question? Measured, whichever way it falls."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from occam.config import Pruning, SamplingParams
+from occam.engine import Engine
+from occam.types import Answer, Evidence
+from pipelines.evaluation.clips import frames_of, scenes, state_of
+from pipelines.evaluation.questions import Question, ask
+from pipelines.evaluation.renderer import BUSY, EMPTY, FIRST_TEST_SEED, Scene, SceneConfig
+from pipelines.evaluation.statistics import Estimate, estimate, paired_p
+
+ABOUT_ONE_OBJECT = ("color", "shape", "size", "direction", "when", "vanishes", "side", "half")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retention:
+    """Tokens kept a clip, of `encoded`, after stage I and after stage II."""
+
+    encoded: int
+    stage1: Estimate
+    stage2: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """Share of an object's patches among the kept ones: when it is asked about, and when another object is.
+
+    p: one-sided, of asked > other, paired over questions of one clip
+    """
+
+    asked: Estimate
+    other: Estimate
+    difference: Estimate
+    p: float
+
+
+def retention(engine: Engine, pruning: Pruning, config: SceneConfig, clips: int, first_seed: int) -> Retention:
+    """How much is kept on clips of one kind, over one question a clip."""
+    encoded, stage1, stage2 = 0, [], []
+    source = scenes(first_seed, config)
+    for _ in range(clips):
+        scene = next(source)
+        question = _about_one_object(scene, np.random.default_rng(scene.seed))[0]
+        counts = _ask(engine, scene, [question], pruning)[0].visual_tokens
+        encoded = counts.encoded
+        stage1.append(counts.stage1)
+        stage2.append(counts.stage2)
+    return Retention(encoded=encoded, stage1=estimate(stage1), stage2=estimate(stage2))
+
+
+def busy_and_empty(engine: Engine, pruning: Pruning, clips: int = 60) -> tuple[Retention, Retention]:
+    """Retention on busy clips (four objects, clutter) and on empty ones (one object, none)."""
+    return (
+        retention(engine, pruning, BUSY, clips, FIRST_TEST_SEED + 700_000),
+        retention(engine, pruning, EMPTY, clips, FIRST_TEST_SEED + 800_000),
+    )
+
+
+def coverage(engine: Engine, pruning: Pruning, pairs: int = 250) -> Coverage:
+    """Ask about two objects of a clip, and see whose patches were kept; each question of a pair counts once."""
+    asked, other = [], []
+    for scene, first, second in _pairs(pairs):
+        answers = _ask(engine, scene, [first, second], pruning)
+        for mine, question in enumerate((first, second)):
+            asked.append(_covered(answers[mine].evidence, scene, question.objects[0]))
+            other.append(_covered(answers[1 - mine].evidence, scene, question.objects[0]))
+    differences = np.array(asked) - np.array(other)
+    return Coverage(
+        asked=estimate(asked), other=estimate(other), difference=estimate(differences), p=paired_p(differences)
+    )
+
+
+def _ask(engine: Engine, scene: Scene, questions: list[Question], pruning: Pruning) -> list[Answer]:
+    state = state_of(engine, frames_of(scene), pruning)
+    return [engine.ask(state, question.text, pruning, SamplingParams(max_new_tokens=1)) for question in questions]
+
+
+def _about_one_object(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """Questions that name exactly one object, one per object that can be named."""
+    found: dict[int, Question] = {}
+    for kind in rng.permutation(ABOUT_ONE_OBJECT * 6):
+        question = ask(scene, str(kind), rng)
+        if question is not None and len(question.objects) == 1:
+            found.setdefault(question.objects[0], question)
+    return list(found.values())
+
+
+def _pairs(count: int) -> Iterator[tuple[Scene, Question, Question]]:
+    source, made = scenes(FIRST_TEST_SEED + 600_000, SceneConfig(objects=(2, 4), dot_probability=0.0)), 0
+    while made < count:
+        scene = next(source)
+        questions = _about_one_object(scene, np.random.default_rng(scene.seed))
+        if len(questions) >= 2:
+            made += 1
+            yield scene, questions[0], questions[1]
+
+
+def _covered(evidence: Evidence, scene: Scene, index: int) -> float:
+    """Share of the object's area, over all frames, that lies on kept patches."""
+    kept: npt.NDArray[np.bool_] = np.stack([frame.stage2 for frame in evidence.frames])
+    cover = scene.patch_cover(scene.objects[index], kept.shape[1])
+    return float(cover[kept].sum() / cover.sum())

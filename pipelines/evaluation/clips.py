@@ -1,0 +1,44 @@
+"""Clips as the engine gets them: rendered, through H.264, in chunks."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from occam.config import Pruning
+from occam.engine import Engine
+from occam.tensors import PrefixState
+from occam.types import FrameBatch
+from pipelines.evaluation.codec import through_h264
+from pipelines.evaluation.renderer import Scene, SceneConfig, draw_scene, render
+
+CRF = 18
+"""The quality that `write_mp4` uses, and so the demo's."""
+
+
+def scenes(first_seed: int, config: SceneConfig | None = None) -> Iterator[Scene]:
+    """Scenes of consecutive seeds, without end."""
+    seed = first_seed
+    while True:
+        yield draw_scene(seed, config)
+        seed += 1
+
+
+def frames_of(scene: Scene) -> FrameBatch:
+    """The scene's frames after an H.264 round trip, one a second."""
+    frames = through_h264(render(scene), CRF)
+    count = len(frames)
+    return FrameBatch(
+        frames=frames,
+        pts_seconds=np.arange(count, dtype=np.float64),
+        indices=np.arange(count, dtype=np.int64),
+        digest=f"scene-{scene.seed}",
+    )
+
+
+def state_of(engine: Engine, frames: FrameBatch, pruning: Pruning) -> PrefixState:
+    """The prefix state of a clip, built in the engine's chunks."""
+    state = engine.begin(pruning)
+    step = engine.config.chunk_frames
+    for start in range(0, len(frames), step):
+        state, _ = engine.append(state, frames.chunk(start, min(start + step, len(frames))), pruning)
+    return state

@@ -1,0 +1,85 @@
+"""The rule against a literal loop over tokens, ties and empty inputs included."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from occam.config import OccamToken
+from occam.pruning.compact import compact_frames
+from occam.pruning.occam_token import OccamTokenStrategy, frame_mask, question_mask
+from occam.pruning.strategy import TextEvidence
+
+SCORES = st.integers(0, 8).map(lambda n: n / 8)
+
+
+@given(
+    st.lists(st.lists(SCORES, min_size=3, max_size=3), min_size=1, max_size=5), st.integers(0, 6).map(lambda n: n / 4)
+)
+def test_stage_one_is_the_comparison_written_out(rows: list[list[float]], lambda1: float) -> None:
+    reference = [row[-1] for row in rows]
+    mask = frame_mask(torch.tensor(rows), torch.tensor(reference), lambda1)
+    assert mask.keep.tolist() == [
+        score >= lambda1 * ref for row, ref in zip(rows, reference, strict=True) for score in row
+    ]
+
+
+@given(st.lists(SCORES, max_size=12), SCORES, st.integers(0, 12).map(lambda n: n / 4), st.integers(0, 4))
+def test_stage_two_keeps_what_passes_and_never_fewer_than_the_floor(
+    scores: list[float], reference: float, lambda2: float, floor: int
+) -> None:
+    keep = question_mask(torch.tensor(scores), torch.tensor(reference), lambda2, floor).keep
+    passing = [score >= lambda2 * reference for score in scores]
+    if sum(passing) >= floor:
+        assert keep.tolist() == passing
+    else:
+        kept = [score for score, kept in zip(scores, keep.tolist(), strict=True) if kept]
+        assert len(kept) == min(floor, len(scores))
+        assert sorted(kept, reverse=True) == sorted(scores, reverse=True)[: len(kept)]
+
+
+def test_evidence_is_the_largest_over_text_for_a_token_and_the_mean_for_the_register() -> None:
+    strategy = OccamTokenStrategy(OccamToken(lambda1=1, lambda2=1, cut=1, register="zero_token"))
+    evidence = TextEvidence(
+        rows_TV=torch.tensor([[0.1, 0.4, 0.2], [0.3, 0.0, 0.2]]), register_T=torch.tensor([0.1, 0.5])
+    )
+    mask = strategy.stage2(evidence)
+    assert mask.scores.tolist() == pytest.approx([0.3, 0.4, 0.2])
+    assert float(mask.threshold) == pytest.approx(0.3)
+    assert mask.keep.tolist() == [True, True, False]
+
+
+def test_without_a_register_the_mean_takes_its_place() -> None:
+    strategy = OccamTokenStrategy(OccamToken(lambda1=1, lambda2=2, cut=1, register="mean_threshold"))
+    assert strategy.stage1(torch.tensor([[0.1, 0.3]]), None).keep.tolist() == [False, True]
+    rows = torch.tensor([[0.1, 0.4], [0.1, 0.2]])
+    assert float(strategy.stage2(TextEvidence(rows_TV=rows, register_T=None)).threshold) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("keep_cls", [False, True])
+def test_kept_tokens_keep_the_position_they_have_in_the_stock_sequence(keep_cls: bool) -> None:
+    frames, patches = 3, 4
+    features = torch.arange(frames * (patches + 1), dtype=torch.float32).view(frames, patches + 1, 1)
+    keep = torch.tensor([[True, False, False, True], [False] * 4, [False, True, True, False]])
+    kept = compact_frames(features, keep, keep_cls)
+    # Feature values are the stock positions themselves.
+    assert kept.features.squeeze(1).tolist() == kept.offsets.tolist()
+    expected = [1, 4, 12, 13] if not keep_cls else [0, 1, 4, 5, 10, 12, 13]
+    assert kept.offsets.tolist() == expected
+    assert kept.frame.tolist() == [offset // 5 for offset in expected]
+    assert kept.patch.tolist() == [offset % 5 - 1 for offset in expected]
+
+
+@pytest.mark.parametrize(("field", "value"), [("lambda1", -0.1), ("lambda2", math.inf), ("cut", 0), ("min_tokens", -1)])
+def test_settings_out_of_range_name_the_field_and_the_value(field: str, value: float) -> None:
+    settings = {"lambda1": 1.0, "lambda2": 1.0, "cut": 2, "register": "zero_token", field: value}
+    with pytest.raises(ValueError, match=rf"{field} must .*{value}"):
+        OccamToken(**settings)  # type: ignore[arg-type]
+
+
+def test_a_cut_deeper_than_the_model_is_refused() -> None:
+    strategy = OccamTokenStrategy(OccamToken(lambda1=1, lambda2=1, cut=6, register="zero_token"))
+    with pytest.raises(ValueError, match=r"1\.\.5 for 6 decoder layers, got 6"):
+        strategy.cut(6)
