@@ -305,6 +305,15 @@ class ModelList(BaseModel):
     data: list[ModelBody]
 
 
+class Ready(BaseModel):
+    """What is live: models, the cache tiers, and how durable sessions and videos are."""
+
+    status: Literal["ready"] = "ready"
+    models: list[str]
+    kv: str = Field(examples=["memory, private redis"])
+    state: str = Field(examples=["private redis, lost when the service stops"])
+
+
 class ErrorDetail(BaseModel):
     """What went wrong: `code` for programs, `message` for people, `param` the field at fault."""
 

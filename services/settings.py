@@ -27,14 +27,15 @@ class Settings:
     allowed_hosts: hosts that may be fetched (empty: every public one); allow_private_hosts: host:port, private or not
     file_roots: directories of which files may be named by path (none by default)
     workers: replicas per model; max_ongoing: requests that one replica takes at a time; max_queued: waiting behind them
-    directory: node-local files: fetched videos and metrics; a fresh private one where empty
+    kv_memory_bytes: states in one worker's memory; kv_entry_bytes: largest state that goes into the shared tier
+    directory: node-local files (fetched videos, metrics); a fresh private one where empty
     """
 
     models: tuple[str, ...] = ("tiny-video-llava",)
     kv_url: str = "auto"
     kv_ttl_s: float = 86_400.0
     kv_memory_bytes: int = 512 << 20
-    kv_redis_bytes: int = 1 << 30
+    kv_entry_bytes: int = 256 << 20
     state_url: str = "auto"
     session_ttl_s: float = 7 * 86_400.0
     allowed_hosts: tuple[str, ...] = ()
@@ -42,8 +43,8 @@ class Settings:
     file_roots: tuple[str, ...] = ()
     max_video_bytes: int = 1 << 30
     max_video_seconds: float = 3600.0
-    max_video_pixels: int = 3840 * 2160
-    max_video_frames: int = 256
+    max_video_pixels: int = 4096 * 2304
+    max_video_frames: int = 250_000
     video_cache_bytes: int = 8 << 30
     deadline_s: float = 120.0
     device: str = "cpu"
@@ -71,6 +72,11 @@ class Settings:
         known = {field.name: field.type for field in fields(cls)}
         values = {name: _parse(name, kind, value) for name, kind, value in _given(known, environ)}
         return cls(**values)
+
+    @property
+    def metrics_directory(self) -> Path:
+        """The folder in which the processes of this node keep their metrics."""
+        return Path(self.directory, "metrics")
 
     def engine(self, model: str) -> EngineConfig:
         """How a worker of `model` runs its engine."""
