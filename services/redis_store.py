@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -16,7 +16,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from occam.errors import InvalidInput, StoreUnavailable
-from occam.kv.codec import Manifest, decode, encode
+from occam.kv.codec import Manifest, Part, decode, describe, encode
 from occam.kv.key import KVKey
 from occam.tensors import PrefixState
 
@@ -29,39 +29,35 @@ _BATCH = 4
 
 
 class Breaker:
-    """Fails fast for `open_s` seconds after a failure; then one caller tries, and the others go on failing till it is back."""
+    """Fails fast for `open_s` seconds after a failure; then one caller may try while the others go on failing."""
 
     def __init__(self, open_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._open_s = open_s
         self._clock = clock
-        self._opens_until: float | None = None
+        self._open_until: float | None = None
 
-    @property
-    def is_open(self) -> bool:
-        """Whether a call would fail now."""
-        return self._opens_until is not None and self._clock() < self._opens_until
-
-    def check(self) -> None:
-        """Raises StoreUnavailable while open."""
-        if self.is_open:
+    def enter(self) -> None:
+        """Begin a call that ends in `failed` or `succeeded`; raises StoreUnavailable while open."""
+        if self._open_until is None:
+            return
+        if self._clock() < self._open_until:
             raise StoreUnavailable("The shared cache failed a moment ago and is left alone for now.")
-        if self._opens_until is not None:
-            self.failed()
+        self.failed()
 
     def failed(self) -> None:
         """Open for `open_s` seconds from now."""
-        self._opens_until = self._clock() + self._open_s
+        self._open_until = self._clock() + self._open_s
 
     def succeeded(self) -> None:
         """Close."""
-        self._opens_until = None
+        self._open_until = None
 
 
 class RedisStore:
     """A `KVStore` on a Redis that may be away, slow, full or shared at any time; for one event loop.
 
     ttl_s: seconds an entry lives after it was last written
-    max_entry_bytes: larger states are not kept: a value near Redis' maxmemory would evict everything else
+    max_entry_bytes: larger entries are neither written nor read: one near Redis' maxmemory would evict all others
     connect_s, stall_s: seconds without a connection, and without an answer to one command, until the tier is away
     total_s: seconds one operation may take altogether; breaker: how long the tier is then left alone
     """
@@ -96,7 +92,7 @@ class RedisStore:
     async def get(self, key: KVKey) -> PrefixState | None:
         """The state of `key` on the CPU, every bit checked, or None where any of it is missing; raises CorruptState."""
         async with self._answering():
-            raw = await self._redis.hget(_name(key), _MANIFEST)
+            raw = cast(bytes | None, await self._redis.hget(_name(key), _MANIFEST))
         if raw is None:
             return None
         manifest = Manifest.from_bytes(raw)
@@ -104,23 +100,24 @@ class RedisStore:
             return None
         async with self._answering():
             parts = await self._fetch(key, manifest.parts)
-        if None in parts:
+        if len(parts) < len(manifest.parts):
             return None
         return await asyncio.to_thread(decode, manifest, parts)
 
     async def put(self, key: KVKey, state: PrefixState) -> bool:
         """Keep `state`; False where it has more than `max_entry_bytes`."""
-        if state.nbytes > self._max_entry_bytes:
+        if describe(state).nbytes > self._max_entry_bytes:
             return False
-        self._breaker.check()
-        manifest, parts = await asyncio.to_thread(encode, state)
-        fields = [*zip(manifest.parts, parts, strict=True), (_MANIFEST, manifest.to_bytes())]
         async with self._answering():
+            manifest, parts = await asyncio.to_thread(encode, state)
+            fields: list[tuple[str, Part]] = [*zip(manifest.parts, parts, strict=True)]
+            fields.append((_MANIFEST, manifest.to_bytes()))
             for batch in _batches(fields):
                 pipeline = self._redis.pipeline(transaction=True)
                 for field, value in batch:
                     pipeline.hset(_name(key), field, value)
-                await pipeline.expire(_name(key), self._ttl_s).execute()
+                pipeline.expire(_name(key), self._ttl_s)
+                await pipeline.execute()
         return True
 
     async def delete(self, key: KVKey) -> None:
@@ -132,19 +129,20 @@ class RedisStore:
         """Close every connection."""
         await self._redis.aclose()
 
-    async def _fetch(self, key: KVKey, fields: Sequence[str]) -> list[bytes | None]:
-        parts: list[bytes | None] = []
+    async def _fetch(self, key: KVKey, fields: Sequence[str]) -> list[bytes]:
+        """The values of `fields`, in order, without those that are missing."""
+        values: list[bytes | None] = []
         for batch in _batches(fields):
             pipeline = self._redis.pipeline(transaction=False)
             for field in batch:
                 pipeline.hget(_name(key), field)
-            parts += await pipeline.execute()
-        return parts
+            values += await pipeline.execute()
+        return [value for value in values if value is not None]
 
     @asynccontextmanager
     async def _answering(self) -> AsyncIterator[None]:
-        """What runs inside fails as StoreUnavailable, at the latest after `total_s`, and at once while the breaker is open."""
-        self._breaker.check()
+        """Failures inside become StoreUnavailable: after `total_s` at the latest, at once while the breaker is open."""
+        self._breaker.enter()
         try:
             async with asyncio.timeout(self._total_s):
                 yield

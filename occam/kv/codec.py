@@ -89,9 +89,33 @@ class Manifest:
         return _validated(values)
 
 
+def describe(state: PrefixState) -> Manifest:
+    """The manifest of `state` before its parts have checksums; its `nbytes` is what encoding will take."""
+    dtype = str(state.hidden.dtype).removeprefix("torch.")
+    if dtype not in _DTYPES:
+        raise ValueError(f"hidden must be one of {', '.join(_DTYPES)}, got {dtype}")
+    heads, _, head_dim = state.keys[0].shape if state.keys else (0, 0, 0)
+    return Manifest(
+        dtype=dtype,
+        tokens=len(state),
+        axes=state.positions.shape[0],
+        layers=len(state.keys),
+        heads=heads,
+        head_dim=head_dim,
+        width=state.hidden.shape[1],
+        frames=state.frame_pts.shape[0],
+        register_count=state.register_count,
+        grid_rows=state.grid[0],
+        grid_columns=state.grid[1],
+        next_position=state.next_position,
+        encoded=state.encoded,
+        parts=(),
+    )
+
+
 def encode(state: PrefixState) -> tuple[Manifest, list[memoryview]]:
     """The manifest of `state` and its parts, views of one buffer; raises ValueError on a state it cannot hold."""
-    manifest = _describe(state)
+    manifest = describe(state)
     buffer = torch.zeros(manifest.nbytes, dtype=torch.uint8)
     for slot, view in zip(_slots(manifest), _views(manifest, buffer), strict=True):
         tensor = _tensor(state, slot)
@@ -124,30 +148,6 @@ def decode(manifest: Manifest, parts: Sequence[Part]) -> PrefixState:
         next_position=manifest.next_position,
         encoded=manifest.encoded,
         **tensors,
-    )
-
-
-def _describe(state: PrefixState) -> Manifest:
-    """The manifest of `state` without its checksums."""
-    dtype = str(state.hidden.dtype).removeprefix("torch.")
-    if dtype not in _DTYPES:
-        raise ValueError(f"hidden must be one of {', '.join(_DTYPES)}, got {dtype}")
-    heads, _, head_dim = state.keys[0].shape if state.keys else (0, 0, 0)
-    return Manifest(
-        dtype=dtype,
-        tokens=len(state),
-        axes=state.positions.shape[0],
-        layers=len(state.keys),
-        heads=heads,
-        head_dim=head_dim,
-        width=state.hidden.shape[1],
-        frames=state.frame_pts.shape[0],
-        register_count=state.register_count,
-        grid_rows=state.grid[0],
-        grid_columns=state.grid[1],
-        next_position=state.next_position,
-        encoded=state.encoded,
-        parts=(),
     )
 
 

@@ -36,6 +36,9 @@ class KVStore(Protocol):
     async def delete(self, key: KVKey) -> None:
         """Forget `key`; one that is not there is fine."""
 
+    async def aclose(self) -> None:
+        """Let go of what the tier holds in this process."""
+
 
 class MemoryStore:
     """The tier in this process: least recently used states leave first. For one event loop, not for threads."""
@@ -75,6 +78,11 @@ class MemoryStore:
         state = self._states.pop(key.digest, None)
         if state is not None:
             self._nbytes -= state.nbytes
+
+    async def aclose(self) -> None:
+        """Forget everything."""
+        self._states.clear()
+        self._nbytes = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +162,12 @@ class TieredStore:
     async def drain(self) -> None:
         """Wait until every write in the background has ended."""
         await asyncio.gather(*self._writes.values())
+
+    async def aclose(self) -> None:
+        """Finish the writes, then close every tier."""
+        await self.drain()
+        for tier in self._tiers:
+            await tier.aclose()
 
     async def _write(self, key: KVKey, state: PrefixState, tiers: Sequence[KVStore]) -> None:
         for tier in tiers[:1]:

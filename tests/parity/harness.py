@@ -1,0 +1,76 @@
+"""The engine under test, asked the way the oracle is asked, and the comparison of the two."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from occam.config import EngineConfig, NoPruning, OccamToken, Pruning, SamplingParams
+from occam.engine.engine import Engine
+from occam.tensors import PrefixState
+from occam.types import Answer, FrameBatch
+from tests.parity.oracle import Played, Rule
+
+QUESTIONS = ("what colour is the ball ?", "where does it go then ?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """What the engine answered, with the logits [G, V] that it sampled from."""
+
+    answer: Answer
+    logits: Tensor
+
+
+def load(checkpoint: Path, chunk_frames: int = 2, dtype: str = "float32") -> Engine:
+    return Engine.load(EngineConfig(model=str(checkpoint), dtype=dtype, chunk_frames=chunk_frames, threads=1))
+
+
+def pruning_of(rule: Rule | None) -> Pruning:
+    if rule is None:
+        return NoPruning()
+    names = ("lambda1", "lambda2", "cut", "register", "evaluators", "min_tokens", "keep_cls", "placement")
+    return OccamToken(**{name: getattr(rule, name) for name in names})
+
+
+def build(engine: Engine, frames: np.ndarray, pruning: Pruning, chunk_frames: int = 2) -> PrefixState:
+    """A state from uint8 [T, H, W, 3], appended in chunks."""
+    video = FrameBatch(
+        frames=frames, pts_seconds=np.arange(len(frames)) / 2, indices=np.arange(len(frames)), digest="0" * 64
+    )
+    state = engine.begin(pruning)
+    for start in range(0, len(video), chunk_frames):
+        state, _ = engine.append(state, video.chunk(start, min(start + chunk_frames, len(video))), pruning)
+    return state
+
+
+def ask(engine: Engine, state: PrefixState, questions: Sequence[str], pruning: Pruning, steps: int) -> list[Reply]:
+    """A conversation on one shared state: each follow-up replays the turns before it."""
+    replies: list[Reply] = []
+    for question in questions:
+        session = engine.replay(state, [reply.answer.turn for reply in replies])
+        logits: list[Tensor] = []
+        sampling = SamplingParams(max_new_tokens=steps)
+        answer = engine.ask(session, question, pruning, sampling, on_logits=logits.append)
+        replies.append(Reply(answer=answer, logits=torch.stack(logits)))
+    return replies
+
+
+def assert_same(replies: Sequence[Reply], expected: Sequence[Played], rule: Rule | None) -> None:
+    """Same ids, same kept sets at both stages, scores and thresholds, and logits to 1e-4."""
+    for reply, played in zip(replies, expected, strict=True):
+        evidence = reply.answer.evidence
+        assert reply.answer.turn.suffix_ids == tuple(played.suffix)
+        for frame, stage1, stage2, scores in zip(
+            evidence.frames, played.stage1, played.stage2, played.scores, strict=True
+        ):
+            assert frame.stage1.flatten().tolist() == stage1.tolist()
+            assert frame.stage2.flatten().tolist() == stage2.tolist()
+            np.testing.assert_allclose(frame.scores.flatten(), scores.numpy(), atol=1e-6, rtol=1e-4)
+        threshold = rule.lambda2 * played.reference if rule else float("nan")
+        np.testing.assert_allclose(evidence.threshold, threshold, atol=1e-6, rtol=1e-4)
+        assert reply.answer.turn.generated_ids == tuple(played.generated)
+        torch.testing.assert_close(reply.logits, played.logits, atol=1e-4, rtol=0)

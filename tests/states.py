@@ -1,0 +1,76 @@
+"""Prefix states of random bits, and what it means that two of them are the same."""
+
+from dataclasses import fields
+
+import torch
+from torch import Tensor
+
+from occam.kv.key import KVKey
+from occam.tensors import PrefixState
+
+BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+
+
+def make_state(
+    seed: int = 0,
+    *,
+    tokens: int = 5,
+    frames: int = 2,
+    layers: int = 2,
+    heads: int = 2,
+    head_dim: int = 3,
+    width: int = 7,
+    axes: int = 1,
+    dtype: torch.dtype = torch.float32,
+) -> PrefixState:
+    """A state whose floats are any bit patterns at all: NaNs with payloads, infinities, subnormals, -0.0."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def bits(dtype: torch.dtype, *shape: int) -> Tensor:
+        raw = torch.randint(-(2**63), 2**63 - 1, shape, generator=generator)
+        return raw.to(BITS[dtype.itemsize]).view(dtype)
+
+    def below(limit: int, *shape: int) -> Tensor:
+        return torch.randint(-1, max(limit, 0), shape, generator=generator)
+
+    return PrefixState(
+        ids=bits(torch.int64, tokens),
+        positions=bits(torch.int64, axes, tokens),
+        frame=below(frames, tokens),
+        patch=below(6 if frames else 0, tokens),
+        keys=tuple(bits(dtype, heads, tokens, head_dim) for _ in range(layers)),
+        values=tuple(bits(dtype, heads, tokens, head_dim) for _ in range(layers)),
+        hidden=bits(dtype, tokens, width),
+        register_sum=bits(torch.float32, width),
+        register_count=frames,
+        frame_pts=bits(torch.float64, frames),
+        frame_index=bits(torch.int64, frames),
+        grid=(2, 3) if frames else (0, 0),
+        next_position=tokens + 9,
+        encoded=6 * frames,
+    )
+
+
+def assert_same(a: PrefixState, b: PrefixState) -> None:
+    """Every field equal, tensors bit for bit."""
+    for field in fields(PrefixState):
+        left, right = getattr(a, field.name), getattr(b, field.name)
+        if isinstance(left, tuple) and left and isinstance(left[0], Tensor):
+            assert len(left) == len(right), field.name
+        for one, other in zip(_list(left), _list(right), strict=True):
+            assert _bits(one) == _bits(other), field.name
+
+
+def make_key(name: str = "video") -> KVKey:
+    """A key that differs from another exactly if the names do."""
+    return KVKey(video_digest=name, frame_indices=(0, 5), facts={"cut": 2}, decode_backend="decord 0.6.0")
+
+
+def _list(value: object) -> list[object]:
+    return list(value) if isinstance(value, tuple) else [value]
+
+
+def _bits(value: object) -> object:
+    if not isinstance(value, Tensor):
+        return value
+    return value.dtype, tuple(value.shape), value.contiguous().view(-1).view(torch.uint8).tolist()

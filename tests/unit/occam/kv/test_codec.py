@@ -1,0 +1,161 @@
+import json
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from occam.errors import CorruptState
+from occam.kv import codec
+from occam.kv.codec import Manifest, decode, describe, encode
+from tests.states import assert_same, make_state
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    tokens=st.integers(0, 9),
+    frames=st.integers(0, 3),
+    layers=st.integers(0, 3),
+    head_dim=st.integers(1, 5),
+    axes=st.sampled_from([1, 3]),
+    dtype=st.sampled_from(DTYPES),
+)
+def test_round_trip_keeps_every_bit(**shape: Any) -> None:
+    state = make_state(**shape)
+    manifest, parts = encode(state)
+    assert sum(map(len, parts)) == describe(state).nbytes
+    assert_same(decode(Manifest.from_bytes(manifest.to_bytes()), [bytes(part) for part in parts]), state)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_odd_values_keep_their_bits(dtype: torch.dtype) -> None:
+    state = make_state(tokens=4, width=2, dtype=dtype)
+    tiny = torch.finfo(dtype).smallest_normal / 2
+    odd = torch.tensor([float("nan"), -0.0, float("inf"), float("-inf"), tiny, -tiny, 0.0, torch.finfo(dtype).max])
+    state.hidden.copy_(odd.to(dtype).view(4, 2))
+    restored = decode(*encode(state))
+    assert_same(restored, state)
+    assert restored.hidden.signbit().tolist()[0][1]
+    assert restored.hidden[2, 0] != 0
+
+
+def test_tensors_that_are_views_are_stored_as_what_they_show() -> None:
+    state = make_state(tokens=6)
+    keys = tuple(torch.zeros(6, 2, 3).copy_(key.transpose(0, 1)).transpose(0, 1) for key in state.keys)
+    assert not keys[0].is_contiguous()
+    view = type(state)(**{**vars(state), "keys": keys})
+    assert_same(decode(*encode(view)), view)
+
+
+def test_restored_tensors_are_aligned_as_fresh_ones_are() -> None:
+    restored = decode(*encode(make_state(tokens=5, dtype=torch.bfloat16)))
+    assert all(t.data_ptr() % 64 == 0 for t in (restored.hidden, restored.ids, *restored.keys, *restored.values))
+
+
+def test_a_state_larger_than_a_part_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "PART_BYTES", 256)
+    state = make_state(tokens=50)
+    manifest, parts = encode(state)
+    assert len(parts) > 10
+    assert {len(part) for part in parts[:-1]} == {256}
+    assert_same(decode(manifest, parts), state)
+    with pytest.raises(CorruptState, match="sizes"):
+        decode(manifest, parts[:-1])
+    with pytest.raises(CorruptState, match="checksum"):
+        decode(manifest, [parts[1], parts[0], *parts[2:]])
+
+
+def test_encoding_is_deterministic() -> None:
+    assert encode(make_state(3))[0] == encode(make_state(3))[0]
+    assert encode(make_state(3))[0] != encode(make_state(4))[0]
+
+
+def test_every_flipped_bit_is_detected() -> None:
+    manifest, (part,) = encode(make_state(tokens=1, frames=1, layers=1, heads=1, head_dim=1, width=1))
+    raw = manifest.to_bytes()
+    for index in range(len(raw)):
+        for bit in range(8):
+            with pytest.raises(CorruptState):
+                Manifest.from_bytes(_flipped(raw, index, bit))
+    for index in range(len(part)):
+        for bit in range(8):
+            with pytest.raises(CorruptState, match="checksum"):
+                decode(manifest, [_flipped(bytes(part), index, bit)])
+
+
+@given(st.binary(max_size=300))
+def test_bytes_of_any_kind_are_not_a_manifest(raw: bytes) -> None:
+    with pytest.raises(CorruptState):
+        Manifest.from_bytes(raw)
+    with pytest.raises(CorruptState):
+        Manifest.from_bytes(_sealed(raw))
+
+
+HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "not an object": lambda m: [m],
+    "another version": lambda m: m | {"version": 2},
+    "a version that only equals": lambda m: m | {"version": True},
+    "a field too many": lambda m: m | {"pickle": "gASV"},
+    "a field too few": lambda m: {name: value for name, value in m.items() if name != "frames"},
+    "negative": lambda m: m | {"tokens": -1},
+    "huge": lambda m: m | {"tokens": 2**62},
+    "more tokens than bytes": lambda m: m | {"tokens": 2**39},
+    "more layers than any model": lambda m: m | {"layers": 10**9, "tokens": 0},
+    "float": lambda m: m | {"tokens": 5.0},
+    "boolean": lambda m: m | {"tokens": True},
+    "text": lambda m: m | {"tokens": "5"},
+    "null": lambda m: m | {"width": None},
+    "unknown dtype": lambda m: m | {"dtype": "object"},
+    "unhashable dtype": lambda m: m | {"dtype": ["float32"]},
+    "part not a checksum": lambda m: m | {"parts": ["../../etc/passwd"]},
+    "parts not a list": lambda m: m | {"parts": "a" * 64},
+    "part not text": lambda m: m | {"parts": [1]},
+    "a part too many": lambda m: m | {"parts": m["parts"] * 2},
+    "no parts": lambda m: m | {"parts": []},
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_manifest_with_a_right_checksum_is_refused(name: str) -> None:
+    values = json.loads(encode(make_state())[0].to_bytes().partition(b"\n")[2])
+    assert Manifest.from_bytes(_sealed(json.dumps(values).encode())) == encode(make_state())[0]
+    with pytest.raises(CorruptState):
+        Manifest.from_bytes(_sealed(json.dumps(HOSTILE[name](values)).encode()))
+
+
+@pytest.mark.parametrize(
+    "body", [b"[" * 100_000, b'{"version": ' + b"9" * 5000 + b"}", b" " * (2 << 20)], ids=["deep", "digits", "long"]
+)
+def test_json_that_wears_a_parser_out_is_refused(body: bytes) -> None:
+    with pytest.raises(CorruptState):
+        Manifest.from_bytes(_sealed(body))
+
+
+def test_a_token_of_a_frame_or_patch_that_is_not_there_is_refused() -> None:
+    for name, value in (("frame", 2), ("frame", -2), ("patch", 6), ("patch", -2)):
+        state = make_state()
+        getattr(state, name)[1] = value
+        with pytest.raises(CorruptState, match=name):
+            decode(*encode(state))
+
+
+def test_a_state_that_the_format_cannot_hold_is_our_own_mistake() -> None:
+    state = make_state()
+    with pytest.raises(ValueError, match="keys.1"):
+        encode(type(state)(**{**vars(state), "keys": (state.keys[0], state.keys[1].half())}))
+    with pytest.raises(ValueError, match="hidden must be one of"):
+        encode(type(state)(**{**vars(state), "hidden": state.hidden.double()}))
+
+
+def _flipped(data: bytes, index: int, bit: int) -> bytes:
+    return data[:index] + bytes([data[index] ^ (1 << bit)]) + data[index + 1 :]
+
+
+def _sealed(body: bytes) -> bytes:
+    return blake2b(body, digest_size=32).hexdigest().encode() + b"\n" + body

@@ -1,0 +1,74 @@
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from occam.kv.key import KVKey
+
+KEY = KVKey(
+    video_digest="ab" * 32,
+    frame_indices=(0, 3, 7),
+    facts={"model": "m", "cut": 3, "lambda1": 0.1, "keep_cls": False},
+    decode_backend="decord 0.6.0",
+    tenant_salt="t",
+)
+OTHERS = {
+    "video_digest": "ac" * 32,
+    "frame_indices": (0, 3, 8),
+    "decode_backend": "decord 0.6.1",
+    "tenant_salt": "u",
+    "codec_version": 2,
+}
+facts = st.dictionaries(st.text(max_size=3), st.one_of(st.text(max_size=3), st.integers(), st.floats(), st.booleans()))
+
+
+@pytest.mark.parametrize("field", OTHERS)
+def test_every_field_matters(field: str) -> None:
+    assert replace(KEY, **{field: OTHERS[field]}).digest != KEY.digest
+
+
+@pytest.mark.parametrize("fact", KEY.facts)
+def test_every_fact_matters(fact: str) -> None:
+    without = {name: value for name, value in KEY.facts.items() if name != fact}
+    changed = {**KEY.facts, fact: f"{KEY.facts[fact]}x"}
+    assert len({key.digest for key in (KEY, replace(KEY, facts=without), replace(KEY, facts=changed))}) == 3
+
+
+def test_values_that_python_calls_equal_are_not() -> None:
+    values = [1, 1.0, True, "1", "1.0", 0.0, -0.0, 0, False, "", 0.1, 0.1 + 2**-56]
+    assert len({replace(KEY, facts={"x": value}).digest for value in values}) == len(values)
+
+
+def test_the_order_of_facts_does_not_matter_and_that_of_frames_does() -> None:
+    assert replace(KEY, facts=dict(reversed(KEY.facts.items()))).digest == KEY.digest
+    assert replace(KEY, frame_indices=(3, 0, 7)).digest != KEY.digest
+
+
+def test_neighbouring_fields_do_not_run_into_each_other() -> None:
+    assert replace(KEY, decode_backend="a", tenant_salt="bc").digest != replace(
+        KEY, decode_backend="ab", tenant_salt="c"
+    ).digest
+
+
+@given(facts, facts)
+def test_digests_agree_exactly_where_the_facts_do(a: dict[str, object], b: dict[str, object]) -> None:
+    def exact(facts: dict[str, object]) -> dict[str, tuple[type, str]]:
+        return {name: (type(fact), fact.hex() if isinstance(fact, float) else str(fact)) for name, fact in facts.items()}
+
+    assert (replace(KEY, facts=a).digest == replace(KEY, facts=b).digest) == (exact(a) == exact(b))
+
+
+@pytest.mark.parametrize("fact", [None, np.float64(1), np.int64(1), (1,), b"1"])
+def test_a_fact_without_a_canonical_form_is_refused(fact: object) -> None:
+    with pytest.raises(TypeError, match="str, int, float or bool"):
+        _ = replace(KEY, facts={"x": fact}).digest
+
+
+def test_the_digest_is_the_same_in_another_process() -> None:
+    code = f"from occam.kv.key import KVKey; print(KVKey(**{vars(KEY)!r}).digest)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == KEY.digest
