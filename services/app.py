@@ -1,7 +1,6 @@
 """All the wiring: the deployments, what each is built of, and how they find each other."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from ray import serve
 from ray.serve import Application

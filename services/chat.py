@@ -8,8 +8,30 @@ from pydantic import BaseModel, ConfigDict, Field
 from occam.config import SamplingParams
 from occam.errors import InvalidInput
 from services.conversations import Question, Reply
-from services.schemas import EvidenceBody, OccamBody, Options, TimingsBody, UsageBody
+from services.schemas import EXAMPLE_USAGE, EvidenceBody, OccamBody, Options, TimingsBody, UsageBody
 from services.state import new_id
+
+EXAMPLE_COMPLETION = {
+    "id": "chatcmpl-Qm1x0cV7aZ",
+    "object": "chat.completion",
+    "created": 1780000000,
+    "model": "tiny-video-llava",
+    "choices": [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "red", "refusal": None},
+            "finish_reason": "stop",
+            "logprobs": None,
+        }
+    ],
+    "usage": {**EXAMPLE_USAGE, "total_tokens": 94, "prompt_tokens_details": {"cached_tokens": 74}},
+    "occam": {
+        "session_id": "session-3KfLq0mZ5cV1bY8d",
+        "cache": "memory",
+        "strategy": "occam",
+        "finish_reason": "stop",
+    },
+}
 
 
 class Url(BaseModel):
@@ -81,10 +103,10 @@ class ChatRequest(BaseModel):
 
     model: str
     messages: list[Message] = Field(min_length=1)
-    max_tokens: int | None = Field(None, ge=1, le=4096)
-    max_completion_tokens: int | None = Field(None, ge=1, le=4096)
-    temperature: float = Field(0.0, ge=0, le=2, description="Unlike OpenAI's, 0 by default: the likeliest answer.")
-    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: int | None = Field(default=None, ge=1, le=4096)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=4096)
+    temperature: float = Field(default=0.0, ge=0, le=2, description="Unlike OpenAI's, 0 by default: the likeliest answer.")
+    top_p: float = Field(default=1.0, gt=0, le=1)
     seed: int = 0
     n: Literal[1] = 1
     stream: bool = False

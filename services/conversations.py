@@ -11,11 +11,11 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 
 from occam.config import SamplingParams
-from occam.errors import InvalidInput, UnknownModel
+from occam.errors import EngineFailure, InvalidInput, UnknownModel
 from occam.stats import StageStats
 from services import metrics
 from services.errors import DeadlineExceeded, NotFound, ReplicaLost
-from services.messages import Ask, Described, Event, Finished, FrameChoice, PruningChoice, ServedModel, Text, Video
+from services.messages import Ask, Described, Event, Finished, FrameChoice, PruningChoice, ServedModel, Text
 from services.remote import call, stream
 from services.settings import Settings
 from services.state import Session, State, new_id
@@ -183,6 +183,15 @@ class Conversations:
         await self._state.save_session(session)
         if session.video_id is not None:
             await self._state.note_key(session.video_id, finished.key)
+
+
+async def last(pieces: AsyncGenerator[Text | Reply]) -> Reply:
+    """The reply, without the pieces before it."""
+    async with aclosing(pieces):
+        async for piece in pieces:
+            if isinstance(piece, Reply):
+                return piece
+    raise EngineFailure("The answer ended without its end.")
 
 
 def model_name(model: str) -> str:

@@ -1,7 +1,6 @@
 """The routes of the API. What they do is in `conversations` and `videos`; how errors come out, in `problems`."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -9,8 +8,8 @@ from ray.serve.handle import DeploymentHandle
 
 from occam.config import SamplingParams
 from services import events, metrics, problems
-from services.chat import ChatRequest, Completion
-from services.conversations import Conversations, Question, Reply
+from services.chat import EXAMPLE_COMPLETION, ChatRequest, Completion
+from services.conversations import Conversations, Question, last
 from services.ledger import Ledger
 from services.schemas import AnswerBody, ErrorBody, ModelBody, ModelList, QueryRequest, Ready, VideoBody, VideoRequest
 from services.settings import Settings
@@ -21,7 +20,15 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "The request cannot be served as it stands."},
     "5XX": {"model": ErrorBody, "description": "The service could not answer; 503 carries `Retry-After`."},
 }
-_STREAM = {"description": "The answer; with `stream: true` as server-sent events.", "content": {"text/event-stream": {}}}
+_EVENTS: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
+_ANSWER: dict[str, Any] = {
+    "description": "The answer; with `stream: true` as server-sent events that end with the same object.",
+    "content": _EVENTS,
+}
+_CHAT: dict[str, Any] = {
+    "description": "The completion; with `stream: true` as server-sent events of OpenAI's chunks.",
+    "content": {"application/json": {"example": EXAMPLE_COMPLETION}, **_EVENTS},
+}
 
 
 class Ingress:
@@ -33,7 +40,7 @@ class Ingress:
         self._conversations = Conversations(settings, self._state, decoder, workers)
         self._videos = Videos(self._state, self._conversations, decoder, workers)
 
-    def __serve_build_asgi_app__(self) -> FastAPI:  # noqa: N807 - Ray Serve's name for it
+    def __serve_build_asgi_app__(self) -> FastAPI:
         api = FastAPI(title="Occam", version="1", description="Questions about videos, answered from pruned tokens.")
         api.add_middleware(Ledger)
         problems.install(api)
@@ -64,7 +71,7 @@ def add_video_routes(api: FastAPI, videos: Videos, conversations: Conversations)
     @api.post(
         "/v1/videos/{video_id}/queries",
         response_model=AnswerBody,
-        responses={**_ERRORS, 200: _STREAM},
+        responses={**_ERRORS, 200: _ANSWER},
         tags=["videos"],
     )
     async def query_video(video_id: str, body: QueryRequest, request: Request) -> Response | AnswerBody:
@@ -83,7 +90,7 @@ def add_video_routes(api: FastAPI, videos: Videos, conversations: Conversations)
         pieces = conversations.answer(question)
         if body.stream:
             return await events.respond(request, events.query_events(pieces, body.evidence))
-        return AnswerBody.of(await _reply(pieces), body.evidence)
+        return AnswerBody.of(await last(pieces), body.evidence)
 
 
 def add_chat_routes(api: FastAPI, conversations: Conversations) -> None:
@@ -95,7 +102,7 @@ def add_chat_routes(api: FastAPI, conversations: Conversations) -> None:
         pieces = conversations.answer(body.question())
         if body.stream:
             return await events.respond(request, events.chat_events(pieces, body))
-        return Completion(body.model).whole(await _reply(pieces), body.occam.evidence)
+        return Completion(body.model).whole(await last(pieces), body.occam.evidence)
 
     @api.get("/v1/models", tags=["chat"])
     async def models() -> ModelList:
@@ -122,7 +129,7 @@ def add_operator_routes(api: FastAPI, settings: Settings, state: State, conversa
     async def readyz() -> Ready:
         """Ready: models are warm and the store of sessions answers; says which tiers and which durability are live."""
         await state.ping()
-        return Ready(models=list(await conversations.served()), kv=settings.kv_tier, state=settings.state_durability)
+        return Ready(models=list(await conversations.served()), kv=settings.kv_detail, state=settings.state_detail)
 
     @api.get("/metrics", response_class=Response, tags=["operation"])
     async def prometheus() -> Response:

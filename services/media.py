@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -84,12 +83,14 @@ class LocalMedia:
             deadline_s=self._deadline_s,
         )
         started = stream.stats.started_s
-        async with aclosing(stream.chunks()) as chunks:
-            async for frames in chunks:
+        try:
+            async for frames in stream.chunks():
                 ended = stream.stats.chunk_ended_s[-1]
                 stats = StageStats(stage="decode", started_s=started, ended_s=ended)
                 yield DecodedChunk(frames=frames, backend=list(stream.stats.backends)[-1], stats=stats)
                 started = ended
+        finally:
+            stream.close()
 
     async def forget(self, digest: str) -> None:
         """See `services.decoder.Media`."""
@@ -98,14 +99,15 @@ class LocalMedia:
 
     async def _open(self, url: str, digest: str | None) -> tuple[_Known, tuple[StageStats, ...]]:
         """The local copy and its facts; fetched if its bytes are not here, probed if nobody has yet."""
-        if digest in self._known and self._known[digest].local.path.exists():
-            self._known.move_to_end(digest)
-            return self._known[digest], ()
+        known = self._known.get(digest or "")
+        if known is not None and known.local.path.exists():
+            self._known.move_to_end(known.local.digest)
+            return known, ()
         started = time.monotonic()
         local = await self._local(url, digest)
         fetched = time.monotonic()
         facts = await asyncio.to_thread(probe, local, self._limits)
-        self._known[local.digest] = known = _Known(local=local, facts=facts)
+        known = self._known[local.digest] = _Known(local=local, facts=facts)
         if len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
         return known, (
@@ -114,7 +116,7 @@ class LocalMedia:
         )
 
     async def _local(self, url: str, digest: str | None) -> LocalVideo:
-        """The copy that another replica left here, or a fresh one; SourceUnavailable if its bytes are not `digest`'s."""
+        """The copy that is here, or a fresh one; SourceUnavailable if its bytes are not those of `digest`."""
         if digest is not None and self._path(digest).exists():
             return await asyncio.to_thread(open_local, self._path(digest), self._limits)
         with TemporaryDirectory(dir=self._directory) as scratch:

@@ -102,7 +102,7 @@ def render(directory: Path) -> bytes:
     """The numbers of all processes of the node, living and dead, in Prometheus' text format."""
     _drop_gauges_of_the_dead(directory)
     registry = CollectorRegistry()
-    MultiProcessCollector(registry, path=str(directory))
+    MultiProcessCollector(registry, path=str(directory))  # type: ignore[no-untyped-call]
     return generate_latest(registry)
 
 

@@ -1,6 +1,7 @@
 """Errors as users see them: one table from exceptions to statuses, one shape for all."""
 
 import logging
+from typing import cast
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -60,7 +61,7 @@ def install(api: FastAPI) -> None:
 
 
 async def _ours(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, errors.OccamError)
+    error = cast(errors.OccamError, error)
     status = status_of(error)
     headers = {}
     if status == 503:
@@ -72,15 +73,14 @@ async def _ours(request: Request, error: Exception) -> JSONResponse:
 
 async def _malformed(request: Request, error: Exception) -> JSONResponse:
     """Pydantic's first finding; the field is named as in the body that was sent."""
-    assert isinstance(error, RequestValidationError)
-    finding = error.errors()[0]
+    finding = cast(RequestValidationError, error).errors()[0]
     place = ".".join(str(part) for part in finding["loc"] if part not in ("body", "path", "query"))
     message = f"{place}: {finding['msg']}." if place else f"{finding['msg']}."
     return await _ours(request, service.MalformedRequest(message, place or None))
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
+    error = cast(HTTPException, error)
     code = _HTTP_CODES.get(error.status_code, "http_error")
     body = _body(request, error.status_code, code, f"{request.method} {request.url.path}: {error.detail}.", None)
     return JSONResponse(body.model_dump(), error.status_code, error.headers)

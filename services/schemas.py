@@ -1,7 +1,7 @@
 """The HTTP models of our own dialect, and what both dialects share. Field names are the contract with users."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,7 +11,7 @@ from services.conversations import Reply
 from services.messages import FrameChoice, PruningChoice, ServedModel, Tier
 from services.state import VideoRecord
 
-EXAMPLE_USAGE = {
+EXAMPLE_USAGE: dict[str, Any] = {
     "prompt_tokens": 92,
     "completion_tokens": 2,
     "visual_tokens": {"encoded": 288, "stage1": 71, "stage2": 19},
@@ -19,7 +19,7 @@ EXAMPLE_USAGE = {
     "video_seconds": 4.0,
     "gpu_seconds": 0.041,
 }
-EXAMPLE_ANSWER = {
+EXAMPLE_ANSWER: dict[str, Any] = {
     "answer": "red",
     "session_id": "session-3KfLq0mZ5cV1bY8d",
     "model": "tiny-video-llava",
@@ -45,15 +45,15 @@ class Request(BaseModel):
 class Options(Request):
     """How a question is put to the video; what is left out is the model's default."""
 
-    strategy: Literal["occam", "none"] | None = Field(None, description="Pruning strategy.")
-    lambda1: float | None = Field(None, ge=0, description="Stage I threshold factor; 0 keeps every token.")
-    lambda2: float | None = Field(None, ge=0, description="Stage II threshold factor; 0 keeps every token.")
-    start_s: float | None = Field(None, ge=0, description="Begin of the range that is looked at, in seconds.")
-    end_s: float | None = Field(None, gt=0, description="End of the range that is looked at, in seconds.")
-    fps: float | None = Field(None, gt=0, description="Frames a second, instead of the model's fixed number.")
-    max_frames: int | None = Field(None, ge=1, le=1024, description="At most so many frames.")
-    session_id: str | None = Field(None, description="Session of an earlier answer, to ask a follow-up.")
-    evidence: bool = Field(False, description="Whether the answer shall say which patches it rests on.")
+    strategy: Literal["occam", "none"] | None = Field(default=None, description="Pruning strategy.")
+    lambda1: float | None = Field(default=None, ge=0, description="Stage I threshold factor; 0 keeps every token.")
+    lambda2: float | None = Field(default=None, ge=0, description="Stage II threshold factor; 0 keeps every token.")
+    start_s: float | None = Field(default=None, ge=0, description="Begin of the range that is looked at, in seconds.")
+    end_s: float | None = Field(default=None, gt=0, description="End of the range that is looked at, in seconds.")
+    fps: float | None = Field(default=None, gt=0, description="Frames a second, instead of the model's fixed number.")
+    max_frames: int | None = Field(default=None, ge=1, le=1024, description="At most so many frames.")
+    session_id: str | None = Field(default=None, description="Session of an earlier answer, to ask a follow-up.")
+    evidence: bool = Field(default=False, description="Whether the answer shall say which patches it rests on.")
 
     @property
     def frame_choice(self) -> FrameChoice:
@@ -75,19 +75,17 @@ class QueryRequest(Options):
     )
 
     question: str = Field(min_length=1, max_length=8192)
-    model: str | None = Field(None, description="One of `GET /v1/models`; the first one if left out.")
-    max_tokens: int = Field(64, ge=1, le=4096)
-    temperature: float = Field(0.0, ge=0, le=2)
+    model: str | None = Field(default=None, description="One of `GET /v1/models`; the first one if left out.")
+    max_tokens: int = Field(default=64, ge=1, le=4096)
+    temperature: float = Field(default=0.0, ge=0, le=2)
     seed: int = 0
-    stream: bool = Field(False, description="Answer as server-sent events: `text` pieces, then the whole `answer`.")
+    stream: bool = Field(default=False, description="Answer as server-sent events: `text` pieces, then the whole `answer`.")
 
 
 class VideoRequest(Request):
     """A video to be fetched."""
 
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"url": "https://example.org/clip.mp4"}]}
-    )
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"url": "https://example.org/clip.mp4"}]})
 
     url: str = Field(min_length=1, max_length=8192)
 
@@ -100,7 +98,7 @@ class VideoBody(BaseModel):
     duration_s: float = Field(examples=[4.0])
     frames: int = Field(description="Frames in the file.", examples=[64])
     digest: str = Field(description="SHA-256 of the file.")
-    error: "ErrorDetail | None" = Field(None, description="Why the frames cannot be had, where `failed`.")
+    error: "ErrorDetail | None" = Field(default=None, description="Why the frames cannot be had, where `failed`.")
 
     @classmethod
     def of(cls, record: VideoRecord) -> "VideoBody":
@@ -167,7 +165,7 @@ class TimingsBody(BaseModel):
 
 
 class FrameBody(BaseModel):
-    """What was kept of one frame. `mask` and `scores` are rows of patches; a patch that stage I dropped has no score."""
+    """What was kept of one frame. `mask` and `scores` are rows of patches; what stage I dropped has no score."""
 
     index: int
     pts_s: float

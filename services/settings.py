@@ -29,6 +29,7 @@ class Settings:
     workers: replicas per model; max_ongoing: requests that one replica takes at a time; max_queued: waiting behind them
     kv_memory_bytes: states in one worker's memory; kv_entry_bytes: largest state that goes into the shared tier
     directory: node-local files (fetched videos, metrics); a fresh private one where empty
+    kv_detail, state_detail: what `auto` came to, in words for `/readyz`; the launcher fills them in
     """
 
     models: tuple[str, ...] = ("tiny-video-llava",)
@@ -58,6 +59,8 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8000
     directory: str = ""
+    kv_detail: str = ""
+    state_detail: str = ""
 
     def __post_init__(self) -> None:
         if not self.models:
