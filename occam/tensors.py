@@ -1,6 +1,6 @@
 """The torch side of the types: what the tower gives, what a strategy decides, what a prefix state holds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -95,6 +95,20 @@ class PrefixState:
         return (
             f"PrefixState({len(self)} tokens, {int(self.visual.sum())} of them visual from "
             f"{self.frame_pts.shape[0]} frames, {len(self.keys)} layers, next position {self.next_position})"
+        )
+
+    def to(self, device: torch.device | str) -> "PrefixState":
+        """The state with its tensors on `device` (frame times and indices stay on the CPU)."""
+        return replace(
+            self,
+            ids=self.ids.to(device),
+            positions=self.positions.to(device),
+            frame=self.frame.to(device),
+            patch=self.patch.to(device),
+            keys=tuple(keys.to(device) for keys in self.keys),
+            values=tuple(values.to(device) for values in self.values),
+            hidden=self.hidden.to(device),
+            register_sum=self.register_sum.to(device),
         )
 
     @property

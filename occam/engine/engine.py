@@ -116,7 +116,8 @@ class Engine:
 
     @torch.inference_mode()
     def replay(self, state: PrefixState, turns: Sequence[Turn]) -> PrefixState:
-        """The state with finished turns behind it, from their ids."""
+        """The state with finished turns behind it, from their ids; a state out of a cache comes to the device here."""
+        state = state.to(self.config.device)
         for finished in turns:
             state = prefix.append_turn(self.lm, state, finished)
         return state

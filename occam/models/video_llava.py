@@ -99,6 +99,11 @@ class VideoLlava:
 
     def turn_ids(self, question: str, first: bool) -> tuple[list[int], tuple[int, int]]:
         """Everything behind the media or behind the last turn's end, and the span of the question in it."""
+        for control in (self.placeholder_id, self.end_id):
+            if (token := self.tokenizer.convert_ids_to_tokens(control)) in question:
+                raise InvalidInput(
+                    f"The question contains {token}, which is the model's own control token.", "question"
+                )
         anchor_id = self.placeholder_id if first else self.end_id
         before = "\n" if first else USER
         anchor = self.tokenizer.convert_ids_to_tokens(anchor_id)

@@ -1,0 +1,106 @@
+"""`make bench`: seconds of one question as ratios to the stock model's, all measured in one run, medians of repeats.
+
+Rival: stock `transformers` generating over the whole prompt. Floor: a follow-up with no video in front of it.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from occam.config import EngineConfig, NoPruning, Pruning, SamplingParams
+from occam.engine import Engine
+from occam.kv.codec import decode, encode
+from occam.types import FrameBatch
+from pipelines.evaluation.clips import state_of
+
+QUESTION, FOLLOW_UP = "what color is the star", "how many objects are there"
+
+
+def median_seconds(run: Callable[[], object], repeats: int) -> float:
+    """Median wall seconds of `run` after one run that does not count."""
+    run()
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def main() -> None:
+    """Measure and print one table."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--model", default="tiny-video-llava")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--new-tokens", type=int, default=4)
+    args = parser.parse_args()
+    engine = Engine.load(EngineConfig(model=args.model, device=args.device, dtype=args.dtype, chunk_frames=8))
+    sampling = SamplingParams(max_new_tokens=args.new_tokens)
+    frames = noise(engine.info.frames, engine.lm.frame_size)
+    rows = {"stock transformers, whole prompt": stock(engine, frames, args.new_tokens)}
+    for pruning in (NoPruning(), engine.pruning()):
+        rows |= ours(engine, frames, pruning, sampling)
+    text_only = engine.begin(NoPruning())
+    rows["floor: no video at all"] = lambda: engine.ask(text_only, FOLLOW_UP, NoPruning(), sampling)
+    seconds = {name: median_seconds(run, args.repeats) for name, run in rows.items()}
+    rival = next(iter(seconds.values()))
+    print(f"{args.model}, {args.dtype} on {args.device}, {torch.get_num_threads()} threads, {args.repeats} repeats")
+    for name, value in seconds.items():
+        print(f"{name:<48} {value * 1000:9.1f} ms   {value / rival:6.3f} of stock")
+
+
+def noise(count: int, size: int) -> FrameBatch:
+    """Random frames of the model's own size, so that no resizing is timed."""
+    pixels = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    return FrameBatch(frames=pixels, pts_seconds=np.arange(float(count)), indices=np.arange(count), digest="noise")
+
+
+def stock(engine: Engine, frames: FrameBatch, new_tokens: int) -> Callable[[], object]:
+    """The rival: preprocess, tower, prompt and decoding by the stock class."""
+    lm, model = engine.lm, engine.lm.model  # type: ignore[attr-defined]
+    tokens = len(frames) * (1 + engine.info.grid[0] * engine.info.grid[1])
+    suffix, _ = lm.turn_ids(QUESTION, first=True)
+    ids = torch.tensor([[*lm.prefix_ids(""), *[lm.placeholder_id] * tokens, *suffix]], device=model.device)
+
+    def run() -> object:
+        return model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            pixel_values_videos=lm.preprocess(frames)[None],
+            max_new_tokens=new_tokens,
+            do_sample=False,
+        )
+
+    return run
+
+
+def ours(
+    engine: Engine, frames: FrameBatch, pruning: Pruning, sampling: SamplingParams
+) -> dict[str, Callable[[], object]]:
+    """Cold, follow-up in memory, and follow-up from the codec's bytes, under one strategy."""
+    state = state_of(engine, frames, pruning)
+    first = engine.ask(state, QUESTION, pruning, sampling)
+    encoded = encode(state)
+
+    def follow_up(warm: bool) -> object:
+        prefix = state if warm else decode(*encoded)
+        return engine.ask(engine.replay(prefix, [first.turn]), FOLLOW_UP, pruning, sampling)
+
+    kept = f"{first.visual_tokens.encoded} > {first.visual_tokens.stage1} > {first.visual_tokens.stage2} tokens"
+    return {
+        f"{pruning.name}: cold ({kept})": lambda: engine.ask(
+            state_of(engine, frames, pruning), QUESTION, pruning, sampling
+        ),
+        f"{pruning.name}: follow-up, state in memory": lambda: follow_up(warm=True),
+        f"{pruning.name}: follow-up, state from bytes": lambda: follow_up(warm=False),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Checkpoints as they lie on disk and on the hub: sharded, in the published key layout, by path, with their digests."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from occam.config import EngineConfig
+from occam.errors import InvalidInput, UnknownModel
+from occam.models.checkpoint import weights_digest
+from occam.models.registry import load_model
+from tests.parity.checkpoint import write_checkpoint
+
+SHARDS = 3
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
+def published(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights in the hub layout of Video-LLaVA-7B-hf: `*_tower.vision_model.*`, several shards, an index."""
+    folder = tmp_path_factory.mktemp("published")
+    for file in checkpoint.iterdir():
+        if file.suffix == ".json" and file.name != "occam.json":
+            (folder / file.name).write_bytes(file.read_bytes())
+    weights = {
+        name.replace("_tower.", "_tower.vision_model."): w
+        for name, w in load_file(checkpoint / "model.safetensors").items()
+    }
+    names, index = sorted(weights), {}
+    for shard in range(SHARDS):
+        file = f"model-{shard + 1:05}-of-{SHARDS:05}.safetensors"
+        part = {name: weights[name].clone() for name in names[shard::SHARDS]}
+        save_file(part, folder / file, metadata={"format": "pt"})
+        index |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    return folder
+
+
+def test_the_published_sharded_layout_loads_the_same_weights(checkpoint: Path, published: Path) -> None:
+    plain = load_model(EngineConfig(model=str(checkpoint)))
+    sharded = load_model(EngineConfig(model=str(published)))
+    expected = dict(plain.model.named_parameters())  # type: ignore[attr-defined]
+    loaded = dict(sharded.model.named_parameters())  # type: ignore[attr-defined]
+    assert expected.keys() == loaded.keys()
+    assert all(torch.equal(expected[name], loaded[name]) for name in expected)
+    assert plain.info.calibrated
+    assert not sharded.info.calibrated
+    assert plain.info.digest != sharded.info.digest
+
+
+def test_the_digest_of_one_file_is_its_sha256(checkpoint: Path) -> None:
+    expected = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
+    assert weights_digest(checkpoint) == expected
+
+
+def test_an_artefact_of_other_weights_is_refused(published: Path, checkpoint: Path) -> None:
+    artefact = published / "occam.json"
+    artefact.write_bytes((checkpoint / "occam.json").read_bytes())
+    try:
+        with pytest.raises(InvalidInput, match="was made for weights"):
+            load_model(EngineConfig(model=str(published)))
+    finally:
+        artefact.unlink()
+
+
+def test_an_unknown_family_and_an_unknown_name_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UnknownModel, match="'bert' are not supported"):
+        load_model(EngineConfig(model=str(tmp_path)))
+    with pytest.raises(UnknownModel, match="no model 'nobody/nothing'"):
+        load_model(EngineConfig(model="nobody/nothing"))
