@@ -7,12 +7,11 @@ from ray.serve import Application
 
 from occam.config import EngineConfig
 from occam.engine import Engine
-from services.conversations import model_name
 from services.decoder import Decoder, Media
 from services.ingress import Ingress
 from services.media import LocalMedia
 from services.metrics import DIRECTORY_VARIABLE
-from services.settings import Settings
+from services.settings import Settings, model_name
 from services.worker import Worker
 
 APP_NAME = "occam"

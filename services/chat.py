@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from occam.config import SamplingParams
 from occam.errors import InvalidInput
-from services.conversations import Question, Reply
+from services.messages import Question, Reply
 from services.schemas import EXAMPLE_USAGE, EvidenceBody, OccamBody, Options, TimingsBody, UsageBody
 from services.state import new_id
 
@@ -105,7 +105,9 @@ class ChatRequest(BaseModel):
     messages: list[Message] = Field(min_length=1)
     max_tokens: int | None = Field(default=None, ge=1, le=4096)
     max_completion_tokens: int | None = Field(default=None, ge=1, le=4096)
-    temperature: float = Field(default=0.0, ge=0, le=2, description="Unlike OpenAI's, 0 by default: the likeliest answer.")
+    temperature: float = Field(
+        default=0.0, ge=0, le=2, description="0 (unlike OpenAI's): the likeliest answer."
+    )
     top_p: float = Field(default=1.0, gt=0, le=1)
     seed: int = 0
     n: Literal[1] = 1
@@ -189,7 +191,7 @@ def _usage(reply: Reply) -> dict[str, Any]:
 
 def _extension(reply: Reply, evidence: bool) -> dict[str, Any]:
     return {
-        "session_id": reply.session.id,
+        "session_id": reply.session_id,
         **OccamBody.of(reply).model_dump(),
         "timings": TimingsBody.of(reply).model_dump(),
         "evidence": EvidenceBody.of(reply.finished.answer.evidence).model_dump() if evidence else None,

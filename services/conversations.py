@@ -4,53 +4,20 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
-from occam.config import SamplingParams
 from occam.errors import EngineFailure, InvalidInput, UnknownModel
 from occam.stats import StageStats
 from services import metrics
 from services.errors import DeadlineExceeded, NotFound, ReplicaLost
-from services.messages import Ask, Described, Event, Finished, FrameChoice, PruningChoice, ServedModel, Text
+from services.messages import Ask, Described, Event, Finished, FrameChoice, Question, Reply, ServedModel, Text
+from services.records import Session
 from services.remote import call, stream
 from services.settings import Settings
-from services.state import Session, State, new_id
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """One question as either dialect puts it. The video is named by id, by address, or by the session.
-
-    streamed: whether pieces of the answer go out as they come, so that the answer cannot be begun anew
-    """
-
-    text: str
-    model: str | None = None
-    video_id: str | None = None
-    url: str | None = None
-    session_id: str | None = None
-    frames: FrameChoice = field(default_factory=FrameChoice)
-    pruning: PruningChoice = field(default_factory=PruningChoice)
-    system: str = ""
-    history: tuple[tuple[str, str], ...] = ()
-    sampling: SamplingParams = field(default_factory=SamplingParams)
-    evidence: bool = False
-    streamed: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reply:
-    """A finished answer; seconds are counted from when the request came in."""
-
-    finished: Finished
-    session: Session
-    stats: tuple[StageStats, ...]
-    ttft_s: float
-    total_s: float
+from services.state import State, new_id
 
 
 class Conversations:
@@ -111,7 +78,14 @@ class Conversations:
             metrics.record_answer(session.model, event.pruning.strategy or "", event.usage)
             metrics.TTFT_SECONDS.labels(session.model, event.cache).observe(ttft_s)
         total_s = time.monotonic() - started
-        yield Reply(finished=event, session=session, stats=(*stats, *event.stats), ttft_s=ttft_s, total_s=total_s)
+        yield Reply(
+            finished=event,
+            session_id=session.id,
+            model=session.model,
+            stats=(*stats, *event.stats),
+            ttft_s=ttft_s,
+            total_s=total_s,
+        )
 
     @asynccontextmanager
     async def _deadline(self, when: float) -> AsyncGenerator[None]:
@@ -192,11 +166,6 @@ async def last(pieces: AsyncGenerator[Text | Reply]) -> Reply:
             if isinstance(piece, Reply):
                 return piece
     raise EngineFailure("The answer ended without its end.")
-
-
-def model_name(model: str) -> str:
-    """What requests call a model that is configured by name or by path."""
-    return Path(model).name
 
 
 def _check_same(question: Question, session: Session) -> None:

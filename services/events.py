@@ -10,10 +10,9 @@ from fastapi.responses import StreamingResponse
 
 from occam.errors import OccamError
 from services.chat import ChatRequest, Completion
-from services.conversations import Reply
 from services.ledger import OUTCOME, outcome_of
-from services.messages import Text
-from services.problems import body_of, status_of
+from services.messages import Reply, Text
+from services.problems import body_of, request_id, status_of
 from services.schemas import AnswerBody
 
 Pieces = AsyncGenerator[Text | Reply]
@@ -63,7 +62,7 @@ async def _written(
                 yield _line(event)
         except OccamError as error:
             setattr(request.state, OUTCOME, outcome_of(status_of(error)))
-            yield _line({"type": "error", **body_of(error, request).model_dump(mode="json")})
+            yield _line({"type": "error", **body_of(error, request_id(request)).model_dump(mode="json")})
         yield _DONE
 
 

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 import ray
 from ray import serve
 from ray.serve.config import HTTPOptions
+from ray.serve.schema import LoggingConfig
 
 from occam.config import EngineConfig
 from occam.engine import Engine
@@ -25,6 +26,7 @@ from services.private_redis import PrivateRedis
 from services.settings import Settings
 
 _STATE_BYTES = 256 << 20
+_QUIET = LoggingConfig(log_level="WARNING")
 
 
 def run(settings: Settings) -> None:
@@ -55,9 +57,11 @@ def running(
                 for number in (signal.SIGTERM, signal.SIGINT):
                     # After Ray's start, which takes SIGTERM for itself.
                     signal.signal(number, lambda *_: stop.set())
-            serve.start(http_options=HTTPOptions(host=live.host, port=live.port), logging_config={"log_level": "WARNING"})
+            serve.start(
+                http_options=HTTPOptions(host=live.host, port=live.port), logging_config={"log_level": "WARNING"}
+            )
             try:
-                serve.run(build_app(live, load, media), name=APP_NAME)
+                serve.run(build_app(live, load, media), name=APP_NAME, logging_config=_QUIET)
                 yield live
             finally:
                 # Deleting drains, shutting down does not.
@@ -106,4 +110,6 @@ def _check_port(settings: Settings) -> None:
         try:
             probe.bind((settings.host, settings.port))
         except OSError as error:
-            raise InvalidInput(f"Port {settings.port} of {settings.host} cannot be used: {error.strerror}.", "port") from error
+            raise InvalidInput(
+                f"Port {settings.port} of {settings.host} cannot be used: {error.strerror}.", "port"
+            ) from error

@@ -1,6 +1,6 @@
-"""What crosses between the deployments: frozen plain data, so that all of it pickles."""
+"""What crosses between the parts of the service: frozen plain data, so that all of it pickles."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from occam.config import SamplingParams
@@ -123,3 +123,36 @@ class ServedModel:
     max_positions: int
     calibrated: bool
     pruning: PruningChoice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One question as either dialect puts it. The video is named by id, by address, or by the session.
+
+    streamed: whether pieces of the answer go out as they come, so that the answer cannot be begun anew
+    """
+
+    text: str
+    model: str | None = None
+    video_id: str | None = None
+    url: str | None = None
+    session_id: str | None = None
+    frames: FrameChoice = field(default_factory=FrameChoice)
+    pruning: PruningChoice = field(default_factory=PruningChoice)
+    system: str = ""
+    history: tuple[tuple[str, str], ...] = ()
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    evidence: bool = False
+    streamed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """A finished answer; seconds are counted from when the request came in, `stats` is all it made the node do."""
+
+    finished: Finished
+    session_id: str
+    model: str
+    stats: tuple[StageStats, ...]
+    ttft_s: float
+    total_s: float

@@ -3,7 +3,7 @@
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import sha256
 
 from occam.config import Pruning
@@ -11,9 +11,9 @@ from occam.engine import Engine
 from occam.kv.key import KVKey
 from occam.kv.store import MemoryStore, TieredStore
 from occam.stats import StageStats
-from occam.tensors import PrefixState
 from occam.types import Turn
 from services import metrics
+from services.answers import Prefix, key_of
 from services.engine_thread import EngineThread
 from services.errors import ReplicaLost
 from services.messages import DecodedChunk, Tier, Video
@@ -22,26 +22,20 @@ from services.single_flight import SingleFlight
 Chunks = Callable[[Video, int], AsyncGenerator[DecodedChunk]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prefix:
-    """A state, where it came from, and what it took this request to get it.
-
-    cached_tokens: tokens of the state whose lower layers were not computed for this request
-    """
-
-    state: PrefixState
-    key: KVKey
-    tier: Tier
-    cached_tokens: int
-    stats: tuple[StageStats, ...] = ()
-
-
 class Prefixes:
     """States of videos and of conversations over them, for one engine."""
 
     def __init__(
-        self, engine: Engine, thread: EngineThread, memory: MemoryStore, tiers: TieredStore, chunks: Chunks
+        self,
+        name: str,
+        engine: Engine,
+        thread: EngineThread,
+        memory: MemoryStore,
+        tiers: TieredStore,
+        chunks: Chunks,
     ) -> None:
+        """name: of the model, in metrics; chunks: frames of a video, by the decoder."""
+        self._name = name
         self._engine = engine
         self._thread = thread
         self._memory = memory
@@ -49,18 +43,9 @@ class Prefixes:
         self._chunks = chunks
         self._flights: SingleFlight[Prefix] = SingleFlight()
 
-    def key(self, video: Video, pruning: Pruning, system: str) -> KVKey:
-        """The key of a video's state: what every tier knows it by."""
-        return KVKey(
-            video_digest=video.digest,
-            frame_indices=video.indices,
-            facts={**self._engine.key_facts(pruning), "system": system},
-            decode_backend=video.decoder,
-        )
-
     async def conversation(self, video: Video, pruning: Pruning, system: str, turns: Sequence[Turn]) -> Prefix:
         """The state behind finished turns: of this replica's memory, else the video's state and the turns replayed."""
-        key = self.key(video, pruning, system)
+        key = key_of(self._engine, video, pruning, system)
         if not turns:
             return await self.video(video, pruning, system)
         conversation_key = _behind(key, turns)
@@ -77,13 +62,13 @@ class Prefixes:
             tokens_in=replayed,
             tokens_out=replayed,
         )
-        metrics.record_work(self._engine.info.name, (stats,))
+        metrics.record_work(self._name, (stats,))
         await self._memory.put(conversation_key, state)
         return replace(prefix, state=state, stats=(*prefix.stats, stats))
 
     async def video(self, video: Video, pruning: Pruning, system: str) -> Prefix:
         """The state behind the frames; requests for one key that come together build it once."""
-        key = self.key(video, pruning, system)
+        key = key_of(self._engine, video, pruning, system)
         prefix, own = await self._flights.run(key.digest, lambda: self._find_or_build(key, video, pruning, system))
         if own:
             return prefix
@@ -114,7 +99,7 @@ class Prefixes:
             async for chunk in chunks:
                 state, work = await self._thread.run(engine.append, state, chunk.frames, pruning)
                 metrics.BATCH_FRAMES.observe(len(chunk.frames))
-                metrics.record_work(engine.info.name, work)
+                metrics.record_work(self._name, work)
                 stats += (chunk.stats, *work)
         return Prefix(state=state, key=key, tier="none", cached_tokens=0, stats=tuple(stats))
 

@@ -42,9 +42,9 @@ def status_of(error: errors.OccamError) -> int:
     return next(status for kind, status in STATUSES if isinstance(error, kind))
 
 
-def body_of(error: errors.OccamError, request: Request) -> ErrorBody:
+def body_of(error: errors.OccamError, request_id: str | None) -> ErrorBody:
     """The body of an error."""
-    return _body(request, status_of(error), error.code, error.message, error.param)
+    return _body(status_of(error), error.code, error.message, error.param, request_id)
 
 
 def request_id(request: Request) -> str | None:
@@ -68,7 +68,7 @@ async def _ours(request: Request, error: Exception) -> JSONResponse:
         retry_after_s = error.retry_after_s if isinstance(error, errors.Overloaded) else 1.0
         headers["Retry-After"] = str(max(1, round(retry_after_s)))
         metrics.REJECTIONS.labels(error.code).inc()
-    return JSONResponse(body_of(error, request).model_dump(), status, headers)
+    return JSONResponse(body_of(error, request_id(request)).model_dump(), status, headers)
 
 
 async def _malformed(request: Request, error: Exception) -> JSONResponse:
@@ -82,7 +82,8 @@ async def _malformed(request: Request, error: Exception) -> JSONResponse:
 async def _http(request: Request, error: Exception) -> JSONResponse:
     error = cast(HTTPException, error)
     code = _HTTP_CODES.get(error.status_code, "http_error")
-    body = _body(request, error.status_code, code, f"{request.method} {request.url.path}: {error.detail}.", None)
+    message = f"{request.method} {request.url.path}: {error.detail}."
+    body = _body(error.status_code, code, message, None, request_id(request))
     return JSONResponse(body.model_dump(), error.status_code, error.headers)
 
 
@@ -91,8 +92,6 @@ async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     return await _ours(request, errors.OccamError("The service failed on this request."))
 
 
-def _body(request: Request, status: int, code: str, message: str, param: str | None) -> ErrorBody:
+def _body(status: int, code: str, message: str, param: str | None, request_id: str | None) -> ErrorBody:
     kind = _TYPES.get(status, "invalid_request_error")
-    return ErrorBody(
-        error=ErrorDetail(type=kind, code=code, message=message, param=param, request_id=request_id(request))
-    )
+    return ErrorBody(error=ErrorDetail(type=kind, code=code, message=message, param=param, request_id=request_id))

@@ -7,9 +7,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from occam.types import Evidence, FrameEvidence
-from services.conversations import Reply
-from services.messages import FrameChoice, PruningChoice, ServedModel, Tier
-from services.state import VideoRecord
+from services.messages import FrameChoice, PruningChoice, Reply, ServedModel, Tier
+from services.records import VideoRecord
 
 EXAMPLE_USAGE: dict[str, Any] = {
     "prompt_tokens": 92,
@@ -79,7 +78,9 @@ class QueryRequest(Options):
     max_tokens: int = Field(default=64, ge=1, le=4096)
     temperature: float = Field(default=0.0, ge=0, le=2)
     seed: int = 0
-    stream: bool = Field(default=False, description="Answer as server-sent events: `text` pieces, then the whole `answer`.")
+    stream: bool = Field(
+        default=False, description="Server-sent events: `text` pieces, then the whole `answer`."
+    )
 
 
 class VideoRequest(Request):
@@ -258,8 +259,8 @@ class AnswerBody(BaseModel):
         """The body that shows a reply."""
         return cls(
             answer=reply.finished.answer.text,
-            session_id=reply.session.id,
-            model=reply.session.model,
+            session_id=reply.session_id,
+            model=reply.model,
             usage=UsageBody.model_validate(reply.finished.usage, from_attributes=True),
             timings=TimingsBody.of(reply),
             occam=OccamBody.of(reply),

@@ -92,6 +92,11 @@ class Settings:
         )
 
 
+def model_name(model: str) -> str:
+    """What requests and metrics call a model that is configured by name or by path."""
+    return Path(model).name
+
+
 def _given(known: Mapping[str, Any], environ: Mapping[str, str]) -> list[tuple[str, Any, Any]]:
     """(name, type, raw value) of everything that is set, the environment's last; InvalidInput for unknown names."""
     from_file: dict[str, Any] = {}

@@ -3,8 +3,7 @@
 import secrets
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
@@ -12,37 +11,12 @@ from redis.exceptions import LockError, RedisError
 
 from occam.errors import StoreUnavailable
 from occam.kv.key import KVKey
-from occam.types import Turn
 from services.errors import NotFound, SessionBusy
-from services.messages import PruningChoice, Video
+from services.records import Session, VideoRecord
 
 T = TypeVar("T")
 
 TIMEOUT_S = 2.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoRecord:
-    """A video that was posted. `failed` says that its frames cannot be had, with the error's code and message."""
-
-    id: str
-    video: Video
-    status: Literal["processing", "ready", "failed"]
-    error_code: str = ""
-    error: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Session:
-    """A conversation over one video: everything that is needed to go on with it on any replica."""
-
-    id: str
-    model: str
-    video_id: str | None
-    video: Video
-    pruning: PruningChoice
-    system: str
-    turns: tuple[Turn, ...]
 
 
 _VIDEO = TypeAdapter(VideoRecord)

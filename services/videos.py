@@ -10,8 +10,9 @@ from occam.errors import InvalidInput, OccamError
 from occam.kv.key import KVKey
 from services.conversations import Conversations
 from services.messages import FrameChoice
+from services.records import VideoRecord
 from services.remote import broadcast, call
-from services.state import State, VideoRecord, new_id
+from services.state import State, new_id
 
 
 class Videos:

@@ -1,25 +1,23 @@
 """The worker deployment: one model, its caches, and the questions put to it."""
 
 import asyncio
-import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from functools import partial
 
 from ray.serve.handle import DeploymentHandle
 
-from occam.config import EngineConfig, OccamToken, Pruning
+from occam.config import EngineConfig
 from occam.engine import Engine
 from occam.kv.key import KVKey
-from occam.stats import Usage
-from occam.types import Answer, Turn
+from occam.types import Turn
 from services import metrics
+from services.answers import choice_of, finish, timed
 from services.engine_thread import EngineThread
-from services.messages import Ask, Event, Finished, PruningChoice, ServedModel, Text, Video
-from services.prefixes import Prefix, Prefixes
+from services.messages import Ask, Event, ServedModel, Text, Video
+from services.prefixes import Prefixes
 from services.remote import stream
-from services.settings import Settings
+from services.settings import Settings, model_name
 from services.tiers import open_tiers
 
 
@@ -31,22 +29,23 @@ class Worker:
     ) -> None:
         self._engine = load(settings.engine(model))
         self._engine.warm_up()
-        self._name = self._engine.info.name
+        self._name = model_name(model)
         self._thread = EngineThread()
         memory, tiers = open_tiers(settings)
-        self._prefixes = Prefixes(self._engine, self._thread, memory, tiers, partial(stream, decoder, "decode"))
+        chunks = partial(stream, decoder, "decode")
+        self._prefixes = Prefixes(self._name, self._engine, self._thread, memory, tiers, chunks)
 
     async def describe(self) -> ServedModel:
         """What is served here."""
         info = self._engine.info
         return ServedModel(
-            name=info.name,
+            name=self._name,
             family=info.family,
             digest=info.digest,
             frames=info.frames,
             max_positions=info.max_positions,
             calibrated=info.calibrated,
-            pruning=_choice(self._engine.pruning()),
+            pruning=choice_of(self._engine.pruning()),
         )
 
     async def warm(self, video: Video) -> KVKey:
@@ -67,13 +66,15 @@ class Worker:
                 turns = (*await self._remembered(ask.history), *ask.turns)
                 prefix = await self._prefixes.conversation(ask.video, pruning, ask.system, turns)
                 stage = "generate"
-                events = _timed(self._engine.stream(prefix.state, ask.question, pruning, ask.sampling))
+                events = timed(self._engine.stream(prefix.state, ask.question, pruning, ask.sampling))
                 async with aclosing(self._thread.iterate(events)) as steps:
                     async for event, busy_s in steps:
                         if isinstance(event, str):
                             yield Text(text=event)
                         else:
-                            yield self._finished(ask, turns, pruning, prefix, event, busy_s)
+                            metrics.record_work(self._name, event.stats)
+                            metrics.record_evidence(self._name, event.evidence)
+                            yield finish(event, busy_s, prefix, ask.video, pruning, turns, ask.evidence)
             except asyncio.CancelledError:
                 metrics.CANCELLATIONS.labels(stage).inc()
                 raise
@@ -86,49 +87,3 @@ class Worker:
                 for index, (question, answer) in enumerate(history)
             ]
         )
-
-    def _finished(
-        self, ask: Ask, turns: tuple[Turn, ...], pruning: Pruning, prefix: Prefix, answer: Answer, busy_s: float
-    ) -> Finished:
-        """Enter the answer's work, and put together what it took.
-
-        busy_s: seconds that the engine worked on the answer itself, the turns of other requests in between left out
-        """
-        metrics.record_work(self._name, answer.stats)
-        metrics.record_evidence(self._name, answer.evidence)
-        built = sum(stage.seconds for stage in prefix.stats if stage.stage in ("encode", "prefill_lower"))
-        usage = Usage(
-            prompt_tokens=answer.prompt_tokens,
-            completion_tokens=answer.completion_tokens,
-            visual_tokens=answer.visual_tokens,
-            cached_tokens=prefix.cached_tokens,
-            video_seconds=ask.video.seconds,
-            gpu_seconds=built + busy_s,
-        )
-        evidence = answer.evidence if ask.evidence else replace(answer.evidence, frames=())
-        return Finished(
-            answer=replace(answer, evidence=evidence),
-            turns=(*turns, answer.turn),
-            pruning=_choice(pruning),
-            key=prefix.key,
-            cache=prefix.tier,
-            usage=usage,
-            stats=(*prefix.stats, *answer.stats),
-        )
-
-
-def _choice(pruning: Pruning) -> PruningChoice:
-    """A resolved strategy as the choice that leads to it."""
-    if isinstance(pruning, OccamToken):
-        return PruningChoice(strategy=pruning.name, lambda1=pruning.lambda1, lambda2=pruning.lambda2)
-    return PruningChoice(strategy=pruning.name)
-
-
-def _timed(events: Iterator[str | Answer]) -> Iterator[tuple[str | Answer, float]]:
-    """Events with the seconds that computing them has taken so far."""
-    busy_s = 0.0
-    started = time.monotonic()
-    for event in events:
-        busy_s += time.monotonic() - started
-        yield event, busy_s
-        started = time.monotonic()

@@ -1,4 +1,4 @@
-"""Deployments in this process: the handles' interface over plain objects, everything that crosses pickled on its way."""
+"""Deployments in this process: the handles' interface over plain objects, pickling all that crosses."""
 
 import pickle
 from collections.abc import AsyncIterator
