@@ -14,7 +14,8 @@ _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 class KVBackend:
     """The cache that is live, for as long as whoever resolved it keeps it open.
 
-    url: `MEMORY_URL`, or what a `RedisStore` of any process of this machine takes; kind and detail: for `/readyz` and the log
+    url: `MEMORY_URL`, or what a `RedisStore` of any process of this machine takes
+    kind and detail: for `/readyz` and the log
     """
 
     url: str

@@ -42,7 +42,7 @@ class PrivateRedis:
         socket = folder / "redis.sock"
         command = ["/bin/sh", "-c", _WATCH, "sh", str(folder), str(server), *_options(folder, socket, max_bytes, policy)]
         # Its own session: a ^C on the terminal is for this process alone, which then stops the server in order.
-        watch = subprocess.Popen(  # noqa: S603: every word is ours
+        watch = subprocess.Popen(  # noqa: S603 - every word is ours
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
         private = cls(f"unix://{socket}", watch)

@@ -25,7 +25,7 @@ T = TypeVar("T")
 _PREFIX = "occam:kv:"
 _MANIFEST = "manifest"
 # Parts per round trip: enough to keep the line busy, few enough that a batch is through before `stall_s` on a slow one.
-_BATCH = 4
+_BATCH = 2
 
 
 class Breaker:

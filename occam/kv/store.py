@@ -9,6 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol, TypeVar
 
 from occam.errors import CorruptState, StoreUnavailable
@@ -134,7 +135,7 @@ class TieredStore:
     async def get(self, key: KVKey) -> Lookup:
         """The state of `key` from the nearest tier that has it; a tier that fails is one that does not."""
         for depth, tier in enumerate(self._tiers):
-            state = await self._attempt(tier, "get", tier.get(key))
+            state = await self._attempt(tier, "get", partial(tier.get, key))
             if state is not None:
                 await self._write(key, state, self._tiers[:depth])
                 return Lookup(state=state, tier=tier.name)
@@ -171,7 +172,7 @@ class TieredStore:
 
     async def _write(self, key: KVKey, state: PrefixState, tiers: Sequence[KVStore]) -> None:
         for tier in tiers[:1]:
-            await self._attempt(tier, "put", tier.put(key, state), state.nbytes)
+            await self._attempt(tier, "put", partial(tier.put, key, state), state.nbytes)
         for tier in tiers[1:]:
             self._write_soon(tier, key, state)
 
@@ -189,16 +190,18 @@ class TieredStore:
             self._backlog_bytes -= nbytes
 
         self._backlog_bytes += nbytes
-        self._writes[slot] = asyncio.create_task(self._attempt(tier, "put", tier.put(key, state), nbytes))
+        self._writes[slot] = asyncio.create_task(self._attempt(tier, "put", partial(tier.put, key, state), nbytes))
         self._writes[slot].add_done_callback(ended)
 
-    async def _attempt(self, tier: KVStore, op: Literal["get", "put"], call: Awaitable[T], nbytes: int = 0) -> T | None:
+    async def _attempt(
+        self, tier: KVStore, op: Literal["get", "put"], call: Callable[[], Awaitable[T]], nbytes: int = 0
+    ) -> T | None:
         """What `call` gives, or None where the tier fails: the one place where a failure becomes a miss."""
         started_s, outcome = self._clock(), None
         result: Result
         reason: Reason = ""
         try:
-            outcome = await call
+            outcome = await call()
         except StoreUnavailable:
             result, reason = "failed", "unavailable"
         except CorruptState:

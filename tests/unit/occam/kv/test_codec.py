@@ -147,7 +147,7 @@ def test_a_token_of_a_frame_or_patch_that_is_not_there_is_refused() -> None:
 
 def test_a_state_that_the_format_cannot_hold_is_our_own_mistake() -> None:
     state = make_state()
-    with pytest.raises(ValueError, match="keys.1"):
+    with pytest.raises(ValueError, match=r"keys\.1"):
         encode(type(state)(**{**vars(state), "keys": (state.keys[0], state.keys[1].half())}))
     with pytest.raises(ValueError, match="hidden must be one of"):
         encode(type(state)(**{**vars(state), "hidden": state.hidden.double()}))

@@ -1,0 +1,214 @@
+import asyncio
+from collections.abc import Awaitable
+
+import pytest
+
+from occam.errors import CorruptState, StoreUnavailable
+from occam.kv.key import KVKey
+from occam.kv.store import KVStore, MemoryStore, TieredStore, TierEvent
+from occam.tensors import PrefixState
+from tests.states import make_key, make_state
+
+A, B, C = make_key("a"), make_key("b"), make_key("c")
+STATE = make_state()
+SIZE = STATE.nbytes
+
+
+class FakeTier(MemoryStore):
+    """A tier that fails as told, and that writes only when it is let."""
+
+    def __init__(self, name: str = "redis", max_bytes: int = 100 * SIZE) -> None:
+        super().__init__(max_bytes)
+        self.name = name
+        self.failure: Exception | None = None
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def get(self, key: KVKey) -> PrefixState | None:
+        self._fail()
+        return await super().get(key)
+
+    async def put(self, key: KVKey, state: PrefixState) -> bool:
+        await self.gate.wait()
+        self._fail()
+        return await super().put(key, state)
+
+    async def delete(self, key: KVKey) -> None:
+        self._fail()
+        await super().delete(key)
+
+    def _fail(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+
+class Tiers:
+    """A memory tier, a far tier, and everything that was observed."""
+
+    def __init__(self, **settings: int) -> None:
+        self.memory, self.far = MemoryStore(10 * SIZE), FakeTier()
+        self.seen: list[TierEvent] = []
+        tiers: list[KVStore] = [self.memory, self.far]
+        self.store = TieredStore(tiers, self.seen.append, clock=lambda: 0.0, **settings)
+
+    @property
+    def results(self) -> list[str]:
+        """`tier op result reason` of every event since the last look."""
+        seen = [f"{e.tier} {e.op} {e.result} {e.reason}".strip() for e in self.seen]
+        self.seen.clear()
+        return seen
+
+
+def run(test: Awaitable[None]) -> None:
+    async def within_reason() -> None:
+        await asyncio.wait_for(test, 10)
+
+    asyncio.run(within_reason())
+
+
+def test_memory_lets_the_least_recently_used_go() -> None:
+    async def test() -> None:
+        store = MemoryStore(2 * SIZE)
+        for key in (A, B):
+            assert await store.put(key, STATE)
+        assert await store.get(A) is STATE
+        assert await store.put(C, STATE)
+        assert [await store.get(key) is not None for key in (A, B, C)] == [True, False, True]
+        assert store.nbytes == 2 * SIZE
+
+    run(test())
+
+
+def test_memory_counts_its_bytes() -> None:
+    async def test() -> None:
+        store = MemoryStore(3 * SIZE)
+        await store.put(A, STATE)
+        await store.put(A, STATE)
+        assert store.nbytes == SIZE
+        assert not await store.put(B, make_state(tokens=100))
+        assert await store.get(A) is STATE
+        await store.delete(A)
+        await store.delete(A)
+        assert store.nbytes == 0
+        assert await store.get(A) is None
+
+    run(test())
+
+
+def test_a_put_reaches_every_tier_and_waits_for_the_first_alone() -> None:
+    async def test() -> None:
+        tiers = Tiers()
+        tiers.far.gate.clear()
+        await tiers.store.put(A, STATE)
+        await asyncio.sleep(0)
+        assert tiers.results == ["memory put done"]
+        assert (await tiers.store.get(A)).tier == "memory"
+        tiers.far.gate.set()
+        await tiers.store.drain()
+        assert tiers.results == ["memory get hit", "redis put done"]
+        assert await tiers.far.get(A) is STATE
+
+    run(test())
+
+
+def test_a_hit_below_fills_the_tiers_above() -> None:
+    async def test() -> None:
+        tiers = Tiers()
+        await tiers.far.put(A, STATE)
+        found = await tiers.store.get(A)
+        assert (found.state, found.tier) == (STATE, "redis")
+        assert tiers.seen[1].nbytes == tiers.seen[2].nbytes == SIZE
+        assert tiers.results == ["memory get miss", "redis get hit", "memory put done"]
+        assert (await tiers.store.get(A)).tier == "memory"
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"), [(StoreUnavailable("away"), "unavailable"), (CorruptState("bits"), "corrupt")]
+)
+def test_a_failing_tier_costs_a_miss_and_is_counted(failure: Exception, reason: str) -> None:
+    async def test() -> None:
+        tiers = Tiers()
+        tiers.far.failure = failure
+        found = await tiers.store.get(A)
+        assert (found.state, found.tier) == (None, None)
+        await tiers.store.put(A, STATE)
+        await tiers.store.drain()
+        assert tiers.results == [
+            "memory get miss",
+            f"redis get failed {reason}",
+            "memory put done",
+            f"redis put failed {reason}",
+        ]
+        assert (await tiers.store.get(A)).tier == "memory"
+
+    run(test())
+
+
+def test_a_mistake_of_ours_is_not_a_miss() -> None:
+    async def test() -> None:
+        tiers = Tiers()
+        tiers.far.failure = ZeroDivisionError()
+        with pytest.raises(ZeroDivisionError):
+            await tiers.store.get(A)
+
+    run(test())
+
+
+def test_a_state_too_large_for_a_tier_is_refused_there_alone() -> None:
+    async def test() -> None:
+        tiers = Tiers()
+        large = make_state(tokens=100)
+        await tiers.store.put(A, large)
+        await tiers.store.drain()
+        assert tiers.results == ["memory put refused", "redis put done"]
+        assert (await tiers.store.get(A)).tier == "redis"
+
+    run(test())
+
+
+def test_a_slow_tier_holds_no_more_than_the_backlog() -> None:
+    async def test() -> None:
+        tiers = Tiers(max_backlog_bytes=2 * SIZE)
+        tiers.far.gate.clear()
+        for key in (A, A, B, C):
+            await tiers.store.put(key, STATE)
+        assert tiers.results == ["memory put done"] * 4 + ["redis put failed backlog"]
+        tiers.far.gate.set()
+        await tiers.store.drain()
+        assert tiers.results == ["redis put done"] * 2
+        await tiers.store.put(C, STATE)
+        await tiers.store.aclose()
+        assert tiers.results == ["memory put done", "redis put done"]
+
+    run(test())
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_write_on_its_way_does_not_bring_back_what_was_deleted(begun: bool) -> None:
+    async def test() -> None:
+        tiers = Tiers()
+        tiers.far.gate.clear()
+        await tiers.store.put(A, STATE)
+        if begun:
+            await asyncio.sleep(0)
+        await tiers.store.delete(A)
+        tiers.far.gate.set()
+        await tiers.store.drain()
+        assert (await tiers.store.get(A)).state is None
+
+    run(test())
+
+
+def test_a_delete_that_a_tier_missed_says_so_and_does_the_others() -> None:
+    async def test() -> None:
+        tiers = Tiers()
+        await tiers.store.put(A, STATE)
+        await tiers.store.drain()
+        tiers.far.failure = StoreUnavailable("away")
+        with pytest.raises(StoreUnavailable):
+            await tiers.store.delete(A)
+        assert await tiers.memory.get(A) is None
+
+    run(test())
