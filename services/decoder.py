@@ -1,5 +1,6 @@
 """The decoder deployment: videos by address in, facts and chunks of frames out."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
@@ -53,6 +54,9 @@ class Decoder:
                 yield chunk
         except OccamError as error:
             metrics.DECODE_FAILURES.labels(error.code).inc()
+            raise
+        except asyncio.CancelledError:
+            metrics.CANCELLATIONS.labels("decode").inc()
             raise
 
     async def forget(self, digest: str) -> None:

@@ -1,5 +1,6 @@
 """The whole service in this process, over fakes: quick enough to test every route and every failure."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -27,9 +28,13 @@ class World:
     decoder: LocalHandle
 
     async def post_video(self, url: str = "fake://clip") -> str:
+        """The id of a video whose frames are encoded, or cannot be."""
         response = await self.http.post("/v1/videos", json={"url": url})
         assert response.status_code == 200, response.text
-        return response.json()["id"]
+        video = response.json()["id"]
+        while (await self.http.get(f"/v1/videos/{video}")).json()["status"] == "processing":
+            await asyncio.sleep(0.02)
+        return video
 
     async def query(self, video: str, question: str, **options: Any) -> dict[str, Any]:
         response = await self.http.post(f"/v1/videos/{video}/queries", json={"question": question, **options})
