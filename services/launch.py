@@ -95,9 +95,12 @@ def _live(settings: Settings) -> Iterator[Settings]:
 def _cluster() -> Iterator[None]:
     """The Ray cluster that `RAY_ADDRESS` names, or one of our own on this machine."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # A worker counts as fractions of a core: at least four, however few the machine has.
-    own = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": max(4, os.cpu_count() or 1), "include_dashboard": False}
-    ray.init(log_to_driver=False, logging_level="WARNING", **own)
+    options: dict[str, object] = {"log_to_driver": False, "logging_level": "WARNING"}
+    if "RAY_ADDRESS" not in os.environ:
+        # `local`: never one that somebody else left running. At least four cores, however few the machine has:
+        # deployments count as fractions of a core.
+        options |= {"address": "local", "num_cpus": max(4, os.cpu_count() or 1), "include_dashboard": False}
+    ray.init(**options)
     try:
         yield
     finally:

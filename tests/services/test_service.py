@@ -109,8 +109,9 @@ def test_nobody_listening_ends_the_work(http: httpx.Client, base_url: str) -> No
         body = {"question": "slow?", "stream": True}
         with client.stream("POST", f"/v1/videos/{video}/queries", json=body) as response:
             assert next(response.iter_lines())
-    chat = {"model": MODEL, "messages": [{"role": "user", "content": [
-        {"type": "video_url", "video_url": {"url": "fake://never?delay=1"}}, {"type": "text", "text": "what?"}]}]}  # fmt: skip
+    slow_clip = {"type": "video_url", "video_url": {"url": "fake://never?delay=1"}}
+    content = [slow_clip, {"type": "text", "text": "what?"}]
+    chat = {"model": MODEL, "messages": [{"role": "user", "content": content}]}
     with pytest.raises(httpx.ReadTimeout), httpx.Client(base_url=base_url, timeout=1.5) as client:
         client.post("/v1/chat/completions", json=chat)
     deadline = time.monotonic() + 10
