@@ -93,17 +93,14 @@ class VideoLlava:
 
     def prefix_ids(self, system: str) -> list[int]:
         """BOS where the tokenizer adds one, the system text, and the user's role marker."""
+        self._refuse_control_tokens(system, "system")
         opening = f"{system} {USER}" if system else USER
         ids: list[int] = self.tokenizer.encode(opening + self.tokenizer.convert_ids_to_tokens(self.placeholder_id))
         return ids[: ids.index(self.placeholder_id)]
 
     def turn_ids(self, question: str, first: bool) -> tuple[list[int], tuple[int, int]]:
         """Everything behind the media or behind the last turn's end, and the span of the question in it."""
-        for control in (self.placeholder_id, self.end_id):
-            if (token := self.tokenizer.convert_ids_to_tokens(control)) in question:
-                raise InvalidInput(
-                    f"The question contains {token}, which is the model's own control token.", "question"
-                )
+        self._refuse_control_tokens(question, "question")
         anchor_id = self.placeholder_id if first else self.end_id
         before = "\n" if first else USER
         anchor = self.tokenizer.convert_ids_to_tokens(anchor_id)
@@ -116,6 +113,12 @@ class VideoLlava:
         start = _common_prefix(ids, behind_anchor(before))
         stop = len(ids) - _common_prefix(ids[::-1], self.tokenizer.encode(ASSISTANT, add_special_tokens=False)[::-1])
         return ids, (min(start, stop), stop)
+
+    def _refuse_control_tokens(self, text: str, param: str) -> None:
+        """A placeholder or an end of turn inside a text would be taken for a real one."""
+        for token in self.tokenizer.convert_ids_to_tokens([self.placeholder_id, self.end_id]):
+            if token in text:
+                raise InvalidInput(f"The {param} contains {token}, which is the model's own control token.", param)
 
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids of an answer's text."""

@@ -134,7 +134,8 @@ def _draw_object(rng: np.random.Generator, frames: int, others: list[SceneObject
     start, stop = _draw_span(rng, frames)
     direction = "nowhere" if rng.random() < 0.4 else str(rng.choice(list(DIRECTIONS)[:4]))
     heading = np.array(DIRECTIONS[direction])
-    travel = rng.uniform(0.07, 0.09) * (stop - start - 1) * heading
+    pace = rng.uniform(0.07, 0.09) * min(1.0, 7 / max(frames - 1, 1))
+    travel = pace * (stop - start - 1) * heading
     low, high = radius + 0.01 + np.maximum(0, -travel), 0.99 - radius - np.maximum(0, travel)
     origin = rng.uniform(low, high)
     steps = (np.arange(frames) - start)[:, None] / max(stop - start - 1, 1)

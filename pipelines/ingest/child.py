@@ -1,7 +1,7 @@
 """The process that reads a stranger's file: `python -m pipelines.ingest.child`, its job as JSON on standard input.
 
-It imports what it needs, shuts itself in (`enter_sandbox`), and writes messages of `wire` on standard output. The parent
-started it with an empty environment and no other descriptor, and kills it when time is up.
+It imports what it needs, shuts itself in (`enter_sandbox`), and writes messages of `wire` on standard output. The
+parent started it with an empty environment and no other descriptor, and kills it when time is up.
 """
 
 import json
@@ -40,7 +40,9 @@ def main() -> None:
     except VideoTooLarge as error:
         wire.send_text(wire.Kind.TOO_LARGE, error.message)
     except MemoryError:
-        wire.send_text(wire.Kind.TOO_LARGE, f"Decoding takes more memory than the limit of {job['memory_bytes']} bytes.")
+        wire.send_text(
+            wire.Kind.TOO_LARGE, f"Decoding takes more memory than the limit of {job['memory_bytes']} bytes."
+        )
     except wire.BackendFailed as error:
         wire.send_text(wire.Kind.BACKEND_FAILED, str(error))
 

@@ -70,8 +70,8 @@ class FrameStream:
 
     indices: int64 [T], strictly increasing, as `sample` gives them
     deadline_s: seconds that decoding may keep the caller waiting in all; the caller's own time between chunks is free
-    Decoding begins at once. Iterating raises UnsupportedVideo, VideoTooLarge, DecodeTimeout; closing, which is safe from
-    any thread and at any time, ends it.
+    Decoding begins at once. Iterating raises UnsupportedVideo, VideoTooLarge, DecodeTimeout; closing, which is safe
+    from any thread and at any time, ends it.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class FrameStream:
                 raise
 
     async def chunks(self) -> AsyncIterator[FrameBatch]:
-        """Iterate from an event loop, reading in a thread; cancelling the reader, or closing the iterator, kills the child."""
+        """Iterate from an event loop, reading in a thread; cancelling it, or closing the iterator, kills the child."""
         try:
             while (chunk := await asyncio.to_thread(next, self, None)) is not None:
                 yield chunk

@@ -55,7 +55,8 @@ class VideoFacts:
     @property
     def pts_seconds(self) -> npt.NDArray[np.float64]:
         """float64 [N]: presentation times of all frames, from the start of the container."""
-        return (self.stamps - self.origin) * (self.time_base.numerator / self.time_base.denominator)
+        units = (self.stamps - self.origin).astype(np.float64)
+        return units * self.time_base.numerator / self.time_base.denominator
 
     @property
     def duration_s(self) -> float:
@@ -125,7 +126,7 @@ def _check(facts: VideoFacts, limits: Limits) -> None:
     pixels = facts.width * facts.height
     if pixels > limits.max_pixels:
         raise VideoTooLarge(
-            f"A frame of {facts.width} x {facts.height} has {pixels} pixels, more than the limit of {limits.max_pixels}."
+            f"A frame has {facts.width} x {facts.height} = {pixels} pixels, over the limit of {limits.max_pixels}."
         )
     if facts.duration_s > limits.max_seconds:
         raise VideoTooLarge(

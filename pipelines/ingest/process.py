@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from pipelines.ingest.source import LocalVideo
 from pipelines.ingest.wire import HEADER, MAX_TEXT_BYTES, BackendFailed, Kind
 
 _ROOT = Path(__file__).parents[2]
+_COMMAND = ("-s", "-m", "pipelines.ingest.child")
 _REPORTED: dict[int, type[Exception]] = {
     Kind.UNSUPPORTED: UnsupportedVideo,
     Kind.TOO_LARGE: VideoTooLarge,
@@ -53,24 +54,20 @@ class Child:
         job |= {"worker": worker, "path": str(video.path), "demuxer": video.demuxer}
         job |= {"memory_bytes": limits.memory_bytes, "max_frames": limits.max_frames}
         job |= {"cpu_s": 2 * budget_s + 1}  # two decoding threads
-        self._stderr = tempfile.TemporaryFile()
-        # A file and not a pipe: a child that does not read cannot hold up its parent.
+        # Files and not pipes: a child that does not read, or says too much, cannot hold up its parent.
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
         with tempfile.TemporaryFile() as stdin:
             stdin.write(json.dumps(job).encode())
             stdin.seek(0)
-            self._process = subprocess.Popen(
-                [sys.executable, "-s", "-m", "pipelines.ingest.child"],
-                stdin=stdin,
-                stdout=subprocess.PIPE,
-                stderr=self._stderr,
-                bufsize=0,
-                env={},
-                cwd=_ROOT,
-            )
-        assert self._process.stdout is not None
-        self._pipe = self._process.stdout
+            self._process = _spawn(stdin, self._stderr)
+        self._pipe = cast(IO[bytes], self._process.stdout)
         self._poll = select.poll()
         self._poll.register(self._pipe, select.POLLIN)
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
 
     def receive(self) -> Message:
         """Return the next header that is not the sandbox's report, which is kept in `sandbox`.
@@ -80,8 +77,8 @@ class Child:
         kind, stamp, sent_s, size = HEADER.unpack(self._read(HEADER.size))
         if kind not in set(Kind) or size < 0:
             raise ChildDied("the child sent a header that is none")
-        if kind == Kind.SANDBOX:
-            self.sandbox = Sandbox(**self.receive_json(size))
+        if kind == Kind.SANDBOX and self.sandbox is None:
+            self.sandbox = self._receive_sandbox(size)
             return self.receive()
         if kind in _REPORTED:
             text = self._read(size).decode(errors="replace")
@@ -103,7 +100,7 @@ class Child:
         """Fill `array` (C-contiguous) with a body of `size` bytes; raises ChildDied if they are not as many."""
         if size != array.nbytes:
             raise ChildDied(f"the child sent {size} bytes for {array.nbytes}")
-        self._read_into(memoryview(array.reshape(-1).view(np.uint8)))
+        self._read_into(array.reshape(-1).view(np.uint8).data)
 
     def kill(self) -> None:
         """End the process at once, stopped or not; safe from any thread, and a reader then meets ChildDied."""
@@ -115,6 +112,12 @@ class Child:
         self._process.wait()
         self._pipe.close()
         self._stderr.close()
+
+    def _receive_sandbox(self, size: int) -> Sandbox:
+        try:
+            return Sandbox(**self.receive_json(size))
+        except TypeError:
+            raise ChildDied("the child did not say which walls stand") from None
 
     def _read(self, size: int) -> bytes:
         if size > MAX_TEXT_BYTES:
@@ -141,3 +144,15 @@ class Child:
         status = self._process.wait()
         self._stderr.seek(max(os.fstat(self._stderr.fileno()).st_size - MAX_TEXT_BYTES, 0))
         return f"the child ended with status {status}: {self._stderr.read()!r}"
+
+
+def _spawn(stdin: IO[bytes], stderr: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603 - our own module, and no shell
+        [sys.executable, *_COMMAND],
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        bufsize=0,
+        env={},
+        cwd=_ROOT,
+    )

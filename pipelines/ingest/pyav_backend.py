@@ -1,7 +1,7 @@
 """Probing, and decoding where decord is wrong: PyAV with an explicit demuxer and no protocol but `file`.
 
-Runs inside the sandbox. A frame is known by its stamp: its presentation time in the stream's time base. AVI stores no time
-that survives B-frames, but has a constant rate: there the stamp is the frame's number.
+Runs inside the sandbox. A frame is known by its stamp: its presentation time in the stream's time base. AVI stores no
+time that survives B-frames, but has a constant rate: there the stamp is the frame's number.
 """
 
 from collections.abc import Iterator
@@ -158,6 +158,8 @@ class _Walk:
         self._counted = job["demuxer"] == "avi"
         self._start = job["start"]
         self._can_seek = True
+        # A transport stream is searched by decoding time, which runs ahead of presentation: start a second early.
+        self._lead = round(1 / self._stream.time_base) if job["demuxer"] == "mpegts" else 0
         self._frames = self._from_start()
 
     def at(self, targets: list[tuple[int, int, int]]) -> Iterator[tuple[int, Any]]:
@@ -183,7 +185,7 @@ class _Walk:
 
     def _from_key(self, key: int) -> Iterator[tuple[int, Any]]:
         """Frames from the key frame on; from the start, if the demuxer landed behind it."""
-        self._container.seek(key, stream=self._stream)
+        self._container.seek(key - self._lead, stream=self._stream)
         clean = False
         for frame in self._container.decode(self._stream):
             clean = clean or (frame.key_frame and frame.pts is not None and frame.pts <= key)

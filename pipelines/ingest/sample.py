@@ -1,7 +1,7 @@
 """Which frames of a video to look at: pure functions of its timeline.
 
-Uniform n picks index floor(i * N / n), as the stock Video-LLaVA example's `np.arange(0, N, N / n).astype(int)` does. Frames
-are never repeated: a video of 3 frames asked for 8 gives its 3, and a model that needs 8 decides itself what then.
+Uniform n picks index floor(i * N / n), as the stock Video-LLaVA example's `np.arange(0, N, N / n).astype(int)` does.
+Frames are never repeated: a video of 3 frames asked for 8 gives its 3, and a model that needs 8 decides what then.
 """
 
 from dataclasses import dataclass
@@ -41,7 +41,8 @@ class Sampling:
 def sample(pts_seconds: npt.NDArray[np.float64], sampling: Sampling) -> npt.NDArray[np.int64]:
     """Return the indices [T] of the frames to decode, strictly increasing, at least one.
 
-    pts_seconds: float64 [N], presentation times of all frames, increasing. Raises InvalidInput for a range without a frame.
+    pts_seconds: float64 [N], presentation times of all frames, increasing. Raises InvalidInput for a range that
+    begins behind the last of them.
     """
     first, stop = _range(pts_seconds, sampling)
     if sampling.fps is not None:
@@ -66,8 +67,8 @@ def _range(pts_seconds: npt.NDArray[np.float64], sampling: Sampling) -> tuple[in
 def _by_rate(
     pts_seconds: npt.NDArray[np.float64], first: int, stop: int, fps: float, start_s: float
 ) -> npt.NDArray[np.int64]:
-    """Frames on display at start_s, start_s + 1 / fps, ... as long as a frame of the range is on display."""
-    count = int((pts_seconds[stop - 1] - start_s) * fps + 1e-6) + 1
+    """Frames on display at start_s, start_s + 1 / fps, ... until the last frame of the range has appeared."""
+    count = int(max(pts_seconds[stop - 1] - start_s, 0) * fps + 1e-6) + 1
     times = start_s + np.arange(count) / fps
     shown = np.searchsorted(pts_seconds, times + 1e-6, "right") - 1
     return np.unique(shown.clip(first, stop - 1))

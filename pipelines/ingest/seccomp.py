@@ -1,6 +1,6 @@
 """A seccomp filter that leaves a process nothing but reading, memory and threads (x86-64).
 
-Everything else fails with EPERM: sockets, exec, fork, signals, ptrace, writing opens, even looking at a path's metadata.
+Everything else fails with EPERM: sockets, exec, fork, signals, ptrace, opening to write, even a path's metadata.
 Source: seccomp(2), linux/filter.h.
 """
 

@@ -1,7 +1,7 @@
 """From a file's first bytes to the one demuxer that may read it.
 
-A demuxer that guesses will take a playlist for a video and open what the playlist names. So nothing guesses: a file whose
-first bytes are not listed here is refused before any demuxer sees it.
+A demuxer that guesses will take a playlist for a video and open what the playlist names. So nothing guesses: a file
+whose first bytes are not listed here is refused before any demuxer sees it.
 """
 
 from occam.errors import UnsupportedVideo
@@ -15,6 +15,8 @@ _PREFIXES = {
     b"GIF89a": "gif",
     b"FLV\x01": "flv",
     b"\x00\x00\x01\xba": "mpeg",
+    b"\x89PNG\r\n\x1a\n": "png_pipe",  # an image is a video of one frame
+    b"\xff\xd8\xff": "jpeg_pipe",
 }
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD", b"v=0", b"[playlist]")
 _TS_SYNC = 0x47
@@ -32,6 +34,8 @@ def demuxer_of(head: bytes) -> str:
         return "mov"
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         return "avi"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "webp_pipe"
     for prefix, demuxer in _PREFIXES.items():
         if head.startswith(prefix):
             return demuxer
@@ -39,7 +43,7 @@ def demuxer_of(head: bytes) -> str:
         return "mpegts"
     if head.lstrip().startswith(_PLAYLISTS):
         raise UnsupportedVideo("The file is a playlist or a description of a stream, and not a video.")
-    raise UnsupportedVideo("The file's first bytes are not those of a known video container.")
+    raise UnsupportedVideo("The file's first bytes are not those of a known video or image format.")
 
 
 def _is_transport_stream(head: bytes, start: int, step: int) -> bool:

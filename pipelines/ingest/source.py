@@ -1,16 +1,18 @@
 """From an address to a file on this machine, under guard.
 
-Every hop is resolved, every address of it checked, and the connection made to the checked address itself, so that a name
-which resolves differently a moment later (DNS rebinding) changes nothing. Host header and TLS name stay the URL's own.
+Every hop is resolved, every address of it checked, and the connection made to the checked address itself, so that a
+name which resolves differently a moment later (DNS rebinding) changes nothing. Host header and TLS name stay the URL's.
 """
 
 import asyncio
 import hashlib
 import os
+import ssl
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -51,7 +53,7 @@ class SourcePolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalVideo:
-    """A file that may be decoded: path, SHA-256 (hex) and size of its bytes, and the demuxer its first bytes call for."""
+    """A file that may be decoded: its path, SHA-256 (hex) and size, and the demuxer that its first bytes call for."""
 
     path: Path
     digest: str
@@ -140,12 +142,17 @@ def _port(url: httpx.URL) -> int:
     return url.port or _PORTS[url.scheme]
 
 
+@cache
+def _tls() -> ssl.SSLContext:
+    return httpx.create_ssl_context(trust_env=False)
+
+
 class _PinnedTransport(httpx.AsyncHTTPTransport):
     """Connects to an address that was checked, under the name that the URL gives."""
 
     def __init__(self, policy: SourcePolicy, resolver: Resolver) -> None:
         # A kept connection could serve another name at the same address.
-        super().__init__(trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
+        super().__init__(verify=_tls(), trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
         self._policy = policy
         self._resolver = resolver
 
@@ -200,14 +207,28 @@ async def _download(
             raise SourceUnavailable("The source sends the video compressed, which was not asked for.")
         _check_bytes(_announced_bytes(response), limits)
         digest, size, head = hashlib.sha256(), 0, b""
-        with tempfile.NamedTemporaryFile(dir=directory, suffix=".video", delete=False) as file:
+        with (
+            tempfile.NamedTemporaryFile(dir=directory, suffix=".video", delete=False) as file,
+            _unlinked_on_failure(file.name),
+        ):
             async for part in response.aiter_raw():
                 size += len(part)
                 _check_bytes(size, limits)
                 digest.update(part)
                 file.write(part)
                 head = (head + part)[:HEAD_BYTES] if len(head) < HEAD_BYTES else head
-    return LocalVideo(path=Path(file.name), digest=digest.hexdigest(), bytes=size, demuxer=demuxer_of(head))
+            demuxer = demuxer_of(head)
+    return LocalVideo(path=Path(file.name), digest=digest.hexdigest(), bytes=size, demuxer=demuxer)
+
+
+@contextmanager
+def _unlinked_on_failure(path: str) -> Iterator[None]:
+    """Half a download, or a file that is no video, is not left on the disk."""
+    try:
+        yield
+    except BaseException:
+        os.unlink(path)
+        raise
 
 
 def _announced_bytes(response: httpx.Response) -> int:

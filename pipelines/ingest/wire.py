@@ -57,4 +57,4 @@ def send_text(kind: Kind, text: str) -> None:
 
 def send_array(kind: Kind, array: npt.NDArray[np.uint8] | npt.NDArray[np.int64], stamp: int = 0) -> None:
     """Write a message whose body is an array's bytes in C order."""
-    send(kind, memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)), stamp)
+    send(kind, np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, stamp)

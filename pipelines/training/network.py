@@ -17,6 +17,8 @@ from pipelines.training.model import normalize
 from pipelines.training.packing import REGISTER, PackedText
 from pipelines.training.tokenizer import USER, encode
 
+LOOK_LAYER, TAP_LAYERS = 2, 4
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prefix:
@@ -67,13 +69,21 @@ class LateDrop:
     index: torch.Tensor
 
 
-def run_llm(
-    model: VideoLlava, prefix: Prefix, text: PackedText, tap: int, late: LateDrop | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hidden states of the text after the last norm [B, T, D], and of the visual tokens after `tap` layers.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LlmOutput:
+    """text: hidden states of the text after the last norm [B, T, D]
 
-    The visual tokens at `tap` are those that entered, or with a late drop before `tap`, those that were kept.
+    visual: hidden states of the visual tokens after TAP_LAYERS layers [B, V, D], those that were not dropped by then
+    looks: attention logits [B, T, S] of head 0 in the layer that stage II scores with
     """
+
+    text: torch.Tensor
+    visual: torch.Tensor
+    looks: torch.Tensor
+
+
+def run_llm(model: VideoLlava, prefix: Prefix, text: PackedText, late: LateDrop | None = None) -> LlmOutput:
+    """The language model over visual prefix and packed text."""
     llm = model.model.language_model
     opening = llm.embed_tokens(torch.tensor(encode(USER))).expand(prefix.hidden.shape[0], -1, -1)
     embedded = llm.embed_tokens(text.ids.clamp(min=0))
@@ -88,10 +98,14 @@ def run_llm(
             keep = _with_text(late.index, length, text.ids.shape[1])
             hidden, cos, sin = (_gather(values, keep) for values in (hidden, cos, sin))
             length = late.index.shape[1] + 1
-        if number == tap:
-            tapped = hidden[:, 1:length]
-        hidden = decoder_layer(layer, hidden, cos, sin, visible_mask(text.allowed, length), length)
-    return llm.norm(hidden[:, length:]), tapped
+        mask = visible_mask(text.allowed, length)
+        if number == LOOK_LAYER:
+            looks = head_logits(layer, 0, hidden, cos, sin, length) + mask[:, 0]
+        if number == TAP_LAYERS:
+            visual = hidden[:, 1:length]
+        last = number == len(llm.layers) - 1
+        hidden = decoder_layer(layer, hidden, cos, sin, mask, length, text_only=last)
+    return LlmOutput(text=llm.norm(hidden), visual=visual, looks=looks)
 
 
 def visible_mask(allowed_BTT: torch.Tensor, length: int) -> torch.Tensor:
@@ -101,24 +115,51 @@ def visible_mask(allowed_BTT: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def decoder_layer(
-    layer: nn.Module, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, mask: torch.Tensor, length: int
+    layer: nn.Module,
+    hidden: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    mask: torch.Tensor,
+    length: int,
+    text_only: bool,
 ) -> torch.Tensor:
-    """One stock Llama layer; prefix rows attend causally to the prefix alone, text rows by the mask."""
+    """One stock Llama layer; prefix rows attend causally to the prefix alone, text rows by the mask.
+
+    text_only: give the text rows alone, [B, T, D]: after the last layer no one reads the others
+    """
     attention, mlp = layer.self_attn, layer.mlp
     x_BSD = _rms_norm(hidden, layer.input_layernorm)
-    q_BHSK, k_BHSK, v_BHSK = (
-        F.linear(x_BSD, projection.weight).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
-        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
+    qkv = _fused(x_BSD, attention.q_proj, attention.k_proj, attention.v_proj)
+    q_BHSK, k_BHSK, v_BHSK = (x.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for x in qkv)
     q_BHSK, k_BHSK = (_rotate(x, cos[:, None], sin[:, None]) for x in (q_BHSK, k_BHSK))
-    seen = (part[:, :, :length] for part in (q_BHSK, k_BHSK, v_BHSK))
-    prefix_BHPK = F.scaled_dot_product_attention(*seen, is_causal=True)
-    text_BHTK = F.scaled_dot_product_attention(q_BHSK[:, :, length:], k_BHSK, v_BHSK, attn_mask=mask)
-    mixed = torch.cat([prefix_BHPK, text_BHTK], dim=2).transpose(1, 2).flatten(2)
-    hidden = hidden + F.linear(mixed, attention.o_proj.weight)
+    mixed = F.scaled_dot_product_attention(q_BHSK[:, :, length:], k_BHSK, v_BHSK, attn_mask=mask)
+    if text_only:
+        hidden = hidden[:, length:]
+    else:
+        prefix = (part[:, :, :length] for part in (q_BHSK, k_BHSK, v_BHSK))
+        mixed = torch.cat([F.scaled_dot_product_attention(*prefix, is_causal=True), mixed], dim=2)
+    hidden = hidden + F.linear(mixed.transpose(1, 2).flatten(2), attention.o_proj.weight)
     x_BSD = _rms_norm(hidden, layer.post_attention_layernorm)
-    gated = F.silu(F.linear(x_BSD, mlp.gate_proj.weight)) * F.linear(x_BSD, mlp.up_proj.weight)
-    return hidden + F.linear(gated, mlp.down_proj.weight)
+    gate, up = _fused(x_BSD, mlp.gate_proj, mlp.up_proj)
+    return hidden + F.linear(F.silu(gate) * up, mlp.down_proj.weight)
+
+
+def head_logits(
+    layer: nn.Module, head: int, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, length: int
+) -> torch.Tensor:
+    """One head's scaled products of the text's queries with all keys, unmasked, [B, T, S]."""
+    attention = layer.self_attn
+    rows = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
+    x_BSD = _rms_norm(hidden, layer.input_layernorm)
+    q_BTK = _rotate(F.linear(x_BSD[:, length:], attention.q_proj.weight[rows]), cos[:, length:], sin[:, length:])
+    k_BSK = _rotate(F.linear(x_BSD, attention.k_proj.weight[rows]), cos, sin)
+    return q_BTK @ k_BSK.mT * attention.scaling
+
+
+def _fused(x: torch.Tensor, *projections: nn.Module) -> tuple[torch.Tensor, ...]:
+    """Several projections of one input as one product: narrow products waste half of the CPU."""
+    weights = [projection.weight for projection in projections]
+    return F.linear(x, torch.cat(weights)).split([weight.shape[0] for weight in weights], dim=-1)
 
 
 def _rms_norm(x: torch.Tensor, norm: nn.Module) -> torch.Tensor:

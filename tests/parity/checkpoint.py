@@ -57,11 +57,11 @@ def write_checkpoint(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def random_frames(count: int, seed: int = 0) -> np.ndarray:
-    """uint8 [T, H, W, 3] frames of the tower's own size (no resizing), each with its own brightness and contrast."""
+def random_frames(count: int, seed: int = 0, size: int = IMAGE_SIZE) -> np.ndarray:
+    """uint8 [T, size, size, 3], each frame with its own brightness and contrast; made for a tower of that size."""
     rng = np.random.default_rng(seed)
-    noise = rng.normal(size=(count, IMAGE_SIZE, IMAGE_SIZE, 3)) * rng.uniform(20, 90, (count, 1, 1, 1))
-    blocks = rng.normal(size=(count, 4, 4, 3)).repeat(PATCH_SIZE, 1).repeat(PATCH_SIZE, 2)
+    noise = rng.normal(size=(count, size, size, 3)) * rng.uniform(20, 90, (count, 1, 1, 1))
+    blocks = rng.normal(size=(count, 4, 4, 3)).repeat(size // 4, 1).repeat(size // 4, 2)
     frames = 128 + rng.uniform(-60, 60, (count, 1, 1, 3)) + noise + blocks * rng.uniform(10, 90, (count, 1, 1, 1))
     return frames.clip(0, 255).astype(np.uint8)
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,7 +13,8 @@ from occam.config import EngineConfig, NoPruning, OccamToken, Pruning, SamplingP
 from occam.engine.engine import Engine
 from occam.tensors import PrefixState
 from occam.types import Answer, FrameBatch
-from tests.parity.oracle import Played, Rule
+from tests.parity.oracle import Played
+from tests.parity.oracle_tower import Rule
 
 QUESTIONS = ("what colour is the ball ?", "where does it go then ?")
 
@@ -25,7 +27,7 @@ class Reply:
     logits: Tensor
 
 
-def load(checkpoint: Path, chunk_frames: int = 2, dtype: str = "float32") -> Engine:
+def load(checkpoint: Path, chunk_frames: int = 2, dtype: Literal["float32", "bfloat16"] = "float32") -> Engine:
     return Engine.load(EngineConfig(model=str(checkpoint), dtype=dtype, chunk_frames=chunk_frames, threads=1))
 
 
@@ -36,11 +38,15 @@ def pruning_of(rule: Rule | None) -> Pruning:
     return OccamToken(**{name: getattr(rule, name) for name in names})
 
 
+def video_of(frames: np.ndarray) -> FrameBatch:
+    """uint8 [T, H, W, 3] as a video of two frames a second."""
+    count = len(frames)
+    return FrameBatch(frames=frames, pts_seconds=np.arange(count) / 2, indices=np.arange(count), digest="0" * 64)
+
+
 def build(engine: Engine, frames: np.ndarray, pruning: Pruning, chunk_frames: int = 2) -> PrefixState:
     """A state from uint8 [T, H, W, 3], appended in chunks."""
-    video = FrameBatch(
-        frames=frames, pts_seconds=np.arange(len(frames)) / 2, indices=np.arange(len(frames)), digest="0" * 64
-    )
+    video = video_of(frames)
     state = engine.begin(pruning)
     for start in range(0, len(video), chunk_frames):
         state, _ = engine.append(state, video.chunk(start, min(start + chunk_frames, len(video))), pruning)
@@ -62,7 +68,9 @@ def ask(engine: Engine, state: PrefixState, questions: Sequence[str], pruning: P
 def assert_same(replies: Sequence[Reply], expected: Sequence[Played], rule: Rule | None) -> None:
     """Same ids, same kept sets at both stages, scores and thresholds, and logits to 1e-4."""
     for reply, played in zip(replies, expected, strict=True):
-        evidence = reply.answer.evidence
+        evidence, counts = reply.answer.evidence, reply.answer.visual_tokens
+        assert counts.encoded == played.stage1.numel()
+        assert (counts.stage1, counts.stage2) == (int(played.stage1.sum()), int(played.stage2.sum()))
         assert reply.answer.turn.suffix_ids == tuple(played.suffix)
         for frame, stage1, stage2, scores in zip(
             evidence.frames, played.stage1, played.stage2, played.scores, strict=True

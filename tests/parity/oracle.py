@@ -1,57 +1,23 @@
 """OccamToken from its description alone: the stock model in eager attention, whole attention maps, nothing gathered.
 
-Slow and literal on purpose, and it shares no code with the library. The register and the neuron edit are forward
-hooks on the stock tower; the language model always sees every stage I survivor, and from the cut on an additive
-mask hides what stage II dropped. Every decoded token is one full forward of the whole conversation.
+Slow and literal on purpose, and it shares no code with the library. What the tower sees is `oracle_tower.look`; the
+language model always gets every stage I survivor, and from the cut on an additive mask hides what stage II dropped.
+Every decoded token is one full forward of the whole conversation.
 
-Shape suffixes: F frames, P patches, N tokens of the conversation, H heads, C channels, V vocabulary, G generated.
+Shape suffixes: F frames, P patches, N tokens of the conversation, T tokens that score, V vocabulary, G generated.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from tests.parity.oracle_tower import Frames, Rule, look
+
 PREFIX, FIRST_TURN, NEXT_TURN = "USER: ", "\n{} ASSISTANT:", " USER: {} ASSISTANT:"
-
-Fault = Literal[
-    "positions repacked",
-    "survivors reused",
-    "tower softmax without register",
-    "decoder softmax without register",
-    "old register visible",
-]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """What to prune by; `fault` names one deliberate mistake, for showing that the comparison would notice it."""
-
-    lambda1: float
-    lambda2: float
-    cut: int
-    register: Literal["neurons", "zero_token", "mean_threshold"] = "neurons"
-    neurons: Sequence[tuple[int, int]] = ()
-    evaluators: Literal["question", "turn"] = "turn"
-    min_tokens: int = 1
-    keep_cls: bool = False
-    placement: Literal["after_norm", "before_norm"] = "after_norm"
-    fault: Fault | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Frames:
-    """The tower's view: features [F, 1+P, C] (projected, CLS first), register [C] or None, keep and scores [F, P],
-    reference [F]: the score that lambda1 multiplies."""
-
-    features: Tensor
-    register: Tensor | None
-    keep: Tensor
-    scores: Tensor
-    reference: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,28 +46,39 @@ class Played:
     reference: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """The whole conversation as one row of tokens: embeds [N, C]; the rest int64 [N].
+class Token(NamedTuple):
+    """One token of the conversation: embed [C]; turn -1 is the prefix; frame -1 is not visual, patch -1 no patch.
 
-    turn: -1 for the prefix; frame, patch: -1 for what is not visual, patch -1 for CLS; r marks registers,
-    evaluator the newest turn's text that scores
+    evaluates: text of the newest turn that scores
     """
 
-    embeds: Tensor
-    positions: Tensor
-    turn: Tensor
-    frame: Tensor
-    patch: Tensor
-    r: Tensor
-    evaluator: Tensor
+    embed: Tensor
+    position: int
+    turn: int = -1
+    frame: int = -1
+    patch: int = -1
+    is_register: bool = False
+    evaluates: bool = False
+
+
+class Layout:
+    """The whole conversation as columns over its tokens [N], named as `Token` names them."""
+
+    def __init__(self, tokens: Sequence[Token]) -> None:
+        self.embed = torch.stack([token.embed for token in tokens])
+        self.position = torch.tensor([token.position for token in tokens])
+        self.turn = torch.tensor([token.turn for token in tokens])
+        self.frame = torch.tensor([token.frame for token in tokens])
+        self.patch = torch.tensor([token.patch for token in tokens])
+        self.is_register = torch.tensor([token.is_register for token in tokens])
+        self.evaluates = torch.tensor([token.evaluates for token in tokens])
 
 
 @torch.no_grad()
 def converse(
     model: Any, tokenizer: Any, pixels_FCHW: Tensor, questions: Sequence[str], rule: Rule | None, steps: int
 ) -> list[Played]:
-    """Ask `questions` one after another, decoding `steps` tokens greedily each; rule None is the stock model."""
+    """Ask `questions` in turn, decoding greedily to the end token or for `steps`; rule None is the stock model."""
     frames = look(model.model, pixels_FCHW, rule, model.config.vision_feature_layer)
     spoken: list[Spoken] = []
     played: list[Played] = []
@@ -111,16 +88,18 @@ def converse(
         stage2, scores, reference = _stage2(model, layout, frames, rule)
         if rule and rule.fault == "survivors reused" and played:
             stage2 = played[0].stage2
-        logits = []
-        for _ in range(steps):
+        logits: list[Tensor] = []
+        said = spoken[-1]
+        while len(said.generated) < steps and tokenizer.eos_token_id not in said.generated:
             layout = _lay_out(model, tokenizer, frames, spoken, rule)
             logits.append(_forward(model, layout, stage2, rule)[0][-1])
-            spoken[-1].generated.append(int(logits[-1].argmax()))
-        spoken[-1].closing.append(tokenizer.eos_token_id)
+            said.generated.append(int(logits[-1].argmax()))
+        if tokenizer.eos_token_id not in said.generated:
+            said.closing.append(tokenizer.eos_token_id)
         played.append(
             Played(
-                suffix=spoken[-1].suffix,
-                generated=spoken[-1].generated,
+                suffix=said.suffix,
+                generated=said.generated,
                 logits=torch.stack(logits),
                 stage1=frames.keep,
                 stage2=stage2,
@@ -129,62 +108,6 @@ def converse(
             )
         )
     return played
-
-
-@torch.no_grad()
-def look(model: Any, pixels_FCHW: Tensor, rule: Rule | None, feature_layer: int) -> Frames:
-    """Encode frames and run stage I, per frame, from the CLS row of the block whose output is the feature."""
-    tower = model.video_tower
-    has_register = rule is not None and rule.register != "mean_threshold"
-    with ExitStack() as hooks:
-        if rule and has_register:
-            entry = tower.pre_layrnorm if rule.placement == "after_norm" else tower.embeddings
-            hooks.enter_context(_replacing_output(entry, _append_zero_token))
-            for layer in {layer for layer, _ in rule.neurons if rule.register == "neurons"}:
-                edit = _neuron_shift([k for at, k in rule.neurons if at == layer])
-                hooks.enter_context(_replacing_output(tower.encoder.layers[layer].mlp.activation_fn, edit))
-        out = tower(pixels_FCHW, output_hidden_states=True, output_attentions=True)
-    block = len(out.hidden_states) + feature_layer - 1
-    features_FNC = model.multi_modal_projector(out.hidden_states[feature_layer])
-    row_FN = out.attentions[block][:, :, 0].mean(dim=1)
-    if rule is None:
-        scores_FP = row_FN[:, 1:]
-        reference_F = torch.full(row_FN.shape[:1], torch.nan)
-        return Frames(
-            features=features_FNC,
-            register=None,
-            keep=torch.ones_like(scores_FP, dtype=torch.bool),
-            scores=scores_FP,
-            reference=reference_F,
-        )
-    if has_register:
-        scores_FP, reference_F = row_FN[:, 1:-1], row_FN[:, -1]
-        if rule.fault == "tower softmax without register":
-            scores_FP = scores_FP / (1 - reference_F[:, None])
-        register, features_FNC = features_FNC[:, -1].mean(dim=0), features_FNC[:, :-1]
-    else:
-        scores_FP, register = row_FN[:, 1:], None
-        reference_F = scores_FP.mean(dim=1)
-    keep_FP = scores_FP >= rule.lambda1 * reference_F[:, None]
-    return Frames(features=features_FNC, register=register, keep=keep_FP, scores=scores_FP, reference=reference_F)
-
-
-def _append_zero_token(tokens_FNC: Tensor) -> Tensor:
-    return torch.cat([tokens_FNC, torch.zeros_like(tokens_FNC[:, :1])], dim=1)
-
-
-def _neuron_shift(neurons: Sequence[int]) -> Callable[[Tensor], Tensor]:
-    """Per frame and neuron: the register takes the largest patch activation, the patches (1..P) get zero."""
-
-    def edit(hidden_FNK: Tensor) -> Tensor:
-        edited = hidden_FNK.clone()
-        for frame in range(hidden_FNK.shape[0]):
-            for k in neurons:
-                edited[frame, -1, k] = hidden_FNK[frame, 1:-1, k].max()
-                edited[frame, 1:-1, k] = 0
-        return edited
-
-    return edit
 
 
 def _say(tokenizer: Any, question: str, first: bool) -> Spoken:
@@ -198,39 +121,30 @@ def _say(tokenizer: Any, question: str, first: bool) -> Spoken:
 
 
 def _lay_out(model: Any, tokenizer: Any, frames: Frames, spoken: Sequence[Spoken], rule: Rule | None) -> Layout:
-    embed = model.get_input_embeddings()
-    rows: list[tuple[Tensor, int, int, int, int, bool, bool]] = []
+    """Prefix text, what stage I kept where the stock layout has it, then every turn from the unpruned end on."""
+    embed = model.get_input_embeddings().weight
     prefix = tokenizer(PREFIX).input_ids
-    rows += [(embed.weight[token], at, -1, -1, -1, False, False) for at, token in enumerate(prefix)]
-    count, tokens = frames.features.shape[:2]
+    tokens = [Token(embed[token], position) for position, token in enumerate(prefix)]
+    count, length = frames.features.shape[:2]
+    keep_cls = rule is None or rule.keep_cls
     for frame in range(count):
-        for token in range(tokens):
-            patch = token - 1
-            if frames.keep[frame, patch] if patch >= 0 else rule is None or rule.keep_cls:
-                position = len(prefix) + frame * tokens + token
-                rows.append((frames.features[frame, token], position, -1, frame, patch, False, False))
-    position = len(prefix) + count * tokens
+        for patch in range(-1, length - 1):
+            if frames.keep[frame, patch] if patch >= 0 else keep_cls:
+                position = len(prefix) + frame * length + 1 + patch
+                tokens.append(Token(frames.features[frame, 1 + patch], position, frame=frame, patch=patch))
+    position = len(prefix) + count * length
+    whole = rule is None or rule.evaluators == "turn"
     for turn, said in enumerate(spoken):
         if frames.register is not None:
-            rows.append((frames.register, position, turn, -1, -1, True, False))
-        evaluators = range(len(said.suffix))[said.question if rule and rule.evaluators == "question" else slice(None)]
+            tokens.append(Token(frames.register, position, turn, is_register=True))
+        scoring = range(len(said.suffix))[slice(None) if whole else said.question]
         for at, token in enumerate(said.suffix + said.generated + said.closing):
-            scores = turn == len(spoken) - 1 and at in evaluators
-            rows.append((embed.weight[token], position + at, turn, -1, -1, False, scores))
+            evaluates = turn == len(spoken) - 1 and at in scoring
+            tokens.append(Token(embed[token], position + at, turn, evaluates=evaluates))
         position += len(said.suffix + said.generated + said.closing)
-    embeds, positions, *columns = zip(*rows, strict=True)
     if rule and rule.fault == "positions repacked":
-        positions = tuple(range(len(rows)))
-    turn, frame, patch, r, evaluator = (torch.tensor(column) for column in columns)
-    return Layout(
-        embeds=torch.stack(embeds),
-        positions=torch.tensor(positions),
-        turn=turn,
-        frame=frame,
-        patch=patch,
-        r=r,
-        evaluator=evaluator,
-    )
+        tokens = [token._replace(position=position) for position, token in enumerate(tokens)]
+    return Layout(tokens)
 
 
 def _stage2(model: Any, layout: Layout, frames: Frames, rule: Rule | None) -> tuple[Tensor, Tensor, float]:
@@ -239,8 +153,8 @@ def _stage2(model: Any, layout: Layout, frames: Frames, rule: Rule | None) -> tu
     if rule is None or not frames.keep.any():
         return frames.keep, scores_FP, float("nan")
     attention_NN = _forward(model, layout, frames.keep, rule)[1][rule.cut - 1][0].mean(dim=0)
-    rows_TN = attention_NN[layout.evaluator]
-    newest_r = layout.r & (layout.turn == layout.turn.max())
+    rows_TN = attention_NN[layout.evaluates]
+    newest_r = layout.is_register & (layout.turn == layout.turn.max())
     patches = layout.patch >= 0
     if newest_r.any():
         reference = rows_TN[:, newest_r].mean()
@@ -269,8 +183,8 @@ def _forward(model: Any, layout: Layout, stage2_FP: Tensor, rule: Rule | None) -
             mask = torch.zeros(visible_NN.shape).masked_fill(~visible_NN, torch.finfo(torch.float32).min)
             hooks.enter_context(_with_mask(layer, mask[None, None]))
         out = decoder(
-            inputs_embeds=layout.embeds[None],
-            position_ids=layout.positions[None],
+            inputs_embeds=layout.embed[None],
+            position_ids=layout.position[None],
             use_cache=False,
             output_attentions=True,
         )
@@ -281,11 +195,11 @@ def _visible(layout: Layout, stage2_FP: Tensor, rule: Rule | None) -> tuple[Tens
     """bool [N, N], who (row) sees whom (column): in the layers before the cut, and from it on."""
     order = torch.arange(len(layout.turn))
     causal_NN = order[:, None] >= order[None]
-    own_r_NN = ~layout.r[None] | (layout.turn[:, None] == layout.turn[None])
+    own_r_NN = ~layout.is_register[None] | (layout.turn[:, None] == layout.turn[None])
     if rule and rule.fault == "old register visible":
         return causal_NN, causal_NN & ~_dropped(layout, stage2_FP)
     lower_NN = causal_NN & own_r_NN
-    old_r = layout.r & (layout.turn < layout.turn.max())
+    old_r = layout.is_register & (layout.turn < layout.turn.max())
     return lower_NN, lower_NN & ~_dropped(layout, stage2_FP) & ~old_r
 
 
@@ -294,15 +208,6 @@ def _dropped(layout: Layout, stage2_FP: Tensor) -> Tensor:
     dropped = torch.zeros_like(patches)
     dropped[patches] = ~stage2_FP[layout.frame[patches], layout.patch[patches]]
     return dropped
-
-
-@contextmanager
-def _replacing_output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    handle = module.register_forward_hook(lambda _module, _args, output: change(output))
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @contextmanager

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tests.parity.checkpoint import NEURONS, PATCHES, pixels, random_frames
-from tests.parity.oracle import Rule, converse, look
+from tests.parity.oracle import converse
+from tests.parity.oracle_tower import Rule, look
 
 QUESTIONS = ("what colour is the ball ?", "where does it go then ?")
 KEEP_ALL = Rule(lambda1=0, lambda2=0, cut=3, register="mean_threshold", keep_cls=True)
@@ -43,7 +44,7 @@ def test_the_second_turn_without_pruning_is_the_stock_model(stock: Any, tokenize
 
 def test_the_neuron_shift_moves_each_frames_own_maximum(stock: Any) -> None:
     rule = Rule(lambda1=0.5, lambda2=1, cut=3, neurons=NEURONS)
-    seen = {}
+    seen: dict[int, torch.Tensor] = {}
     hooks = [
         stock.model.video_tower.encoder.layers[layer].mlp.fc2.register_forward_pre_hook(
             lambda _module, args, layer=layer: seen.__setitem__(layer, args[0])
@@ -60,7 +61,8 @@ def test_the_neuron_shift_moves_each_frames_own_maximum(stock: Any) -> None:
         assert len(set(column_FN[:, -1].tolist())) == 3
     alone = [look(stock.model, pixels(random_frames(3))[i : i + 1], rule, -2) for i in range(3)]
     torch.testing.assert_close(together.scores, torch.cat([one.scores for one in alone]))
-    torch.testing.assert_close(together.register, torch.stack([one.register for one in alone]).mean(dim=0))
+    registers = [one.register for one in alone if one.register is not None]
+    torch.testing.assert_close(together.register, torch.stack(registers).mean(dim=0))
 
 
 def test_thresholds_cut_at_both_stages(stock: Any, tokenizer: Any) -> None:

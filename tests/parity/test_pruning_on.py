@@ -1,6 +1,8 @@
 """Pruning on against the oracle: kept sets, scores, ids and logits; and the mistakes this comparison catches."""
 
+from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,8 +10,9 @@ import torch
 
 from occam.engine.engine import Engine
 from tests.parity.checkpoint import LAYERS, NEURONS, pixels, random_frames
-from tests.parity.harness import QUESTIONS, ask, assert_same, build, pruning_of
-from tests.parity.oracle import Fault, Played, Rule, converse, look
+from tests.parity.harness import QUESTIONS, Reply, ask, assert_same, build, load, pruning_of
+from tests.parity.oracle import Played, converse
+from tests.parity.oracle_tower import Fault, Rule, look
 
 STEPS = 16
 FRAMES = random_frames(5, seed=2)
@@ -36,7 +39,7 @@ def with_lambdas(stock: Any, tokenizer: Any, rule: Rule, *, empty_frame: bool = 
     return replace(rule, lambda2=widest_gap(torch.cat([turn.scores.flatten() / turn.reference for turn in played])))
 
 
-def both(engine: Engine, stock: Any, tokenizer: Any, rule: Rule) -> tuple[list[Any], list[Played]]:
+def both(engine: Engine, stock: Any, tokenizer: Any, rule: Rule) -> tuple[list[Reply], list[Played]]:
     pruning = pruning_of(rule)
     expected = converse(stock, tokenizer, pixels(FRAMES), QUESTIONS, rule, STEPS)
     return ask(engine, build(engine, FRAMES, pruning), QUESTIONS, pruning, STEPS), expected
@@ -95,6 +98,20 @@ def test_no_patch_of_any_frame_passes_stage_one(engine: Engine, stock: Any, toke
     assert_same(replies, expected, rule)
 
 
+def test_an_answer_that_ends_by_itself(checkpoint: Path, stock: Any, tokenizer: Any) -> None:
+    """The end token is what the model gave, not what the engine appends; the next turn stands on it all the same."""
+    rule = with_lambdas(stock, tokenizer, BASE)
+    fifth = converse(stock, tokenizer, pixels(FRAMES), QUESTIONS[:1], rule, 5)[0].generated[-1]
+    engine, ending = load(checkpoint), deepcopy(stock)
+    heads: tuple[Any, ...] = (engine.lm.decoder.head, ending.lm_head)
+    for rows in (head.weight.data for head in heads):
+        rows[tokenizer.eos_token_id] = 1.1 * rows[fifth]
+    replies, expected = both(engine, ending, tokenizer, rule)
+    assert replies[0].answer.finish_reason == "stop"
+    assert replies[0].answer.turn.closing_ids == ()
+    assert_same(replies, expected, rule)
+
+
 FAULTS: list[Fault] = [
     "positions repacked",
     "survivors reused",
@@ -104,12 +121,19 @@ FAULTS: list[Fault] = [
 ]
 
 
-@pytest.mark.parametrize("mistake", [{"cut": 2}, {"cut": 4}, *({"fault": fault} for fault in FAULTS)], ids=str)
-def test_a_mistaken_oracle_is_noticed(engine: Engine, stock: Any, tokenizer: Any, mistake: dict[str, Any]) -> None:
+@pytest.fixture(scope="module")
+def honest(engine: Engine, stock: Any, tokenizer: Any) -> tuple[Rule, list[Reply]]:
     rule = with_lambdas(stock, tokenizer, BASE)
-    pruning = pruning_of(rule)
-    replies = ask(engine, build(engine, FRAMES, pruning), QUESTIONS, pruning, STEPS)
-    assert_same(replies, converse(stock, tokenizer, pixels(FRAMES), QUESTIONS, rule, STEPS), rule)
+    replies, expected = both(engine, stock, tokenizer, rule)
+    assert_same(replies, expected, rule)
+    return rule, replies
+
+
+@pytest.mark.parametrize("mistake", [{"cut": 2}, {"cut": 4}, *({"fault": fault} for fault in FAULTS)], ids=str)
+def test_a_mistaken_oracle_is_noticed(
+    honest: tuple[Rule, list[Reply]], stock: Any, tokenizer: Any, mistake: dict[str, Any]
+) -> None:
+    rule, replies = honest
     mistaken = converse(stock, tokenizer, pixels(FRAMES), QUESTIONS, replace(rule, **mistake), STEPS)
     with pytest.raises(AssertionError):
         assert_same(replies, mistaken, rule)

@@ -77,3 +77,12 @@ def test_an_unknown_family_and_an_unknown_name_say_so(tmp_path: Path, monkeypatc
         load_model(EngineConfig(model=str(tmp_path)))
     with pytest.raises(UnknownModel, match="no model 'nobody/nothing'"):
         load_model(EngineConfig(model="nobody/nothing"))
+
+
+@pytest.mark.parametrize("token", ["<video>", "</s>"])
+def test_control_tokens_in_a_text_are_refused(checkpoint: Path, token: str) -> None:
+    lm = load_model(EngineConfig(model=str(checkpoint)))
+    with pytest.raises(InvalidInput, match=f"question contains {token}"):
+        lm.turn_ids(f"what {token} is", first=True)
+    with pytest.raises(InvalidInput, match=f"system contains {token}"):
+        lm.prefix_ids(token)

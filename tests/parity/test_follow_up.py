@@ -1,0 +1,85 @@
+"""Exact follow-ups: a state restored in another process, and a state appended in other chunks."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+
+from occam.engine.engine import Engine
+from tests.parity.checkpoint import NEURONS, random_frames
+from tests.parity.harness import QUESTIONS, ask, build, load, pruning_of
+from tests.parity.oracle_tower import Rule
+from tests.parity.resume import everything, store
+
+STEPS = 16
+FRAMES = random_frames(5, seed=2)
+RULE = Rule(lambda1=1.1, lambda2=1.7, cut=3, neurons=NEURONS)
+PRUNING = pruning_of(RULE)
+DTYPES: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+
+
+@pytest.fixture(scope="module")
+def resumed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """By dtype, what another process answers over two stored states: the video alone, and with the first turn in."""
+    folder = tmp_path_factory.mktemp("stored")
+    for dtype in DTYPES:
+        engine = load(checkpoint, dtype=dtype)
+        video = build(engine, FRAMES, PRUNING)
+        first = ask(engine, video, QUESTIONS[:1], PRUNING, STEPS)[0]
+        store(video, folder / dtype / "video")
+        store(engine.replay(video, [first.answer.turn]), folder / dtype / "session")
+    job = {
+        "checkpoint": str(checkpoint),
+        "rule": asdict(RULE),
+        "steps": STEPS,
+        "dtypes": DTYPES,
+        "questions": {"video": QUESTIONS, "session": QUESTIONS[1:]},
+    }
+    (folder / "job.json").write_text(json.dumps(job))
+    subprocess.run(
+        [sys.executable, "-m", "tests.parity.resume", str(folder)], cwd=Path(__file__).parents[2], check=True
+    )
+    replies: dict[str, dict[str, list[dict[str, Any]]]] = torch.load(folder / "replies.pt")
+    return replies
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_state_restored_in_another_process_is_bitwise_the_cold_run(
+    checkpoint: Path, resumed: dict[str, dict[str, list[dict[str, Any]]]], dtype: Literal["float32", "bfloat16"]
+) -> None:
+    engine = load(checkpoint, dtype=dtype)
+    replies = ask(engine, build(engine, FRAMES, PRUNING), QUESTIONS, PRUNING, STEPS)
+    for counts in (reply.answer.visual_tokens for reply in replies):
+        assert 0 < counts.stage2 < counts.stage1 < counts.encoded
+    cold = everything(replies)
+    _assert_bitwise(resumed[dtype]["video"], cold)
+    _assert_bitwise(resumed[dtype]["session"], cold[1:])
+
+
+def _assert_bitwise(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> None:
+    for one, two in zip(left, right, strict=True):
+        assert one.keys() == two.keys()
+        for name in one:
+            torch.testing.assert_close(one[name], two[name], atol=0, rtol=0, equal_nan=True)
+
+
+def test_other_chunks_agree_with_equal_kept_sets(engine: Engine) -> None:
+    whole = build(engine, FRAMES, PRUNING, len(FRAMES))
+    replies = ask(engine, whole, QUESTIONS, PRUNING, STEPS)
+    for chunk_frames in (1, 3):
+        state = build(engine, FRAMES, PRUNING, chunk_frames)
+        for name in ("ids", "positions", "frame", "patch"):
+            assert torch.equal(getattr(state, name), getattr(whole, name))
+        for name in ("keys", "values", "hidden", "register_sum"):
+            torch.testing.assert_close(getattr(state, name), getattr(whole, name), atol=1e-5, rtol=1e-5)
+        for reply, expected in zip(ask(engine, state, QUESTIONS, PRUNING, STEPS), replies, strict=True):
+            assert reply.answer.turn == expected.answer.turn
+            torch.testing.assert_close(reply.logits, expected.logits, atol=1e-5, rtol=1e-5)
+            for frame, other in zip(reply.answer.evidence.frames, expected.answer.evidence.frames, strict=True):
+                assert (frame.stage1 == other.stage1).all()
+                assert (frame.stage2 == other.stage2).all()

@@ -1,0 +1,26 @@
+"""A state that went through the codec, against the state that did: bitwise the same conversation."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from occam.kv.codec import Manifest, decode, encode
+from tests.parity.checkpoint import random_frames
+from tests.parity.harness import QUESTIONS, ask, build, load
+from tests.states import assert_same
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("strategy", ["occam", "none"])
+def test_a_restored_state_answers_as_the_first_one_bit_for_bit(checkpoint: Path, dtype: str, strategy: str) -> None:
+    engine = load(checkpoint, dtype=dtype)
+    pruning = engine.pruning(strategy)
+    state = build(engine, random_frames(3), pruning)
+    manifest, parts = encode(state)
+    restored = decode(Manifest.from_bytes(manifest.to_bytes()), [bytes(part) for part in parts])
+    assert_same(restored, state)
+    cold, warm = (ask(engine, each, QUESTIONS[:2], pruning, steps=8) for each in (state, restored))
+    for one, other in zip(cold, warm, strict=True):
+        assert one.answer.turn == other.answer.turn
+        assert torch.equal(one.logits, other.logits)
