@@ -89,7 +89,7 @@ def _pick(rng: np.random.Generator, options: Iterable[str]) -> str:
 
 
 def _draw_named(
-    scene: Scene, rng: np.random.Generator, *ways: str, keep: Callable[[SceneObject], bool] = lambda item: True
+    scene: Scene, rng: np.random.Generator, *ways: str, keep: Callable[[SceneObject], bool] = lambda _: True
 ) -> tuple[int, str] | None:
     """An object and an unambiguous name for it, among the objects that pass `keep`."""
     for index in rng.permutation(len(scene.objects)):
@@ -151,7 +151,7 @@ def _that(test: Callable[[Scene, SceneObject], bool]) -> Callable[[Scene, str, n
     return asker
 
 
-def _count(scene: Scene, kind: str, rng: np.random.Generator) -> Question | None:
+def _count(scene: Scene, kind: str, _: np.random.Generator) -> Question | None:
     return _question(kind, NUMBERS[len(scene.objects)], objects=tuple(range(len(scene.objects))))
 
 
@@ -205,11 +205,11 @@ def _end_place(axis: int, low: str, high: str) -> Callable[[Scene, str, np.rando
     return asker
 
 
-def _dot(scene: Scene, kind: str, rng: np.random.Generator) -> Question | None:
+def _dot(scene: Scene, kind: str, _: np.random.Generator) -> Question | None:
     return _question(kind, _yes(scene.dot is not None))
 
 
-def _dot_color(scene: Scene, kind: str, rng: np.random.Generator) -> Question | None:
+def _dot_color(scene: Scene, kind: str, _: np.random.Generator) -> Question | None:
     return None if scene.dot is None else _question(kind, scene.dot.color)
 
 
@@ -219,7 +219,7 @@ _ASKERS: dict[str, Callable[[Scene, str, np.random.Generator], Question | None]]
     "shape": _attribute,
     "size": _attribute,
     "direction": _attribute,
-    "moves": _that(lambda scene, item: item.direction != "nowhere"),
+    "moves": _that(lambda _, item: item.direction != "nowhere"),
     "count": _count,
     "count_of": _count_of,
     "first": _order,

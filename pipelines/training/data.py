@@ -12,6 +12,7 @@ from pipelines.evaluation.questions import Question, draw_questions
 from pipelines.evaluation.renderer import COLORS, DIRECTIONS, SHAPES, SIZES, Scene, SceneConfig, draw_scene, render
 from pipelines.training.model import FRAMES, GRID, shrink
 from pipelines.training.packing import IGNORE, PackedText, pack, split_turns
+from pipelines.training.tokenizer import encode
 
 SHAPE_LABELS = ("background", *SHAPES, "dot")
 COLOR_LABELS = tuple(COLORS)
@@ -31,12 +32,15 @@ class ClipBatch:
     """frames: uint8 [B, F, 3, 96, 96]; motion, onset: int64 [B, F * patches], IGNORE off the objects
 
     owner: int64 [B, F * patches], 1 + the index of the object on each patch, 0 for background
+    shape, color: int64 [B, F * patches], ids of the words for what each patch shows, IGNORE off the objects
     named: bool [questions, 1 + MAX_OBJECTS], which objects each question names, in the order of `text.kinds`
     """
 
     frames: torch.Tensor
     text: PackedText
     owner: torch.Tensor
+    shape: torch.Tensor
+    color: torch.Tensor
     named: torch.Tensor
     motion: torch.Tensor
     onset: torch.Tensor
@@ -74,13 +78,15 @@ class ClipBatches(Dataset[ClipBatch]):
         rng = np.random.default_rng([first, 3])
         scenes = [draw_scene(seed) for seed in range(first, first + self.clips)]
         register = bool(rng.random() < 0.5) if self.register is None else self.register
-        labels = [_clip_labels(scene) for scene in scenes]
-        owner, motion, onset = (torch.stack(part) for part in zip(*labels, strict=True))
+        labels = zip(*map(_clip_labels, scenes), strict=True)
+        owner, shape, color, motion, onset = (torch.stack(part) for part in labels)
         conversations = [conversations_about(scene, self.questions) for scene in scenes]
         return ClipBatch(
             frames=torch.stack([shrink(self._show(scene, rng)) for scene in scenes]),
             text=pack(conversations, FRAMES, register),
             owner=owner,
+            shape=shape,
+            color=color,
             named=torch.stack([_named(question) for clip in conversations for turns in clip for question in turns]),
             motion=motion,
             onset=onset,
@@ -136,15 +142,16 @@ def _named(question: Question) -> torch.Tensor:
     return named
 
 
-def _clip_labels(scene: Scene) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Owner, and direction and first frame of the object on each patch, int64 [F * patches]."""
+def _clip_labels(scene: Scene) -> tuple[torch.Tensor, ...]:
+    """Owner, shape word, colour word, direction and first frame of what is on each patch, int64 [F * patches]."""
     owner = _owners(scene, scene.objects)
-    table = [IGNORE], [IGNORE]
+    columns = [[IGNORE], [IGNORE], [IGNORE], [IGNORE]]
     for item in scene.objects:
-        table[0].append(list(DIRECTIONS).index(item.direction))
-        table[1].append(item.start)
-    motion, onset = (torch.tensor(np.array(values)[owner].reshape(-1)) for values in table)
-    return torch.tensor(owner.reshape(-1)), motion, onset
+        motion = list(DIRECTIONS).index(item.direction)
+        values = (encode(item.shape)[0], encode(item.color)[0], motion, item.start)
+        for column, value in zip(columns, values, strict=True):
+            column.append(value)
+    return torch.tensor(owner.reshape(-1)), *(torch.tensor(np.array(c)[owner].reshape(-1)) for c in columns)
 
 
 def _patch_labels(scene: Scene) -> tuple[torch.Tensor, ...]:

@@ -49,7 +49,7 @@ def rightness(model: VideoLlava, hidden: torch.Tensor, text: PackedText) -> torc
 
 @torch.no_grad()
 def evaluate(model: VideoLlava, batches: Iterable[ClipBatch], shuffled: bool = False) -> Score:
-    """Exact match of the answer word with every visual token kept; `shuffled` shows each clip its neighbour's frames."""
+    """Exact match of the answer word, every visual token kept; `shuffled` shows each clip its neighbour's frames."""
     score = Score()
     for batch in batches:
         clips = batch.frames.shape[0]

@@ -1,4 +1,4 @@
-"""Dense pretraining of the vision tower: every patch says which shape, colour and size it shows, and where its centre is."""
+"""Dense pretraining of the vision tower: each patch tells the shape, colour, size and centre of what it shows."""
 
 import time
 

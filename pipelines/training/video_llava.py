@@ -15,16 +15,18 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import VideoLlavaForConditionalGeneration as VideoLlava
 
-from pipelines.evaluation.renderer import DIRECTIONS, FIRST_TEST_SEED
+from pipelines.evaluation.renderer import COLORS, DIRECTIONS, FIRST_TEST_SEED, SHAPES
 from pipelines.training.data import ClipBatch, ClipBatches, load
 from pipelines.training.evaluate import answers_of, evaluate, rightness
 from pipelines.training.model import FRAME_TOKENS, FRAMES, build_model, export
 from pipelines.training.network import LOOK_LAYER, LateDrop, project, run_llm, run_tower
 from pipelines.training.optim import build_optimizers, set_rate
-from pipelines.training.packing import IGNORE
+from pipelines.training.packing import IGNORE, PackedText
+from pipelines.training.tokenizer import encode
 from pipelines.training.tower import pretrain_tower
 
 AUXILIARY_WEIGHT, LOOK_WEIGHT = 0.3, 0.3
+ATTRIBUTES = [encode(word)[0] for word in (*SHAPES, *COLORS)]
 LATE_LAYER = LOOK_LAYER + 1
 GENTLE_SHARE = 0.55
 """Share of the steps in which at least half of the visual tokens stay: questions must be answerable to be learned."""
@@ -137,10 +139,12 @@ class Trainer:
         register = bool((text.ids < 0).any())
         features = run_tower(self.model, batch.frames.flatten(0, 1), zero_token=register)
         prefix = project(self.model, features, batch.frames.shape[0], zero_token=register)
-        owner, motion, onset = (_with_cls(labels) for labels in (batch.owner, batch.motion, batch.onset))
+        patches = (batch.owner, batch.shape, batch.color, batch.motion, batch.onset)
+        owner, shape, color, motion, onset = (_with_cls(labels) for labels in patches)
         if entering is not None:
             prefix = prefix.select(entering)
-            owner, motion, onset = (labels.gather(1, entering) for labels in (owner, motion, onset))
+            patches = (owner, shape, color, motion, onset)
+            owner, shape, color, motion, onset = (labels.gather(1, entering) for labels in patches)
         output = run_llm(self.model, prefix, text, late)
         if late is not None:
             motion, onset = motion.gather(1, late.index), onset.gather(1, late.index)
@@ -154,7 +158,9 @@ class Trainer:
         ]
         with torch.no_grad():
             right = rightness(self.model, output.text, text).float().mean().item()
-        looking = look_loss(output.looks, answers_of(text), owner, batch.named)
+        looking = look_loss(output.looks, answers_of(text), named_patches(text, owner, batch.named))
+        words = torch.isin(text.ids, torch.tensor(ATTRIBUTES))
+        looking = looking + look_loss(output.looks, words, shown_patches(text.ids, words, shape, color))
         return answers + AUXILIARY_WEIGHT * sum(auxiliary) + LOOK_WEIGHT * looking, right
 
     def _save(self) -> None:
@@ -176,21 +182,29 @@ class Trainer:
             optimizer.load_state_dict(values)
 
 
-def look_loss(looks_BTS: torch.Tensor, places_BT: torch.Tensor, owner: torch.Tensor, named: torch.Tensor) -> torch.Tensor:
-    """Minus log of the attention mass that the last question token puts on the patches of the objects it names.
-
-    owner: int64 [B, V], as in ClipBatch, with IGNORE at CLS tokens; named: bool [questions, 1 + MAX_OBJECTS]
-    """
-    target = named.gather(1, owner.clamp(min=0)[places_BT.nonzero()[:, 0]])
-    answerable = target.any(dim=1)
-    logits, target = looks_BTS[places_BT][answerable], target[answerable]
-    on_object = logits[:, 1 : 1 + owner.shape[1]].masked_fill(~target, float("-inf"))
-    return (logits.logsumexp(1) - on_object.logsumexp(1)).sum() / max(len(target), 1)
+def look_loss(looks_BTS: torch.Tensor, places_BT: torch.Tensor, target_NV: torch.Tensor) -> torch.Tensor:
+    """Minus log of the attention mass that the N text tokens at `places` put on their target patches."""
+    answerable = target_NV.any(dim=1)
+    logits, target = looks_BTS[places_BT][answerable], target_NV[answerable]
+    on_target = logits[:, 1 : 1 + target.shape[1]].masked_fill(~target, float("-inf"))
+    return (logits.logsumexp(1) - on_target.logsumexp(1)).sum() / max(len(target), 1)
 
 
-def draw_drops(
-    clips: int, generator: torch.Generator, gentle: bool
-) -> tuple[torch.Tensor | None, LateDrop | None]:
+def named_patches(text: PackedText, owner_BV: torch.Tensor, named: torch.Tensor) -> torch.Tensor:
+    """For the last token of each question, the patches of the objects that the question names, bool [questions, V]."""
+    rows = answers_of(text).nonzero()[:, 0]
+    return named.gather(1, owner_BV.clamp(min=0)[rows])
+
+
+def shown_patches(
+    ids_BT: torch.Tensor, words_BT: torch.Tensor, shape_BV: torch.Tensor, color_BV: torch.Tensor
+) -> torch.Tensor:
+    """For every word of a shape or colour, the patches that show it, bool [words, V]."""
+    rows, ids = words_BT.nonzero()[:, 0], ids_BT[words_BT][:, None]
+    return (shape_BV[rows] == ids) | (color_BV[rows] == ids)
+
+
+def draw_drops(clips: int, generator: torch.Generator, gentle: bool) -> tuple[torch.Tensor | None, LateDrop | None]:
     """Which visual tokens enter the language model, and which go on after `LATE_LAYER` layers; None means all.
 
     Two batches in five keep all, the others lose a random share before the model, inside it, or both; the share is
@@ -207,9 +221,7 @@ def draw_drops(
     return entering, late
 
 
-def _draw_subset(
-    clips: int, count: int, least: float, generator: torch.Generator, cls: bool = True
-) -> torch.Tensor:
+def _draw_subset(clips: int, count: int, least: float, generator: torch.Generator, cls: bool = True) -> torch.Tensor:
     """A random share of between `least` and 1 of the tokens, [clips, kept], ascending; CLS tokens half of the time.
 
     cls: the tokens are whole frames, every FRAME_TOKENS-th of them a CLS token

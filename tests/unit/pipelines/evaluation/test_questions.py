@@ -1,4 +1,4 @@
-"""Every answer is checked against a second reading of the question that looks at boxes, not at the generator's fields."""
+"""Every answer is checked against a second reading of the question, which watches the boxes."""
 
 import re
 
@@ -39,6 +39,10 @@ class Watcher:
             return "right" if x > 0 else "left"
         return "down" if y > 0 else "up"
 
+    def size(self, index):
+        left, _, right, _ = self.boxes[index][self.seen[index][0]]
+        return "big" if right - left > 0.22 else "small"
+
     def gone(self, index):
         return self.seen[index][-1] < self.scene.frames - 1
 
@@ -69,7 +73,7 @@ READERS = [
     (r"what (color|shape) is the object that moves", lambda w, a: w.only(a, lambda i: w.direction(i) != "nowhere")),
     (r"what (color|shape) is the object that vanishes", lambda w, a: w.only(a, w.gone)),
     (r"what (color|shape) is (the .*)", lambda w, a, name: getattr(w.scene.objects[w.one(name)], a)),
-    (r"is (the .*) big or small", lambda w, n: "big" if np.ptp(w.boxes[w.one(n)][w.seen[w.one(n)][0], ::2]) > 0.22 else "small"),
+    (r"is (the .*) big or small", lambda w, name: w.size(w.one(name))),
     (r"which way does (.*) move", lambda w, name: w.direction(w.one(name))),
     (r"how many objects are there", lambda w: NUMBERS[len(w.boxes)]),
     (r"how many (.*) objects are there", lambda w, name: NUMBERS[len(w.find(name))]),

@@ -7,7 +7,7 @@ import torch
 from pipelines.evaluation.questions import Question, draw_questions
 from pipelines.evaluation.renderer import draw_scene, render
 from pipelines.training.model import FRAME_TOKENS, build_model, normalize, shrink
-from pipelines.training.network import LateDrop, project, run_llm, run_tower
+from pipelines.training.network import LOOK_LAYER, LateDrop, project, run_llm, run_tower
 from pipelines.training.packing import IGNORE, REGISTER, pack, split_turns
 from pipelines.training.tokenizer import EOS, encode
 
@@ -18,7 +18,7 @@ VISUAL = FRAMES * FRAME_TOKENS
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return build_model(llm_layers=3).eval().requires_grad_(False)
+    return build_model(llm_layers=5).eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +39,8 @@ def text_of(conversation):
 
 def logits(model, frames, text, zero_token=False, **options):
     features = run_tower(model, frames.flatten(0, 1), zero_token)
-    hidden, _ = run_llm(model, project(model, features, len(frames), zero_token), text, tap=1, **options)
-    return model.lm_head(hidden)
+    prefix = project(model, features, len(frames), zero_token)
+    return model.lm_head(run_llm(model, prefix, text, **options).text)
 
 
 def test_packed_conversations_equal_the_stock_model_run_on_each_alone(model, frames, clips):
@@ -59,9 +59,7 @@ def test_packed_conversations_equal_the_stock_model_run_on_each_alone(model, fra
 def test_targets_are_the_answers_and_the_end_that_follows(clips):
     text = pack(clips, FRAMES, register=True)
     for row, conversations in enumerate(clips):
-        wanted = [
-            word for turns in conversations for q in turns for word in (*encode(q.answer), encode(EOS)[0])
-        ]
+        wanted = [word for turns in conversations for q in turns for word in (*encode(q.answer), encode(EOS)[0])]
         assert text.targets[row][text.targets[row] != IGNORE].tolist() == wanted
         assert text.kinds[row] == tuple(q.kind for turns in conversations for q in turns)
 
@@ -79,7 +77,7 @@ def test_the_register_takes_no_position_and_moves_no_text(clips):
 
 
 def test_a_register_is_seen_by_its_own_turn_alone(model, frames):
-    turns = [Question(kind="dot", text="is there a dot", answer="yes"), Question(kind="dot", text="is there a dot", answer="no")]  # fmt: skip
+    turns = [Question(kind="dot", text="is there a dot", answer=answer) for answer in ("yes", "no")]
     text = pack([[turns]], FRAMES, register=True)
     first, second = (text.ids[0] == REGISTER).nonzero().flatten().tolist()
     assert text.allowed[0, :, first].nonzero().flatten().tolist() == list(range(first, second))
@@ -103,9 +101,19 @@ def test_entering_tokens_keep_the_positions_they_had(model, frames):
     text = pack([[[Question(kind="dot", text="is there a dot", answer="yes")]]], FRAMES, register=False)
     kept = torch.tensor([[0, 5, 6, 40, 73]])
     prefix = project(model, run_tower(model, frames[0], False), 1, False).select(kept)
-    ours, _ = run_llm(model, prefix, text, tap=0)
+    ours = run_llm(model, prefix, text).text
     embed = model.model.language_model.embed_tokens
     embeddings = torch.cat([embed(torch.tensor([encode("USER:")])), prefix.hidden, embed(text.ids)], dim=1)
     positions = torch.cat([torch.zeros(1, 1, dtype=torch.long), kept + 1, text.positions], dim=1)
     stock = model.model.language_model(inputs_embeds=embeddings, position_ids=positions).last_hidden_state
     torch.testing.assert_close(ours, stock[:, 1 + kept.shape[1] :], atol=1e-5, rtol=0)
+
+
+def test_looks_are_the_attention_of_the_stock_layer(model, frames):
+    text = pack([[[Question(kind="dot", text="is there a dot", answer="yes")]]], FRAMES, register=False)
+    looks = run_llm(model, project(model, run_tower(model, frames[0], False), 1, False), text).looks
+    ids = torch.tensor([[*encode("USER:"), *encode("<video>") * VISUAL, *text.ids[0].tolist()]])
+    model.set_attn_implementation("eager")
+    stock = model(input_ids=ids, pixel_values_videos=normalize(frames[:1]), output_attentions=True).attentions
+    model.set_attn_implementation("sdpa")
+    torch.testing.assert_close(looks.softmax(-1)[0], stock[LOOK_LAYER][0, 0, 1 + VISUAL :], atol=1e-6, rtol=0)

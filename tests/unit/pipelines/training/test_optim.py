@@ -21,7 +21,7 @@ def test_muon_is_torchs_but_for_bf16():
         one.step()
         two.step()
     for mine, other, before in zip(ours, theirs, start, strict=True):
-        assert (mine - other).norm() < 0.01 * (mine - before).norm()
+        assert (mine - other).norm() < 0.02 * (mine - before).norm()
 
 
 @pytest.mark.parametrize("shape", [(2, 32, 80), (2, 80, 32), (1, 32, 32)])

@@ -25,7 +25,9 @@ def test_questions_come_back_and_hold_no_unknown_word(loaded):
             assert encode(UNKNOWN)[0] not in ids
 
 
-@pytest.mark.parametrize("typed", ["What color is the circle?", "what  colour is the circle", "WHAT COLOR IS, the circle ?"])
+@pytest.mark.parametrize(
+    "typed", ["What color is the circle?", "what  colour is the circle", "WHAT COLOR IS, the circle ?"]
+)
 def test_typing_does_not_matter(typed):
     assert encode(typed) == encode("what color is the circle")
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,7 +10,8 @@ from pipelines.training import video_llava
 from pipelines.training.data import ClipBatches
 from pipelines.training.evaluate import evaluate, evaluate_blind
 from pipelines.training.model import FRAME_TOKENS, FRAMES, build_model
-from pipelines.training.video_llava import TrainConfig, Trainer, draw_drops
+from pipelines.training.packing import IGNORE
+from pipelines.training.video_llava import TrainConfig, Trainer, draw_drops, look_loss
 
 VISUAL = FRAMES * FRAME_TOKENS
 
@@ -18,7 +20,7 @@ def test_drops_are_sorted_subsets_of_every_kind():
     generator = torch.Generator().manual_seed(0)
     kinds, cls_kept = set(), set()
     for _ in range(200):
-        entering, late = draw_drops(3, generator)
+        entering, late = draw_drops(3, generator, gentle=False)
         kinds.add((entering is not None, late is not None))
         count = VISUAL if entering is None else entering.shape[1]
         for index, limit in ((entering, VISUAL), (None if late is None else late.index, count)):
@@ -32,14 +34,40 @@ def test_drops_are_sorted_subsets_of_every_kind():
     assert cls_kept == {True, False}
 
 
+def test_gentle_drops_keep_half_of_the_patches_and_all_inside_the_model():
+    generator = torch.Generator().manual_seed(0)
+    drops = [draw_drops(2, generator, gentle=True) for _ in range(100)]
+    assert all(late is None for _, late in drops)
+    assert min(entering.shape[1] for entering, _ in drops if entering is not None) >= (VISUAL - FRAMES) // 2
+
+
+def test_looking_at_the_named_object_costs_nothing_and_elsewhere_costs_much():
+    owner = torch.tensor([[IGNORE, 0, 1, 2]])
+    places = torch.tensor([[False, True, True]])
+    named = torch.tensor([[False, True, False], [False, False, False]])
+    for place, cost in ((3, 0.0), (4, 30.0)):
+        looks = torch.zeros(1, 3, 8)
+        looks[0, 1, place] = 30.0
+        assert look_loss(looks, places, owner, named).item() == pytest.approx(cost, abs=1e-4)
+    everywhere = look_loss(torch.zeros(1, 3, 8), places, owner, named)
+    assert everywhere.item() == pytest.approx(np.log(8))
+    assert look_loss(torch.zeros(1, 3, 8), places, owner, torch.zeros_like(named)).item() == 0.0
+
+
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     """A trainer so small that a step takes a fraction of a second, without a loader's worker."""
-    monkeypatch.setattr(video_llava, "build_model", lambda: build_model(llm_layers=5))
     monkeypatch.setattr(video_llava, "load", lambda batches, first, stop: (batches[i] for i in range(first, stop)))
-    monkeypatch.setattr(video_llava, "evaluate", lambda model, batches: evaluate(model, batches[:1]))
     return TrainConfig(
-        seed=0, out=tmp_path, tower_steps=1, tower_scenes=1, steps=4, clips=2, questions=3, save_minutes=60.0
+        seed=0,
+        out=tmp_path,
+        tower_steps=1,
+        tower_scenes=1,
+        steps=4,
+        clips=2,
+        questions=3,
+        save_minutes=60.0,
+        held_out=1,
     )
 
 
@@ -57,7 +85,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(config, tmp_path):
     first = trainer(config)
     batches = ClipBatches(config.seed, config.clips, config.questions, register=None)
     for step in range(2):
-        video_llava.set_rate(first.optimizers, step, config.steps, warmup=30, decay=0.4)
+        video_llava.set_rate(first.optimizers, step, config.steps, warmup=30, decay=0.3)
         first._learn(batches[step])
         first.step += 1
     first._save()
