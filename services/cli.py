@@ -91,7 +91,7 @@ def _ask(options: argparse.Namespace) -> None:
 
 
 def _models(options: argparse.Namespace) -> None:
-    from occam.models.registry import embedded_models
+    from occam.models.checkpoint import embedded_models
 
     names = list(embedded_models())
     print(json.dumps(names) if options.json else "\n".join(names))

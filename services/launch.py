@@ -1,5 +1,6 @@
 """`occam serve`: start what the service needs, run it, and on SIGTERM let it finish what it has begun."""
 
+import logging
 import os
 import signal
 import socket
@@ -64,9 +65,8 @@ def running(
                 serve.run(build_app(live, load, media), name=APP_NAME, logging_config=_QUIET)
                 yield live
             finally:
-                # Deleting drains, shutting down does not.
+                # Deleting drains, as `serve.shutdown()` does not; the rest ends with the cluster.
                 serve.delete(APP_NAME)
-                serve.shutdown()
 
 
 @contextmanager
@@ -95,6 +95,7 @@ def _live(settings: Settings) -> Iterator[Settings]:
 def _cluster() -> Iterator[None]:
     """The Ray cluster that `RAY_ADDRESS` names, or one of our own on this machine."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     options: dict[str, object] = {"log_to_driver": False, "logging_level": "WARNING"}
     if "RAY_ADDRESS" not in os.environ:
         # `local`: never one that somebody else left running. At least four cores, however few the machine has:

@@ -85,7 +85,7 @@ class Engine:
             "dtype": config.dtype,
             "threads": config.threads,
             "chunk_frames": config.chunk_frames,
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "strategy": pruning.name,
         }
         if isinstance(pruning, OccamToken):
