@@ -7,8 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from occam.config import SamplingParams
 from occam.errors import InvalidInput
+from services.answer_schemas import EXAMPLE_USAGE, EvidenceBody, OccamBody, TimingsBody, UsageBody
 from services.messages import Question, Reply
-from services.schemas import EXAMPLE_USAGE, EvidenceBody, OccamBody, Options, TimingsBody, UsageBody
+from services.schemas import Options
 from services.state import new_id
 
 EXAMPLE_COMPLETION = {
@@ -105,9 +106,7 @@ class ChatRequest(BaseModel):
     messages: list[Message] = Field(min_length=1)
     max_tokens: int | None = Field(default=None, ge=1, le=4096)
     max_completion_tokens: int | None = Field(default=None, ge=1, le=4096)
-    temperature: float = Field(
-        default=0.0, ge=0, le=2, description="0 (unlike OpenAI's): the likeliest answer."
-    )
+    temperature: float = Field(default=0.0, ge=0, le=2, description="0 (unlike OpenAI's): the likeliest answer.")
     top_p: float = Field(default=1.0, gt=0, le=1)
     seed: int = 0
     n: Literal[1] = 1

@@ -113,7 +113,7 @@ def _drop(text: str) -> None:
 
 
 def _as_json(reply: Reply, evidence: bool) -> str:
-    from services.schemas import AnswerBody
+    from services.answer_schemas import AnswerBody
 
     return AnswerBody.of(reply, evidence).model_dump_json()
 

@@ -9,11 +9,11 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 
 from occam.errors import OccamError
+from services.answer_schemas import AnswerBody
 from services.chat import ChatRequest, Completion
 from services.ledger import OUTCOME, outcome_of
 from services.messages import Reply, Text
 from services.problems import body_of, request_id, status_of
-from services.schemas import AnswerBody
 
 Pieces = AsyncGenerator[Text | Reply]
 

@@ -8,11 +8,12 @@ from ray.serve.handle import DeploymentHandle
 
 from occam.config import SamplingParams
 from services import events, metrics, problems
+from services.answer_schemas import AnswerBody
 from services.chat import EXAMPLE_COMPLETION, ChatRequest, Completion
 from services.conversations import Conversations, last
 from services.ledger import Ledger
 from services.messages import Question
-from services.schemas import AnswerBody, ErrorBody, ModelBody, ModelList, QueryRequest, Ready, VideoBody, VideoRequest
+from services.schemas import ErrorBody, ModelBody, ModelList, QueryRequest, Ready, VideoBody, VideoRequest
 from services.settings import Settings
 from services.state import State
 from services.videos import Videos

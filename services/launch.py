@@ -54,6 +54,7 @@ def running(
     with _live(settings) as live:
         metrics.prepare(live.metrics_directory)
         with _cluster():
+            _check_nodes(settings)
             if stop is not None:
                 for number in (signal.SIGTERM, signal.SIGINT):
                     # After Ray's start, which takes SIGTERM for itself.
@@ -106,6 +107,12 @@ def _cluster() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_nodes(settings: Settings) -> None:
+    """A private server is on this machine, and workers on another could not reach it."""
+    if "auto" in (settings.kv_url, settings.state_url) and len(ray.nodes()) > 1:
+        raise InvalidInput("On a cluster of several nodes OCCAM_KV_URL and OCCAM_STATE_URL must name Redis servers.")
 
 
 def _check_port(settings: Settings) -> None:

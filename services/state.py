@@ -7,6 +7,8 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import LockError, RedisError
 
 from occam.errors import StoreUnavailable
@@ -34,7 +36,9 @@ class State:
 
     def __init__(self, url: str, ttl_s: float, turn_s: float) -> None:
         """ttl_s: how long what is not used is kept; turn_s: after which a turn is taken to have died."""
-        self._redis = Redis.from_url(url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S)
+        # One retry: a pooled connection may be older than the server behind it.
+        retry = Retry(NoBackoff(), 1)
+        self._redis = Redis.from_url(url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, retry=retry)
         self._ttl_s = int(ttl_s)
         self._turn_s = turn_s
 
