@@ -71,8 +71,12 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _ask(options: argparse.Namespace) -> None:
+    from transformers.utils import logging
+
     from services.ask import Errand, ask
 
+    # Its bar for the weights appears on no terminal too.
+    logging.disable_progress_bar()
     settings = Settings.load()
     if options.model:
         settings = replace(settings, models=(options.model,))

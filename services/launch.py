@@ -97,6 +97,8 @@ def _cluster() -> Iterator[None]:
     """The Ray cluster that `RAY_ADDRESS` names, or one of our own on this machine."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    # It says at every start that the cluster is guarded by a token, which is as it should be.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     options: dict[str, object] = {"log_to_driver": False, "logging_level": "WARNING"}
     if "RAY_ADDRESS" not in os.environ:
         # `local`: never one that somebody else left running. At least four cores, however few the machine has:

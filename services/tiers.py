@@ -2,10 +2,9 @@
 
 from occam.kv.store import KVStore, MemoryStore, TieredStore, TierEvent
 from services import metrics
+from services.kv import MEMORY_URL
 from services.redis_store import RedisStore
 from services.settings import Settings
-
-MEMORY_URL = "memory://"
 
 
 def open_tiers(settings: Settings) -> tuple[MemoryStore, TieredStore]:
