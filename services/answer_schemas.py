@@ -1,0 +1,189 @@
+"""The HTTP models of an answer: what it cost, how long it took, what it rests on. Both dialects share them."""
+
+import math
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from occam.types import Evidence, FrameEvidence
+from services.messages import Reply, Tier
+
+EXAMPLE_USAGE: dict[str, Any] = {
+    "prompt_tokens": 92,
+    "completion_tokens": 2,
+    "visual_tokens": {"encoded": 288, "stage1": 71, "stage2": 19},
+    "cached_tokens": 74,
+    "video_seconds": 4.0,
+    "gpu_seconds": 0.041,
+}
+EXAMPLE_ANSWER: dict[str, Any] = {
+    "answer": "red",
+    "session_id": "session-3KfLq0mZ5cV1bY8d",
+    "model": "tiny-video-llava",
+    "usage": EXAMPLE_USAGE,
+    "timings": {
+        "fetch_s": 0.0,
+        "decode_s": 0.0,
+        "encode_s": 0.0,
+        "prefill_s": 0.012,
+        "ttft_s": 0.046,
+        "total_s": 0.071,
+    },
+    "occam": {"cache": "memory", "strategy": "occam", "lambda1": 1.0, "lambda2": 1.0, "finish_reason": "stop"},
+}
+
+
+class VisualTokensBody(BaseModel):
+    """Patch tokens of the video: what the tower produced, what stage I kept, what stage II kept for this question."""
+
+    encoded: int
+    stage1: int
+    stage2: int
+
+
+class UsageBody(BaseModel):
+    """What an answer cost. The answer metrics on `/metrics` are the sums of exactly these numbers."""
+
+    model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [EXAMPLE_USAGE]})
+
+    prompt_tokens: int
+    completion_tokens: int
+    visual_tokens: VisualTokensBody
+    cached_tokens: int = Field(description="Prompt tokens whose lower layers came from a cache.")
+    video_seconds: float = Field(description="Length of the range of the video that was looked at.")
+    gpu_seconds: float = Field(description="Seconds of encoding, prefill and decoding on the device.")
+
+
+class TimingsBody(BaseModel):
+    """Where the seconds went; decoding and encoding overlap, so that the parts may add up to more than the whole."""
+
+    fetch_s: float
+    decode_s: float
+    encode_s: float
+    prefill_s: float
+    ttft_s: float
+    total_s: float
+
+    @classmethod
+    def of(cls, reply: Reply) -> "TimingsBody":
+        """The timings of a reply."""
+        seconds: dict[str, float] = {}
+        for stage in reply.stats:
+            seconds[stage.stage] = seconds.get(stage.stage, 0.0) + stage.seconds
+        return cls(
+            fetch_s=seconds.get("fetch", 0.0) + seconds.get("probe", 0.0),
+            decode_s=seconds.get("decode", 0.0),
+            encode_s=seconds.get("encode", 0.0),
+            prefill_s=seconds.get("prefill_lower", 0.0) + seconds.get("prefill_upper", 0.0),
+            ttft_s=reply.ttft_s,
+            total_s=reply.total_s,
+        )
+
+
+class FrameBody(BaseModel):
+    """What was kept of one frame. `mask` and `scores` are rows of patches; what stage I dropped has no score."""
+
+    index: int
+    pts_s: float
+    kept: int
+    of: int
+    threshold: float | None
+    mask: list[list[bool]]
+    scores: list[list[float | None]]
+
+    @classmethod
+    def of_frame(cls, frame: FrameEvidence, threshold: float) -> "FrameBody":
+        """The body that shows one frame's evidence."""
+        return cls(
+            index=frame.index,
+            pts_s=frame.pts_s,
+            kept=frame.kept,
+            of=frame.of,
+            threshold=_finite(threshold),
+            mask=frame.stage2.tolist(),
+            scores=[[_finite(score) for score in row] for row in frame.scores.astype(np.float64).tolist()],
+        )
+
+
+class Span(BaseModel):
+    """A stretch of the video of which something was kept."""
+
+    start_s: float
+    end_s: float
+    kept: int
+
+
+class EvidenceBody(BaseModel):
+    """What an answer rests on."""
+
+    frames: list[FrameBody]
+    spans: list[Span]
+
+    @classmethod
+    def of(cls, evidence: Evidence) -> "EvidenceBody":
+        """The body that shows an answer's evidence; neighbouring frames with kept patches make one span."""
+        spans: list[Span] = []
+        open_span = False
+        for frame in evidence.frames:
+            if frame.kept and open_span:
+                spans[-1].end_s = frame.pts_s
+                spans[-1].kept += frame.kept
+            elif frame.kept:
+                spans.append(Span(start_s=frame.pts_s, end_s=frame.pts_s, kept=frame.kept))
+            open_span = frame.kept > 0
+        return cls(frames=[FrameBody.of_frame(frame, evidence.threshold) for frame in evidence.frames], spans=spans)
+
+
+class OccamBody(BaseModel):
+    """What Occam did for an answer: where the video's state came from, and how it was pruned."""
+
+    cache: Tier = Field(description="Tier that had the video's state; `none`: it was computed for this answer.")
+    strategy: str
+    lambda1: float | None
+    lambda2: float | None
+    finish_reason: str = Field(description="`stop`: the model ended; `length`: the limit did.")
+
+    @classmethod
+    def of(cls, reply: Reply) -> "OccamBody":
+        """The body that shows a reply."""
+        finished, pruning = reply.finished, reply.finished.pruning
+        return cls(
+            cache=finished.cache,
+            strategy=pruning.strategy or "",
+            lambda1=pruning.lambda1,
+            lambda2=pruning.lambda2,
+            finish_reason=finished.answer.finish_reason,
+        )
+
+
+class AnswerBody(BaseModel):
+    """An answer with what it cost, how long it took, and (if asked for) what it rests on."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE_ANSWER]})
+
+    answer: str
+    session_id: str
+    model: str
+    usage: UsageBody
+    timings: TimingsBody
+    occam: OccamBody
+    evidence: EvidenceBody | None = None
+
+    @classmethod
+    def of(cls, reply: Reply, evidence: bool) -> "AnswerBody":
+        """The body that shows a reply."""
+        return cls(
+            answer=reply.finished.answer.text,
+            session_id=reply.session_id,
+            model=reply.model,
+            usage=UsageBody.model_validate(reply.finished.usage, from_attributes=True),
+            timings=TimingsBody.of(reply),
+            occam=OccamBody.of(reply),
+            evidence=EvidenceBody.of(reply.finished.answer.evidence) if evidence else None,
+        )
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN: what was not tested has no number."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,82 @@
+"""Putting an answer together from what the engine gave and what it took; the worker and `occam ask` share it."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from occam.config import OccamToken, Pruning
+from occam.engine import Engine
+from occam.kv.key import KVKey
+from occam.stats import StageStats, Usage
+from occam.tensors import PrefixState
+from occam.types import Answer, Turn
+from services.messages import Finished, PruningChoice, Tier, Video
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """A state, where it came from, and what it took this request to get it.
+
+    cached_tokens: tokens of the state whose lower layers were not computed for this request
+    """
+
+    state: PrefixState
+    key: KVKey
+    tier: Tier
+    cached_tokens: int
+    stats: tuple[StageStats, ...] = ()
+
+
+def key_of(engine: Engine, video: Video, pruning: Pruning, system: str) -> KVKey:
+    """The key of a video's state: what every tier knows it by."""
+    return KVKey(
+        video_digest=video.digest,
+        frame_indices=video.indices,
+        facts={**engine.key_facts(pruning), "system": system},
+        decode_backend=video.decoder,
+    )
+
+
+def choice_of(pruning: Pruning) -> PruningChoice:
+    """A resolved strategy as the choice that leads to it."""
+    if isinstance(pruning, OccamToken):
+        return PruningChoice(strategy=pruning.name, lambda1=pruning.lambda1, lambda2=pruning.lambda2)
+    return PruningChoice(strategy=pruning.name)
+
+
+def timed(events: Iterator[str | Answer]) -> Iterator[tuple[str | Answer, float]]:
+    """Events with the seconds that computing them has taken so far."""
+    busy_s = 0.0
+    started = time.monotonic()
+    for event in events:
+        busy_s += time.monotonic() - started
+        yield event, busy_s
+        started = time.monotonic()
+
+
+def finish(
+    answer: Answer, busy_s: float, prefix: Prefix, video: Video, pruning: Pruning, turns: Sequence[Turn], evidence: bool
+) -> Finished:
+    """The end of an answer.
+
+    busy_s: seconds the engine worked on the answer itself, the turns of other requests in between left out
+    turns: those before this one; evidence: whether the kept patches of the frames go along
+    """
+    built_s = sum(stage.seconds for stage in prefix.stats if stage.stage in ("encode", "prefill_lower"))
+    usage = Usage(
+        prompt_tokens=answer.prompt_tokens,
+        completion_tokens=answer.completion_tokens,
+        visual_tokens=answer.visual_tokens,
+        cached_tokens=prefix.cached_tokens,
+        video_seconds=video.seconds,
+        gpu_seconds=built_s + busy_s,
+    )
+    return Finished(
+        answer=answer if evidence else replace(answer, evidence=replace(answer.evidence, frames=())),
+        turns=(*turns, answer.turn),
+        pruning=choice_of(pruning),
+        key=prefix.key,
+        cache=prefix.tier,
+        usage=usage,
+        stats=(*prefix.stats, *answer.stats),
+    )

@@ -1,0 +1,72 @@
+"""All the wiring: the deployments, what each is built of, and how they find each other."""
+
+from collections.abc import Callable
+
+from ray import serve
+from ray.serve import Application
+
+from occam.config import EngineConfig
+from occam.engine import Engine
+from services.decoder import Decoder, Media
+from services.ingress import Ingress
+from services.media import LocalMedia
+from services.metrics import DIRECTORY_VARIABLE
+from services.settings import Settings, model_name
+from services.worker import Worker
+
+APP_NAME = "occam"
+
+# Fractions: the deployments share the cores, and Ray only counts with these.
+_INGRESS_CPUS = 0.1
+_DECODER_CPUS = 0.2
+_WORKER_CPUS = 0.4
+_DRAIN_S = 20.0
+
+
+def build_app(
+    settings: Settings,
+    load: Callable[[EngineConfig], Engine] = Engine.load,
+    media: Callable[[Settings], Media] = LocalMedia,
+) -> Application:
+    """The service as a Ray Serve application; `settings` name a directory and Redis servers that are there."""
+    decoder = _deployment(settings, Decoder, "decoder", _DECODER_CPUS, settings.max_ongoing * 4).bind(settings, media)
+    workers = {
+        model_name(model): _deployment(
+            settings,
+            Worker,
+            f"worker-{model_name(model)}",
+            _WORKER_CPUS,
+            settings.max_ongoing,
+            replicas=settings.workers,
+            gpus=settings.gpus_per_worker,
+            max_queued=settings.max_queued,
+        ).bind(settings, model, load, decoder)
+        for model in settings.models
+    }
+    ingress = _deployment(settings, serve.ingress()(Ingress), "ingress", _INGRESS_CPUS, 1024)
+    return ingress.bind(settings, decoder, workers)
+
+
+def _deployment(
+    settings: Settings,
+    cls: type,
+    name: str,
+    cpus: float,
+    max_ongoing: int,
+    replicas: int = 1,
+    gpus: float = 0.0,
+    max_queued: int = -1,
+) -> serve.Deployment:
+    environment = {DIRECTORY_VARIABLE: str(settings.metrics_directory)}
+    return serve.deployment(cls).options(
+        name=name,
+        num_replicas=replicas,
+        max_ongoing_requests=max_ongoing,
+        max_queued_requests=max_queued,
+        graceful_shutdown_timeout_s=_DRAIN_S,
+        ray_actor_options={
+            "num_cpus": cpus,
+            "num_gpus": gpus,
+            "runtime_env": {"env_vars": environment},
+        },
+    )

@@ -1,0 +1,216 @@
+"""The OpenAI dialect: `POST /v1/chat/completions`, its request and its answers."""
+
+import time
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from occam.config import SamplingParams
+from occam.errors import InvalidInput
+from services.answer_schemas import EXAMPLE_USAGE, EvidenceBody, OccamBody, TimingsBody, UsageBody
+from services.messages import Question, Reply
+from services.schemas import Options
+from services.state import new_id
+
+EXAMPLE_COMPLETION = {
+    "id": "chatcmpl-Qm1x0cV7aZ",
+    "object": "chat.completion",
+    "created": 1780000000,
+    "model": "tiny-video-llava",
+    "choices": [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "red", "refusal": None},
+            "finish_reason": "stop",
+            "logprobs": None,
+        }
+    ],
+    "usage": {**EXAMPLE_USAGE, "total_tokens": 94, "prompt_tokens_details": {"cached_tokens": 74}},
+    "occam": {
+        "session_id": "session-3KfLq0mZ5cV1bY8d",
+        "cache": "memory",
+        "strategy": "occam",
+        "finish_reason": "stop",
+    },
+}
+
+
+class Url(BaseModel):
+    """An address in a content part."""
+
+    url: str = Field(min_length=1, max_length=8192)
+
+
+class ContentPart(BaseModel):
+    """One part of a message's content."""
+
+    type: Literal["text", "video_url", "image_url"]
+    text: str | None = None
+    video_url: Url | None = None
+    image_url: Url | None = None
+
+
+class Message(BaseModel):
+    """One message of the conversation. A system message becomes the prompt's system text."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[ContentPart]
+
+    @property
+    def text(self) -> str:
+        """The text parts, joined."""
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(part.text for part in self.content if part.type == "text" and part.text)
+
+    @property
+    def urls(self) -> list[str]:
+        """Addresses of the videos in this message."""
+        if isinstance(self.content, str):
+            return []
+        if any(part.type == "image_url" for part in self.content):
+            raise InvalidInput("This model takes videos, not images. Use a video_url part.", "messages")
+        return [part.video_url.url for part in self.content if part.video_url is not None]
+
+
+class StreamOptions(BaseModel):
+    """Options of a streamed answer."""
+
+    include_usage: bool = False
+
+
+class ChatRequest(BaseModel):
+    """OpenAI's request; `occam` is our extension. Fields of OpenAI's that this service does not know are ignored."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "tiny-video-llava",
+                    "messages": [
+                        {
+                            "role": "user",
+                            "content": [
+                                {"type": "video_url", "video_url": {"url": "https://example.org/clip.mp4"}},
+                                {"type": "text", "text": "What color is the circle?"},
+                            ],
+                        }
+                    ],
+                    "occam": {"strategy": "occam", "evidence": True},
+                }
+            ]
+        }
+    )
+
+    model: str
+    messages: list[Message] = Field(min_length=1)
+    max_tokens: int | None = Field(default=None, ge=1, le=4096)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=4096)
+    temperature: float = Field(default=0.0, ge=0, le=2, description="0 (unlike OpenAI's): the likeliest answer.")
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    seed: int = 0
+    n: Literal[1] = 1
+    stream: bool = False
+    stream_options: StreamOptions = Field(default_factory=StreamOptions)
+    occam: Options = Field(default_factory=Options)
+
+    def question(self) -> Question:
+        """The request as a question; InvalidInput where its messages are no conversation about one video."""
+        system, history, text = _turns(self.messages)
+        urls = {url for message in self.messages for url in message.urls}
+        if len(urls) > 1:
+            raise InvalidInput(f"A conversation has one video, the messages have {len(urls)}.", "messages")
+        return Question(
+            text=text,
+            model=self.model,
+            url=next(iter(urls), None),
+            session_id=self.occam.session_id,
+            frames=self.occam.frame_choice,
+            pruning=self.occam.pruning_choice,
+            system=system,
+            history=history,
+            sampling=SamplingParams(
+                max_new_tokens=self.max_completion_tokens or self.max_tokens or SamplingParams().max_new_tokens,
+                temperature=self.temperature,
+                top_p=self.top_p,
+                seed=self.seed,
+            ),
+            evidence=self.occam.evidence,
+            streamed=self.stream,
+        )
+
+
+class Completion:
+    """One answer's identity, and the bodies that carry it, whole or in chunks."""
+
+    def __init__(self, model: str) -> None:
+        self._common: dict[str, Any] = {"id": new_id("chatcmpl"), "created": int(time.time()), "model": model}
+
+    def whole(self, reply: Reply, evidence: bool) -> dict[str, Any]:
+        """The answer as one body."""
+        message = {"role": "assistant", "content": reply.finished.answer.text, "refusal": None}
+        choice = {
+            "index": 0,
+            "message": message,
+            "finish_reason": reply.finished.answer.finish_reason,
+            "logprobs": None,
+        }
+        return {
+            **self._common,
+            "object": "chat.completion",
+            "choices": [choice],
+            "usage": _usage(reply),
+            "occam": _extension(reply, evidence),
+        }
+
+    def chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
+        """One piece of the answer."""
+        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
+        return {**self._common, "object": "chat.completion.chunk", "choices": [choice]}
+
+    def last(self, reply: Reply, delta: dict[str, str], evidence: bool) -> dict[str, Any]:
+        """The chunk that ends the answer; it carries our extension."""
+        end = self.chunk(delta, reply.finished.answer.finish_reason)
+        return {**end, "occam": _extension(reply, evidence)}
+
+    def usage(self, reply: Reply) -> dict[str, Any]:
+        """The chunk behind the end that `stream_options.include_usage` asks for."""
+        return {**self._common, "object": "chat.completion.chunk", "choices": [], "usage": _usage(reply)}
+
+
+def _usage(reply: Reply) -> dict[str, Any]:
+    """OpenAI's usage, and ours beside it."""
+    usage = UsageBody.model_validate(reply.finished.usage, from_attributes=True)
+    return {
+        **usage.model_dump(),
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def _extension(reply: Reply, evidence: bool) -> dict[str, Any]:
+    return {
+        "session_id": reply.session_id,
+        **OccamBody.of(reply).model_dump(),
+        "timings": TimingsBody.of(reply).model_dump(),
+        "evidence": EvidenceBody.of(reply.finished.answer.evidence).model_dump() if evidence else None,
+    }
+
+
+def _turns(messages: list[Message]) -> tuple[str, tuple[tuple[str, str], ...], str]:
+    """System text, finished (question, answer) turns, and the open question; InvalidInput for any other order."""
+    system = "\n".join(message.text for message in messages if message.role in ("system", "developer"))
+    history: list[tuple[str, str]] = []
+    question: list[str] = []
+    for message in messages:
+        if message.role == "user":
+            question.append(message.text)
+        elif message.role == "assistant":
+            if not question:
+                raise InvalidInput("An assistant message must follow a user message.", "messages")
+            history.append(("\n".join(filter(None, question)), message.text))
+            question = []
+    text = "\n".join(filter(None, question))
+    if not text:
+        raise InvalidInput("The last message must be a user message with text.", "messages")
+    return system, tuple(history), text

@@ -1,0 +1,146 @@
+"""The `occam` command. Exit codes: 0 done, 1 failed, 2 used wrongly."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from occam.config import SamplingParams
+from occam.errors import OccamError
+from services.messages import FrameChoice, PruningChoice, Reply
+from services.settings import Settings
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], None] = options.run
+    try:
+        command(options)
+    except OccamError as error:
+        _report(error, as_json=getattr(options, "json", False))
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="occam", description="Questions about videos, answered from pruned tokens.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_serve(commands.add_parser("serve", help="run the service until SIGTERM"))
+    _add_ask(commands.add_parser("ask", help="ask about one video, in this process"))
+    models = commands.add_parser("models", help="list the models inside the package")
+    models.add_argument("--json", action="store_true", help="one JSON array")
+    models.set_defaults(run=_models)
+    return parser
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", help="address to listen on (OCCAM_HOST, 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port to listen on (OCCAM_PORT, 8000)")
+    parser.add_argument("--model", action="append", help="model to serve, may be repeated (OCCAM_MODELS)")
+    parser.set_defaults(run=_serve)
+
+
+def _add_ask(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="path or http(s) URL of a video")
+    parser.add_argument("question", metavar="QUESTION")
+    parser.add_argument("--follow-up", action="append", default=[], metavar="Q", help="ask on, may be repeated")
+    parser.add_argument("--model", help="embedded model, checkpoint directory or hub name (OCCAM_MODELS)")
+    parser.add_argument("--strategy", choices=("occam", "none"), help="how visual tokens are pruned")
+    parser.add_argument("--lambda1", type=float, help="stage I threshold factor; 0 keeps every token")
+    parser.add_argument("--lambda2", type=float, help="stage II threshold factor; 0 keeps every token")
+    parser.add_argument("--start", type=float, metavar="S", help="look from this second on")
+    parser.add_argument("--end", type=float, metavar="S", help="look up to this second")
+    parser.add_argument("--fps", type=float, help="frames a second, instead of the model's fixed number")
+    parser.add_argument("--max-frames", type=int, metavar="N", help="at most so many frames")
+    parser.add_argument("--max-tokens", type=int, default=64, metavar="N", help="longest answer (64)")
+    parser.add_argument("--evidence", action="store_true", help="with --json: which patches the answer rests on")
+    parser.add_argument("--json", action="store_true", help="one JSON object a question, as the HTTP API answers")
+    parser.set_defaults(run=_ask)
+
+
+def _serve(options: argparse.Namespace) -> None:
+    # Ray takes seconds to import, and only this command needs it.
+    from services.launch import run
+
+    given = {"host": options.host, "port": options.port, "models": options.model and tuple(options.model)}
+    run(replace(Settings.load(), **{name: value for name, value in given.items() if value is not None}))
+
+
+def _ask(options: argparse.Namespace) -> None:
+    from transformers.utils import logging
+
+    from services.ask import Errand, ask
+
+    # Its bar for the weights appears on no terminal too.
+    logging.disable_progress_bar()
+    settings = Settings.load()
+    if options.model:
+        settings = replace(settings, models=(options.model,))
+    errand = Errand(
+        source=options.source,
+        questions=(options.question, *options.follow_up),
+        frames=FrameChoice(fps=options.fps, max_frames=options.max_frames, start_s=options.start, end_s=options.end),
+        pruning=PruningChoice(strategy=options.strategy, lambda1=options.lambda1, lambda2=options.lambda2),
+        sampling=SamplingParams(max_new_tokens=options.max_tokens),
+        evidence=options.evidence,
+    )
+    piece = _drop if options.json else _write
+    for reply in ask(settings, errand, _note, piece):
+        _note("")
+        print(_as_json(reply, options.evidence) if options.json else _summary(reply), flush=True)
+
+
+def _models(options: argparse.Namespace) -> None:
+    from occam.models.checkpoint import embedded_models
+
+    names = list(embedded_models())
+    print(json.dumps(names) if options.json else "\n".join(names))
+
+
+def _note(text: str) -> None:
+    """What is going on, on a terminal only: one line that the next one overwrites."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def _write(text: str) -> None:
+    _note("")
+    print(text, end="", flush=True)
+
+
+def _drop(text: str) -> None:
+    del text
+
+
+def _as_json(reply: Reply, evidence: bool) -> str:
+    from services.answer_schemas import AnswerBody
+
+    return AnswerBody.of(reply, evidence).model_dump_json()
+
+
+def _summary(reply: Reply) -> str:
+    """What stands behind an answer's text: tokens and seconds."""
+    usage = reply.finished.usage
+    tokens = usage.visual_tokens
+    return (
+        f"\n  visual tokens: {tokens.encoded} encoded, {tokens.stage1} after stage I, {tokens.stage2} after stage II; "
+        f"{reply.total_s:.2f} s, {usage.cached_tokens} of {usage.prompt_tokens} prompt tokens cached"
+    )
+
+
+def _report(error: OccamError, as_json: bool) -> None:
+    _note("")
+    if as_json:
+        from services.problems import body_of
+
+        print(body_of(error, request_id=None).model_dump_json())
+    else:
+        print(f"occam: {error.message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""`occam serve`: start what the service needs, run it, and on SIGTERM let it finish what it has begun."""
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from tempfile import TemporaryDirectory
+
+import ray
+from ray import serve
+from ray.serve.config import HTTPOptions
+from ray.serve.schema import LoggingConfig
+
+from occam.config import EngineConfig
+from occam.engine import Engine
+from occam.errors import InvalidInput
+from services import metrics
+from services.app import APP_NAME, build_app
+from services.decoder import Media
+from services.kv import resolve
+from services.media import LocalMedia
+from services.private_redis import PrivateRedis
+from services.settings import Settings
+
+_STATE_BYTES = 256 << 20
+_QUIET = LoggingConfig(log_level="WARNING")
+
+
+def run(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, then drain and return."""
+    stop = threading.Event()
+    with running(settings, stop=stop):
+        print(f"Occam answers on http://{settings.host}:{settings.port} (API: /docs)", flush=True)
+        stop.wait()
+        print("Finishing the requests that have begun.", flush=True)
+
+
+@contextmanager
+def running(
+    settings: Settings,
+    load: Callable[[EngineConfig], Engine] = Engine.load,
+    media: Callable[[Settings], Media] = LocalMedia,
+    stop: threading.Event | None = None,
+) -> Iterator[Settings]:
+    """The service, from when it is ready until it has drained; gives the settings with what `auto` came to.
+
+    stop: set by the first SIGTERM or SIGINT; without it signals are left alone
+    """
+    _check_port(settings)
+    with _live(settings) as live:
+        metrics.prepare(live.metrics_directory)
+        with _cluster():
+            _check_nodes(settings)
+            if stop is not None:
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    # After Ray's start, which takes SIGTERM for itself.
+                    signal.signal(number, lambda *_: stop.set())
+            serve.start(
+                http_options=HTTPOptions(host=live.host, port=live.port), logging_config={"log_level": "WARNING"}
+            )
+            try:
+                serve.run(build_app(live, load, media), name=APP_NAME, logging_config=_QUIET)
+                yield live
+            finally:
+                # Deleting drains, as `serve.shutdown()` does not; the rest ends with the cluster.
+                serve.delete(APP_NAME)
+
+
+@contextmanager
+def _live(settings: Settings) -> Iterator[Settings]:
+    """The settings with every `auto` replaced by what this process started for it."""
+    with ExitStack() as stack:
+        kv = resolve(settings.kv_url)
+        stack.callback(kv.close)
+        state_url, state_detail = settings.state_url, "the Redis that is set"
+        if state_url == "auto":
+            state = PrivateRedis.start(_STATE_BYTES, policy="noeviction")
+            stack.callback(state.close)
+            state_url, state_detail = state.url, "a private Redis on this machine, lost when the service stops"
+        directory = settings.directory or stack.enter_context(TemporaryDirectory(prefix="occam-"))
+        yield replace(
+            settings,
+            kv_url=kv.url,
+            kv_detail=kv.detail,
+            state_url=state_url,
+            state_detail=state_detail,
+            directory=directory,
+        )
+
+
+@contextmanager
+def _cluster() -> Iterator[None]:
+    """The Ray cluster that `RAY_ADDRESS` names, or one of our own on this machine."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    # It says at every start that the cluster is guarded by a token, which is as it should be.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    options: dict[str, object] = {"log_to_driver": False, "logging_level": "WARNING"}
+    if "RAY_ADDRESS" not in os.environ:
+        # `local`: never one that somebody else left running. At least four cores, however few the machine has:
+        # deployments count as fractions of a core.
+        options |= {"address": "local", "num_cpus": max(4, os.cpu_count() or 1), "include_dashboard": False}
+    ray.init(**options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_nodes(settings: Settings) -> None:
+    """A private server is on this machine, and workers on another could not reach it."""
+    if "auto" in (settings.kv_url, settings.state_url) and len(ray.nodes()) > 1:
+        raise InvalidInput("On a cluster of several nodes OCCAM_KV_URL and OCCAM_STATE_URL must name Redis servers.")
+
+
+def _check_port(settings: Settings) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise InvalidInput(
+                f"Port {settings.port} of {settings.host} cannot be used: {error.strerror}.", "port"
+            ) from error

@@ -1,0 +1,154 @@
+"""Videos on this node: fetched under guard, kept by digest, probed once, decoded in a child process."""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from occam.errors import SourceUnavailable
+from occam.stats import StageStats
+from pipelines.ingest.decode import FrameStream, route
+from pipelines.ingest.limits import Limits
+from pipelines.ingest.probe import VideoFacts, probe
+from pipelines.ingest.sample import Sampling, sample
+from pipelines.ingest.source import LocalVideo, SourcePolicy, fetch, open_local
+from services.messages import DecodedChunk, Described, FrameChoice, Video
+from services.settings import Settings
+
+_PACKAGES = {"decord": "decord", "pyav": "av"}
+_REMEMBERED = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    local: LocalVideo
+    facts: VideoFacts
+
+
+class LocalMedia:
+    """The media of one node's decoder, in `videos/` under the service's directory."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._limits = limits_of(settings)
+        self._policy = SourcePolicy(
+            allowed_hosts=settings.allowed_hosts,
+            allow_private_hosts=settings.allow_private_hosts,
+            file_roots=tuple(Path(root) for root in settings.file_roots),
+        )
+        self._deadline_s = settings.deadline_s
+        self._cache_bytes = settings.video_cache_bytes
+        self._directory = Path(settings.directory, "videos")
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._known: OrderedDict[str, _Known] = OrderedDict()
+
+    async def describe(self, url: str, choice: FrameChoice, frames: int, digest: str | None) -> Described:
+        """See `services.decoder.Media`."""
+        known, stats = await self._open(url, digest)
+        facts = known.facts
+        sampling = Sampling(
+            frames=None if choice.fps else frames,
+            fps=choice.fps,
+            max_frames=choice.max_frames,
+            start_s=choice.start_s or 0.0,
+            end_s=choice.end_s,
+        )
+        indices = sample(facts.pts_seconds, sampling)
+        backend = route(known.local, facts)
+        video = Video(
+            url=url,
+            digest=known.local.digest,
+            duration_s=facts.duration_s,
+            frames=len(facts),
+            indices=tuple(indices.tolist()),
+            seconds=min(choice.end_s or facts.duration_s, facts.duration_s) - (choice.start_s or 0.0),
+            decoder=f"{backend} {version(_PACKAGES[backend])}",
+        )
+        return Described(video=video, stats=stats)
+
+    async def decode(self, video: Video, chunk_frames: int) -> AsyncGenerator[DecodedChunk]:
+        """See `services.decoder.Media`."""
+        known, _ = await self._open(video.url, video.digest)
+        stream = FrameStream(
+            known.local,
+            known.facts,
+            np.array(video.indices),
+            self._limits,
+            chunk_frames=chunk_frames,
+            deadline_s=self._deadline_s,
+        )
+        started = stream.stats.started_s
+        try:
+            async for frames in stream.chunks():
+                ended = stream.stats.chunk_ended_s[-1]
+                stats = StageStats(stage="decode", started_s=started, ended_s=ended)
+                yield DecodedChunk(frames=frames, backend=list(stream.stats.backends)[-1], stats=stats)
+                started = ended
+        finally:
+            stream.close()
+
+    async def forget(self, digest: str) -> None:
+        """See `services.decoder.Media`."""
+        self._known.pop(digest, None)
+        self._path(digest).unlink(missing_ok=True)
+
+    async def _open(self, url: str, digest: str | None) -> tuple[_Known, tuple[StageStats, ...]]:
+        """The local copy and its facts; fetched if its bytes are not here, probed if nobody has yet."""
+        known = self._known.get(digest or "")
+        if known is not None and known.local.path.exists():
+            self._known.move_to_end(known.local.digest)
+            return known, ()
+        started = time.monotonic()
+        local = await self._local(url, digest)
+        fetched = time.monotonic()
+        facts = await asyncio.to_thread(probe, local, self._limits)
+        known = self._known[local.digest] = _Known(local=local, facts=facts)
+        if len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+        return known, (
+            StageStats(stage="fetch", started_s=started, ended_s=fetched),
+            StageStats(stage="probe", started_s=fetched, ended_s=time.monotonic()),
+        )
+
+    async def _local(self, url: str, digest: str | None) -> LocalVideo:
+        """The copy that is here, or a fresh one; SourceUnavailable if its bytes are not those of `digest`."""
+        if digest is not None and self._path(digest).exists():
+            return await asyncio.to_thread(open_local, self._path(digest), self._limits)
+        with TemporaryDirectory(dir=self._directory) as scratch:
+            local = await fetch(url, self._policy, self._limits, Path(scratch))
+            if digest not in (None, local.digest):
+                raise SourceUnavailable("The address gives another video now than when it was first fetched.", "url")
+            if local.path.is_relative_to(scratch):
+                local = replace(local, path=local.path.rename(self._path(local.digest)))
+        self._trim(local.path)
+        return local
+
+    def _trim(self, newest: Path) -> None:
+        """Delete the oldest copies until the rest fits."""
+        copies = sorted((path for path in self._directory.iterdir() if path.is_file()), key=lambda p: p.stat().st_mtime)
+        total = sum(path.stat().st_size for path in copies)
+        for path in copies:
+            if total <= self._cache_bytes:
+                return
+            if path != newest:
+                total -= path.stat().st_size
+                path.unlink()
+
+    def _path(self, digest: str) -> Path:
+        return self._directory / digest
+
+
+def limits_of(settings: Settings) -> Limits:
+    """The limits that the settings put on a video."""
+    return Limits(
+        max_bytes=settings.max_video_bytes,
+        max_seconds=settings.max_video_seconds,
+        max_pixels=settings.max_video_pixels,
+        max_frames=settings.max_video_frames,
+        total_s=settings.deadline_s,
+    )

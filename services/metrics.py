@@ -1,0 +1,114 @@
+"""Every metric, in two ledgers, over all processes of a node.
+
+Answer metrics are recorded once per finished answer, in the ingress, from the `usage` object the client gets: only they
+equal the sum of `usage`. Work metrics are recorded where work happens, retried and cancelled work included.
+
+Each process writes its numbers into files in one folder of the node (`PROMETHEUS_MULTIPROC_DIR`, set before the process
+starts); whoever renders reads all of them. So a number appears exactly once, and survives the process that counted it.
+"""
+
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from occam.stats import StageStats, Usage
+from occam.types import Evidence
+
+DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_RATIOS = (0.005, 0.01, 0.014, 0.02, 0.05, 0.1, 0.15, 0.25, 0.4, 0.6, 0.8, 1.0)
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+_FAST_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_FRAMES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+# The answer ledger: the ingress alone writes it.
+REQUESTS = Counter("occam_requests_total", "Requests that ended, however they did.", ["route", "outcome"])
+REQUEST_SECONDS = Histogram("occam_request_seconds", "Request in to last byte out.", ["route"], buckets=_SECONDS)
+TTFT_SECONDS = Histogram("occam_ttft_seconds", "Request in to first text.", ["model", "cache"], buckets=_SECONDS)
+VISUAL_TOKENS = Counter(
+    "occam_visual_tokens_total", "Visual tokens in context of finished answers.", ["model", "strategy", "stage"]
+)
+RETENTION_RATIO = Histogram(
+    "occam_token_retention_ratio",
+    "Visual tokens kept / encoded of finished answers.",
+    ["model", "strategy", "stage"],
+    buckets=_RATIOS,
+)
+
+# The work ledger.
+WORK_TOKENS = Counter("occam_work_tokens_total", "Tokens that a stage took in (generate: put out).", ["model", "stage"])
+TIME_PER_OUTPUT_TOKEN = Histogram(
+    "occam_time_per_output_token_seconds", "Decoding time per token of an answer.", ["model"], buckets=_FAST_SECONDS
+)
+STAGE_SECONDS = Histogram("occam_stage_seconds", "Time that a stage took.", ["stage"], buckets=_SECONDS)
+FRAME_RETENTION_RATIO = Histogram(
+    "occam_frame_retention_ratio", "Patches kept / encoded of one frame.", ["model"], buckets=_RATIOS
+)
+FRAMES_DECODED = Counter("occam_frames_decoded_total", "Frames that came out of a decoder.", ["backend"])
+DECODE_FAILURES = Counter("occam_decode_failures_total", "Videos that could not be decoded.", ["reason"])
+BATCH_FRAMES = Histogram("occam_batch_frames", "Frames that one encode took.", buckets=_FRAMES)
+QUEUE_DEPTH = Gauge("occam_queue_depth", "Questions taken and unfinished.", multiprocess_mode="livesum")
+KV_REQUESTS = Counter("occam_kv_requests_total", "Lookups of a cache tier.", ["tier", "result"])
+KV_SECONDS = Histogram("occam_kv_seconds", "Time that a cache operation took.", ["tier", "op"], buckets=_FAST_SECONDS)
+KV_BYTES = Counter("occam_kv_bytes_total", "Bytes of states read from and written to a tier.", ["tier", "direction"])
+KV_ERRORS = Counter("occam_kv_errors_total", "Cache operations that failed and only cost time.", ["tier", "reason"])
+REJECTIONS = Counter("occam_rejections_total", "Requests that were not admitted.", ["reason"])
+CANCELLATIONS = Counter("occam_cancellations_total", "Work stopped because the client went away.", ["stage"])
+
+
+def record_answer(model: str, strategy: str, usage: Usage) -> None:
+    """Enter one finished answer from its usage object into the answer ledger."""
+    tokens = usage.visual_tokens
+    for stage, count in (("encoded", tokens.encoded), ("stage1", tokens.stage1), ("stage2", tokens.stage2)):
+        VISUAL_TOKENS.labels(model, strategy, stage).inc(count)
+        if stage != "encoded" and tokens.encoded:
+            RETENTION_RATIO.labels(model, strategy, stage).observe(count / tokens.encoded)
+
+
+def record_stages(stats: Iterable[StageStats]) -> None:
+    """Enter the time of stages that ran, whatever became of the request."""
+    for stage in stats:
+        STAGE_SECONDS.labels(stage.stage).observe(stage.seconds)
+
+
+def record_work(model: str, stats: Iterable[StageStats]) -> None:
+    """Enter stages that ran on the engine: time and tokens."""
+    for stage in stats:
+        record_stages((stage,))
+        tokens = stage.tokens_out if stage.stage == "generate" else stage.tokens_in
+        WORK_TOKENS.labels(model, stage.stage).inc(tokens)
+        if stage.stage == "generate" and tokens:
+            TIME_PER_OUTPUT_TOKEN.labels(model).observe(stage.seconds / tokens)
+
+
+def record_evidence(model: str, evidence: Evidence) -> None:
+    """Enter how much of each frame reached the upper layers."""
+    for frame in evidence.frames:
+        FRAME_RETENTION_RATIO.labels(model).observe(frame.kept / frame.of)
+
+
+def prepare(directory: Path) -> None:
+    """Empty the node's folder; to be called before any process that counts is started."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+
+
+def render(directory: Path) -> bytes:
+    """The numbers of all processes of the node, living and dead, in Prometheus' text format."""
+    _drop_gauges_of_the_dead(directory)
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=str(directory))  # type: ignore[no-untyped-call]
+    return generate_latest(registry)
+
+
+def _drop_gauges_of_the_dead(directory: Path) -> None:
+    """Remove live gauges whose process is gone: killed processes cannot do it themselves."""
+    for path in directory.glob("gauge_live*.db"):
+        pid = re.search(r"_(\d+)\.db$", path.name)
+        if pid and not Path("/proc", pid.group(1)).exists():
+            path.unlink(missing_ok=True)

@@ -1,0 +1,31 @@
+"""What is remembered between requests, as plain data."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from occam.types import Turn
+from services.messages import PruningChoice, Video
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoRecord:
+    """A video that was posted. `failed` says that its frames cannot be had, with the error's code and message."""
+
+    id: str
+    video: Video
+    status: Literal["processing", "ready", "failed"]
+    error_code: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """A conversation over one video: everything that is needed to go on with it on any replica."""
+
+    id: str
+    model: str
+    video_id: str | None
+    video: Video
+    pruning: PruningChoice
+    system: str
+    turns: tuple[Turn, ...]

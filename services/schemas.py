@@ -1,0 +1,150 @@
+"""The HTTP models of requests, videos, models and errors. Field names are the contract with users."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from services.messages import FrameChoice, PruningChoice, ServedModel
+from services.records import VideoRecord
+
+
+class Request(BaseModel):
+    """A request body of our own: unknown fields are errors, since a misspelt option would be ignored in silence."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Options(Request):
+    """How a question is put to the video; what is left out is the model's default."""
+
+    strategy: Literal["occam", "none"] | None = Field(default=None, description="Pruning strategy.")
+    lambda1: float | None = Field(default=None, ge=0, description="Stage I threshold factor; 0 keeps every token.")
+    lambda2: float | None = Field(default=None, ge=0, description="Stage II threshold factor; 0 keeps every token.")
+    start_s: float | None = Field(default=None, ge=0, description="Begin of the range that is looked at, in seconds.")
+    end_s: float | None = Field(default=None, gt=0, description="End of the range that is looked at, in seconds.")
+    fps: float | None = Field(default=None, gt=0, description="Frames a second, instead of the model's fixed number.")
+    max_frames: int | None = Field(default=None, ge=1, le=1024, description="At most so many frames.")
+    session_id: str | None = Field(default=None, description="Session of an earlier answer, to ask a follow-up.")
+    evidence: bool = Field(default=False, description="Whether the answer shall say which patches it rests on.")
+
+    @property
+    def frame_choice(self) -> FrameChoice:
+        """The frames that are asked for."""
+        return FrameChoice(fps=self.fps, max_frames=self.max_frames, start_s=self.start_s, end_s=self.end_s)
+
+    @property
+    def pruning_choice(self) -> PruningChoice:
+        """The pruning that is asked for."""
+        return PruningChoice(strategy=self.strategy, lambda1=self.lambda1, lambda2=self.lambda2)
+
+
+class QueryRequest(Options):
+    """A question about a posted video."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"question": "What color is the circle?"}]},
+    )
+
+    question: str = Field(min_length=1, max_length=8192)
+    model: str | None = Field(default=None, description="One of `GET /v1/models`; the first one if left out.")
+    max_tokens: int = Field(default=64, ge=1, le=4096)
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    seed: int = 0
+    stream: bool = Field(default=False, description="Server-sent events: `text` pieces, then the whole `answer`.")
+
+
+class VideoRequest(Request):
+    """A video to be fetched."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"url": "https://example.org/clip.mp4"}]})
+
+    url: str = Field(min_length=1, max_length=8192)
+
+
+class VideoBody(BaseModel):
+    """A posted video. Questions may be asked while it is still `processing` (its frames are being encoded)."""
+
+    id: str = Field(examples=["video-9hT2xQ7LrW0aBcDe"])
+    status: Literal["processing", "ready", "failed"]
+    duration_s: float = Field(examples=[4.0])
+    frames: int = Field(description="Frames in the file.", examples=[64])
+    digest: str = Field(description="SHA-256 of the file.")
+    error: "ErrorDetail | None" = Field(default=None, description="Why the frames cannot be had, where `failed`.")
+
+    @classmethod
+    def of(cls, record: VideoRecord) -> "VideoBody":
+        """The body that shows a record."""
+        video = record.video
+        error = None
+        if record.status == "failed":
+            error = ErrorDetail(type="invalid_request_error", code=record.error_code, message=record.error)
+        return cls(
+            id=record.id,
+            status=record.status,
+            duration_s=video.duration_s,
+            frames=video.frames,
+            digest=video.digest,
+            error=error,
+        )
+
+
+class ModelBody(BaseModel):
+    """A served model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = "occam"
+    family: str
+    digest: str = Field(description="SHA-256 of the weights.")
+    frames: int = Field(description="Frames sampled by default.")
+    max_positions: int
+    calibrated: bool = Field(description="Whether strategy `occam` can run.")
+    defaults: dict[str, str | float | None] = Field(description="Pruning of questions that choose none.")
+
+    @classmethod
+    def of(cls, name: str, served: ServedModel) -> "ModelBody":
+        """The body that shows a model."""
+        pruning = served.pruning
+        return cls(
+            id=name,
+            family=served.family,
+            digest=served.digest,
+            frames=served.frames,
+            max_positions=served.max_positions,
+            calibrated=served.calibrated,
+            defaults={"strategy": pruning.strategy, "lambda1": pruning.lambda1, "lambda2": pruning.lambda2},
+        )
+
+
+class ModelList(BaseModel):
+    """Every served model, the default one first."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelBody]
+
+
+class Ready(BaseModel):
+    """What is live: models, the cache tiers, and how durable sessions and videos are."""
+
+    status: Literal["ready"] = "ready"
+    models: list[str]
+    kv: str = Field(examples=["memory, private redis"])
+    state: str = Field(examples=["private redis, lost when the service stops"])
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong: `code` for programs, `message` for people, `param` the field at fault."""
+
+    type: str = Field(examples=["invalid_request_error"])
+    code: str = Field(examples=["forbidden_source"])
+    message: str = Field(examples=["The host example.org is not among the hosts that may be fetched."])
+    param: str | None = None
+    request_id: str | None = None
+
+
+class ErrorBody(BaseModel):
+    """The one shape of every error."""
+
+    error: ErrorDetail

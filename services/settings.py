@@ -1,0 +1,128 @@
+"""Every setting of the service, and the only place that reads the environment."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+
+from occam.config import EngineConfig
+from occam.errors import InvalidInput
+
+PREFIX = "OCCAM_"
+FILE_VARIABLE = "OCCAM_CONFIG"
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings by name: `max_video_bytes` is `OCCAM_MAX_VIDEO_BYTES`, or `max_video_bytes:` in the yaml file.
+
+    models: names or paths that are served; the first is the default
+    kv_url: the cache's shared tier: `auto` (a private server), `memory://` (none), `redis://`, `rediss://`, `unix://`
+    state_url: sessions and videos: `auto` (a private server) or the URL of a Redis without eviction
+    allowed_hosts: hosts that may be fetched (empty: every public one); allow_private_hosts: host:port, private or not
+    file_roots: directories of which files may be named by path (none by default)
+    workers: replicas per model; max_ongoing: requests that one replica takes at a time; max_queued: waiting behind them
+    kv_memory_bytes: states in one worker's memory; kv_entry_bytes: largest state that goes into the shared tier
+    directory: node-local files (fetched videos, metrics); a fresh private one where empty
+    kv_detail, state_detail: what `auto` came to, in words for `/readyz`; the launcher fills them in
+    """
+
+    models: tuple[str, ...] = ("tiny-video-llava",)
+    kv_url: str = "auto"
+    kv_ttl_s: float = 86_400.0
+    kv_memory_bytes: int = 512 << 20
+    kv_entry_bytes: int = 256 << 20
+    state_url: str = "auto"
+    session_ttl_s: float = 7 * 86_400.0
+    allowed_hosts: tuple[str, ...] = ()
+    allow_private_hosts: tuple[str, ...] = ()
+    file_roots: tuple[str, ...] = ()
+    max_video_bytes: int = 1 << 30
+    max_video_seconds: float = 3600.0
+    max_video_pixels: int = 4096 * 2304
+    max_video_frames: int = 250_000
+    video_cache_bytes: int = 8 << 30
+    deadline_s: float = 120.0
+    device: str = "cpu"
+    dtype: Dtype = "float32"
+    threads: int = 2
+    chunk_frames: int = 2
+    gpus_per_worker: float = 0.0
+    workers: int = 1
+    max_ongoing: int = 8
+    max_queued: int = 32
+    host: str = "127.0.0.1"
+    port: int = 8000
+    directory: str = ""
+    kv_detail: str = ""
+    state_detail: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise InvalidInput("OCCAM_MODELS must name at least one model.", "models")
+        for name in ("deadline_s", "kv_ttl_s", "session_ttl_s", "threads", "chunk_frames", "workers", "max_ongoing"):
+            if not getattr(self, name) > 0:
+                raise InvalidInput(f"{PREFIX}{name.upper()} must be above 0, got {getattr(self, name)}.", name)
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] = os.environ) -> "Settings":
+        """Settings from the yaml file that `OCCAM_CONFIG` names, overridden by the environment."""
+        known = {field.name: field.type for field in fields(cls)}
+        values = {name: _parse(name, kind, value) for name, kind, value in _given(known, environ)}
+        return cls(**values)
+
+    @property
+    def metrics_directory(self) -> Path:
+        """The folder in which the processes of this node keep their metrics."""
+        return Path(self.directory, "metrics")
+
+    def engine(self, model: str) -> EngineConfig:
+        """How a worker of `model` runs its engine."""
+        return EngineConfig(
+            model=model,
+            device=self.device,
+            dtype=self.dtype,
+            chunk_frames=self.chunk_frames,
+            threads=self.threads,
+        )
+
+
+def model_name(model: str) -> str:
+    """What requests and metrics call a model that is configured by name or by path."""
+    return Path(model).name
+
+
+def _given(known: Mapping[str, Any], environ: Mapping[str, str]) -> list[tuple[str, Any, Any]]:
+    """(name, type, raw value) of everything that is set, the environment's last; InvalidInput for unknown names."""
+    from_file: dict[str, Any] = {}
+    if path := environ.get(FILE_VARIABLE):
+        from_file = yaml.safe_load(Path(path).read_text()) or {}
+    from_environment = {
+        name.removeprefix(PREFIX).lower(): value
+        for name, value in environ.items()
+        if name.startswith(PREFIX) and name != FILE_VARIABLE
+    }
+    for name in (*from_file, *from_environment):
+        if name not in known:
+            raise InvalidInput(f"There is no setting {name!r} ({PREFIX}{name.upper()}).", name)
+    return [(name, known[name], value) for name, value in (from_file | from_environment).items()]
+
+
+def _parse(name: str, kind: Any, value: Any) -> Any:
+    """A raw value (text from the environment, anything from yaml) as the field's type."""
+    if get_origin(kind) is tuple:
+        items = value.split(",") if isinstance(value, str) else value
+        return tuple(str(item).strip() for item in items if str(item).strip())
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise InvalidInput(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}.", name)
+        return value
+    try:
+        return kind(value)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"{name} must be of type {kind.__name__}, got {value!r}.", name) from error

@@ -1,0 +1,27 @@
+"""The cache of one worker: its memory, then the shared tier, with every operation entered into the work ledger."""
+
+from occam.kv.store import KVStore, MemoryStore, TieredStore, TierEvent
+from services import metrics
+from services.kv import MEMORY_URL
+from services.redis_store import RedisStore
+from services.settings import Settings
+
+
+def open_tiers(settings: Settings) -> tuple[MemoryStore, TieredStore]:
+    """The memory tier by itself, and all tiers as one."""
+    memory = MemoryStore(settings.kv_memory_bytes)
+    tiers: list[KVStore] = [memory]
+    if settings.kv_url != MEMORY_URL:
+        shared = RedisStore(settings.kv_url, ttl_s=int(settings.kv_ttl_s), max_entry_bytes=settings.kv_entry_bytes)
+        tiers.append(shared)
+    return memory, TieredStore(tiers, observe=_observe)
+
+
+def _observe(event: TierEvent) -> None:
+    if event.result == "failed":
+        metrics.KV_ERRORS.labels(event.tier, event.reason).inc()
+    if event.op == "get":
+        metrics.KV_REQUESTS.labels(event.tier, event.result).inc()
+    if event.nbytes:
+        metrics.KV_BYTES.labels(event.tier, "read" if event.op == "get" else "written").inc(event.nbytes)
+    metrics.KV_SECONDS.labels(event.tier, event.op).observe(event.seconds)

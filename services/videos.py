@@ -1,0 +1,72 @@
+"""Posted videos: described at once, encoded in the background, forgotten on request."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+
+from ray.serve.handle import DeploymentHandle
+
+from occam.errors import InvalidInput, OccamError
+from occam.kv.key import KVKey
+from services.conversations import Conversations
+from services.messages import FrameChoice
+from services.records import VideoRecord
+from services.remote import broadcast, call
+from services.state import State, new_id
+
+
+class Videos:
+    """The index of posted videos."""
+
+    def __init__(
+        self,
+        state: State,
+        conversations: Conversations,
+        decoder: DeploymentHandle,
+        workers: Mapping[str, DeploymentHandle],
+    ) -> None:
+        self._state = state
+        self._conversations = conversations
+        self._decoder = decoder
+        self._workers = workers
+        self._warming: set[asyncio.Task[None]] = set()
+
+    async def add(self, url: str) -> VideoRecord:
+        """Fetch and describe the video; its frames are encoded for the default model behind the answer's back."""
+        model = self._conversations.model(None)
+        described = await self._conversations.describe(model, url, FrameChoice())
+        record = VideoRecord(id=new_id("video"), video=described.video, status="processing")
+        await self._state.save_video(record)
+        task = asyncio.create_task(self._warm(model, record))
+        self._warming.add(task)
+        task.add_done_callback(self._warming.discard)
+        return record
+
+    async def get(self, video_id: str) -> VideoRecord:
+        """A video's record; NotFound."""
+        return await self._state.video(video_id)
+
+    async def forget(self, video_id: str) -> None:
+        """Drop the video's cached states and its local copies, then its record; its sessions end with it."""
+        record = await self._state.video(video_id)
+        await self._drop(record, await self._state.keys(video_id))
+        await self._state.delete_video(video_id)
+
+    async def _warm(self, model: str, record: VideoRecord) -> None:
+        keys: list[KVKey] = []
+        try:
+            keys.append(await call(self._workers[model], "warm", record.video))
+            await self._state.note_key(record.id, keys[0])
+            ended = replace(record, status="ready")
+        except InvalidInput as error:
+            ended = replace(record, status="failed", error_code=error.code, error=error.message)
+        except OccamError:
+            # The service's trouble, not the video's: a question will meet it, or not, on its own.
+            ended = replace(record, status="ready")
+        if not await self._state.update_video(ended):
+            await self._drop(record, keys)
+
+    async def _drop(self, record: VideoRecord, keys: list[KVKey]) -> None:
+        for worker in self._workers.values():
+            await broadcast(worker, "forget", keys)
+        await broadcast(self._decoder, "forget", record.video.digest)

@@ -1,0 +1,89 @@
+"""The worker deployment: one model, its caches, and the questions put to it."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from functools import partial
+
+from ray.serve.handle import DeploymentHandle
+
+from occam.config import EngineConfig
+from occam.engine import Engine
+from occam.kv.key import KVKey
+from occam.types import Turn
+from services import metrics
+from services.answers import choice_of, finish, timed
+from services.engine_thread import EngineThread
+from services.messages import Ask, Event, ServedModel, Text, Video
+from services.prefixes import Prefixes
+from services.remote import stream
+from services.settings import Settings, model_name
+from services.tiers import open_tiers
+
+
+class Worker:
+    """Answers questions with one engine."""
+
+    def __init__(
+        self, settings: Settings, model: str, load: Callable[[EngineConfig], Engine], decoder: DeploymentHandle
+    ) -> None:
+        self._engine = load(settings.engine(model))
+        self._engine.warm_up()
+        self._name = model_name(model)
+        self._thread = EngineThread()
+        memory, tiers = open_tiers(settings)
+        chunks = partial(stream, decoder, "decode")
+        self._prefixes = Prefixes(self._name, self._engine, self._thread, memory, tiers, chunks)
+
+    async def describe(self) -> ServedModel:
+        """What is served here."""
+        info = self._engine.info
+        return ServedModel(
+            name=self._name,
+            family=info.family,
+            digest=info.digest,
+            frames=info.frames,
+            max_positions=info.max_positions,
+            calibrated=info.calibrated,
+            pruning=choice_of(self._engine.pruning()),
+        )
+
+    async def warm(self, video: Video) -> KVKey:
+        """Build or find the state of a video with the default pruning; its key."""
+        return (await self._prefixes.video(video, self._engine.pruning(), system="")).key
+
+    async def forget(self, keys: Sequence[KVKey]) -> None:
+        """Drop cached states."""
+        await self._prefixes.forget(keys)
+
+    async def answer(self, ask: Ask) -> AsyncGenerator[Event]:
+        """The answer as it is generated, and at last what it took."""
+        stage = "prefix"
+        with metrics.QUEUE_DEPTH.track_inprogress():
+            try:
+                choice = ask.pruning
+                pruning = self._engine.pruning(choice.strategy, choice.lambda1, choice.lambda2)
+                turns = (*await self._remembered(ask.history), *ask.turns)
+                prefix = await self._prefixes.conversation(ask.video, pruning, ask.system, turns)
+                stage = "generate"
+                events = timed(self._engine.stream(prefix.state, ask.question, pruning, ask.sampling))
+                async with aclosing(self._thread.iterate(events)) as steps:
+                    async for event, busy_s in steps:
+                        if isinstance(event, str):
+                            yield Text(text=event)
+                        else:
+                            metrics.record_work(self._name, event.stats)
+                            metrics.record_evidence(self._name, event.evidence)
+                            yield finish(event, busy_s, prefix, ask.video, pruning, turns, ask.evidence)
+            except asyncio.CancelledError:
+                metrics.CANCELLATIONS.labels(stage).inc()
+                raise
+
+    async def _remembered(self, history: Sequence[tuple[str, str]]) -> tuple[Turn, ...]:
+        """Turns that the client remembers as texts, as ids."""
+        return tuple(
+            [
+                await self._thread.run(self._engine.turn_of, question, answer, first=index == 0)
+                for index, (question, answer) in enumerate(history)
+            ]
+        )

@@ -1,0 +1,232 @@
+"""Stand-ins for the engine and for media: quick, deterministic, and honest about what they were given.
+
+They are injected into the real deployments, so that real Ray Serve is tested without weights and without decoders.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from hashlib import sha256
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+import torch
+
+from occam.config import EngineConfig, NoPruning, OccamToken, Pruning, SamplingParams
+from occam.errors import InvalidInput, SourceUnavailable, UnsupportedVideo
+from occam.models.base import ModelInfo
+from occam.stats import StageStats, VisualTokenCounts
+from occam.tensors import PrefixState
+from occam.types import Answer, Evidence, FrameBatch, FrameEvidence, Turn
+from services.messages import DecodedChunk, Described, FrameChoice, Video
+from services.settings import Settings
+
+PATCHES = 4
+END = 0
+
+
+class FakeEngine:
+    """An engine whose answer is a digest of everything in the state and of the question.
+
+    Each frame becomes `PATCHES` tokens with ids of its brightness; stage I keeps half of them, stage II one a frame.
+    Words in the question make it behave: `slow` (50 ms a word), `crash` (a bug), `pid` (says its process).
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.info = ModelInfo(
+            name=config.model,
+            family="fake",
+            digest="0" * 64,
+            text_digest="1" * 64,
+            preprocessing="fake",
+            frames=8,
+            grid=(2, 2),
+            layers=2,
+            max_positions=4096,
+            calibration=None,
+        )
+
+    @classmethod
+    def load(cls, config: EngineConfig) -> "FakeEngine":
+        return cls(config)
+
+    def warm_up(self) -> None:
+        pass
+
+    def pruning(
+        self, strategy: str | None = None, lambda1: float | None = None, lambda2: float | None = None
+    ) -> Pruning:
+        if strategy == "none":
+            return NoPruning()
+        given = (1.0 if value is None else value for value in (lambda1, lambda2))
+        return OccamToken(lambda1=next(given), lambda2=next(given), cut=1, register="zero_token")
+
+    def key_facts(self, pruning: Pruning) -> dict[str, str | int | float]:
+        return {"model": self.info.name, "strategy": pruning.name, "lambda1": getattr(pruning, "lambda1", 0.0)}
+
+    def begin(self, pruning: Pruning, system: str = "") -> PrefixState:
+        return _state(torch.tensor([1, *_ids(system)]), torch.zeros(0, dtype=torch.int64), frames=0)
+
+    def append(
+        self, state: PrefixState, frames: FrameBatch, pruning: Pruning
+    ) -> tuple[PrefixState, tuple[StageStats, ...]]:
+        started = time.monotonic()
+        count = frames.frames.shape[0]
+        kept = PATCHES // 2
+        brightness = torch.from_numpy(frames.frames.reshape(count, -1)[:, 0].astype(np.int64)).repeat_interleave(kept)
+        first = state.frame_pts.shape[0]
+        grown = _state(
+            torch.cat([state.ids, brightness + 1000]),
+            torch.cat([_visual(state), torch.arange(first, first + count).repeat_interleave(kept)]),
+            frames=first + count,
+        )
+        ended = time.monotonic()
+        return grown, (
+            StageStats(
+                stage="encode", started_s=started, ended_s=ended, tokens_in=count * PATCHES, tokens_out=count * kept
+            ),
+            StageStats(
+                stage="prefill_lower", started_s=ended, ended_s=ended, tokens_in=count * kept, tokens_out=count * kept
+            ),
+        )
+
+    def replay(self, state: PrefixState, turns: Sequence[Turn]) -> PrefixState:
+        ids = [i for turn in turns for i in (*turn.suffix_ids, *turn.generated_ids, *turn.closing_ids)]
+        return _state(torch.cat([state.ids, torch.tensor(ids)]), _visual(state), frames=state.frame_pts.shape[0])
+
+    def turn_of(self, question: str, answer: str, first: bool) -> Turn:
+        return Turn(suffix_ids=tuple(_ids(question)), generated_ids=(*_ids(answer), END))
+
+    def stream(
+        self, state: PrefixState, question: str, pruning: Pruning, sampling: SamplingParams
+    ) -> Iterator[str | Answer]:
+        started = time.monotonic()
+        if "crash" in question:
+            raise RuntimeError("a bug")
+        frames = state.frame_pts.shape[0]
+        seen = sha256(repr((state.ids.tolist(), question)).encode()).hexdigest()[:8]
+        words = [f"saw {frames} frames", f" turn {int((state.ids == END).sum())}", f" digest {seen}"]
+        if "pid" in question:
+            words.append(f" pid {os.getpid()}")
+        if "slow" in question:
+            words += [" and"] * 40
+        words = words[: sampling.max_new_tokens]
+        for word in words:
+            time.sleep(0.05 if "slow" in question else 0)
+            yield word
+        text = "".join(words)
+        suffix = tuple(_ids(question))
+        yield Answer(
+            text=text,
+            turn=Turn(suffix_ids=suffix, generated_ids=(*_ids(text), END)),
+            finish_reason="stop",
+            prompt_tokens=len(state) + len(suffix),
+            reused_tokens=len(state),
+            completion_tokens=len(words),
+            visual_tokens=VisualTokenCounts(encoded=frames * PATCHES, stage1=frames * PATCHES // 2, stage2=frames),
+            evidence=_evidence(frames),
+            stats=(StageStats(stage="generate", started_s=started, ended_s=time.monotonic(), tokens_out=len(words)),),
+        )
+
+
+class FakeMedia:
+    """Media by name: `fake://NAME?frames=16&delay=0.1` is a video of 16 frames whose chunks take 0.1 s each.
+
+    `fake://missing` cannot be fetched, `fake://corrupt` cannot be decoded.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._here: set[str] = set()
+
+    async def describe(self, url: str, choice: FrameChoice, frames: int, digest: str | None) -> Described:
+        parts = urlsplit(url)
+        if parts.hostname == "missing":
+            raise SourceUnavailable("The source answered with status 404.", "url")
+        if choice.start_s and choice.start_s > 100:
+            raise InvalidInput("start_s lies behind the end of the video.", "start_s")
+        options = parse_qs(parts.query)
+        total = int(options.get("frames", ["16"])[0])
+        wanted = min(frames, choice.max_frames or frames)
+        digest = sha256(parts.netloc.encode()).hexdigest()
+        stats: tuple[StageStats, ...] = ()
+        if digest not in self._here:
+            now = time.monotonic()
+            stats = (StageStats(stage="fetch", started_s=now - 0.25, ended_s=now),)
+            self._here.add(digest)
+        video = Video(
+            url=url,
+            digest=digest,
+            duration_s=total / 8,
+            frames=total,
+            indices=tuple(int(choice.start_s or 0) + i * total // wanted for i in range(wanted)),
+            seconds=total / 8,
+            decoder="fake 1",
+        )
+        return Described(video=video, stats=stats)
+
+    async def decode(self, video: Video, chunk_frames: int) -> AsyncGenerator[DecodedChunk]:
+        delay = float(parse_qs(urlsplit(video.url).query).get("delay", ["0"])[0])
+        for start in range(0, len(video.indices), chunk_frames):
+            indices = np.array(video.indices[start : start + chunk_frames])
+            if "corrupt" in video.url and start:
+                raise UnsupportedVideo("The video breaks off after 2 of 8 frames.")
+            started = time.monotonic()
+            await asyncio.sleep(delay)
+            frames = np.zeros((len(indices), 8, 8, 3), np.uint8) + indices[:, None, None, None].astype(np.uint8)
+            yield DecodedChunk(
+                frames=FrameBatch(
+                    frames=frames, pts_seconds=indices / 8.0, indices=indices.astype(np.int64), digest=video.digest
+                ),
+                backend="fake",
+                stats=StageStats(stage="decode", started_s=started, ended_s=time.monotonic()),
+            )
+
+    async def forget(self, digest: str) -> None:
+        self._here.discard(digest)
+
+
+def _ids(text: str) -> list[int]:
+    return [ord(letter) for letter in text]
+
+
+def _visual(state: PrefixState) -> torch.Tensor:
+    return state.frame[state.frame >= 0]
+
+
+def _state(ids: torch.Tensor, visual: torch.Tensor, frames: int) -> PrefixState:
+    """A state of these ids; those from 1000 on are visual, in frame order."""
+    count = len(ids)
+    frame = torch.full((count,), -1)
+    frame[ids >= 1000] = visual
+    kv = ids.float()[None, :, None].clone()
+    return PrefixState(
+        ids=ids,
+        positions=torch.arange(count)[None],
+        frame=frame,
+        patch=torch.where(frame >= 0, 0, -1),
+        keys=(kv,),
+        values=(kv,),
+        hidden=ids.float()[:, None].clone(),
+        register_sum=torch.zeros(1),
+        register_count=0,
+        frame_pts=torch.arange(frames, dtype=torch.float64),
+        frame_index=torch.arange(frames),
+        grid=(2, 2),
+        next_position=count,
+        encoded=frames * PATCHES,
+    )
+
+
+def _evidence(frames: int) -> Evidence:
+    stage1 = np.array([[True, True], [False, False]])
+    stage2 = np.array([[True, False], [False, False]])
+    scores = np.array([[0.5, 0.1], [np.nan, np.nan]], np.float32)
+    return Evidence(
+        threshold=0.25,
+        frames=tuple(
+            FrameEvidence(index=i, pts_s=i / 8, of=PATCHES, grid=(2, 2), stage1=stage1, stage2=stage2, scores=scores)
+            for i in range(frames)
+        ),
+    )

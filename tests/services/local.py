@@ -1,0 +1,46 @@
+"""Deployments in this process: the handles' interface over plain objects, pickling all that crosses."""
+
+import pickle
+from collections.abc import AsyncIterator
+from typing import Any
+
+
+def crossed(value: Any) -> Any:
+    return pickle.loads(pickle.dumps(value))
+
+
+class LocalHandle:
+    """What `services.remote` uses of a `DeploymentHandle`, over an object of this process."""
+
+    def __init__(self, target: Any, method: str = "", streams: bool = False) -> None:
+        self.target = target
+        self.method = method
+        self.streams = streams
+
+    def options(self, method_name: str, stream: bool = False) -> "LocalHandle":
+        return LocalHandle(self.target, method_name, stream)
+
+    def remote(self, *args: Any) -> Any:
+        called = getattr(self.target, self.method)(*crossed(args))
+        return LocalStream(called) if self.streams else _result(called)
+
+    async def broadcast(self, method: str, *args: Any) -> None:
+        await getattr(self.target, method)(*crossed(args))
+
+
+class LocalStream:
+    def __init__(self, items: AsyncIterator[Any]) -> None:
+        self.items = items
+
+    def __aiter__(self) -> "LocalStream":
+        return self
+
+    async def __anext__(self) -> Any:
+        return crossed(await anext(self.items))
+
+    def cancel(self) -> None:
+        pass
+
+
+async def _result(called: Any) -> Any:
+    return crossed(await called)

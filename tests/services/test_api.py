@@ -1,0 +1,427 @@
+"""Every route, every answer shape and every failure, over the service in one process with fakes."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+from ray.exceptions import ActorDiedError
+from ray.serve.exceptions import BackPressureError
+
+from occam.config import SamplingParams
+from occam.errors import EngineFailure
+from services.messages import Ask, FrameChoice, PruningChoice
+from tests.services.conftest import RedisServer
+from tests.services.local import LocalStream
+from tests.services.world import MODEL, World, world
+
+Scene = Callable[[World], Awaitable[None]]
+CLIP = {"type": "video_url", "video_url": {"url": "fake://clip"}}
+
+
+@pytest.fixture
+def play(tmp_path: Path, redis_server: RedisServer) -> Callable[..., None]:
+    """Run a scene in a fresh service; its settings may be given."""
+
+    def run(scene: Scene, **options: Any) -> None:
+        async def main() -> None:
+            async with world(tmp_path, redis_server.url, **options) as service:
+                await scene(service)
+
+        asyncio.run(main())
+
+    return run
+
+
+def chat(*messages: tuple[str, Any], **options: Any) -> dict[str, Any]:
+    return {"model": MODEL, "messages": [{"role": role, "content": content} for role, content in messages], **options}
+
+
+def events(text: str) -> list[Any]:
+    lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
+    assert lines.pop() == "[DONE]"
+    return [json.loads(line) for line in lines]
+
+
+def count(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+def test_a_video_is_described_encoded_and_forgotten(play: Callable[..., None]) -> None:
+    async def scene(service: World) -> None:
+        posted = (await service.http.post("/v1/videos", json={"url": "fake://fresh?frames=24&delay=0.05"})).json()
+        assert set(posted) == {"id", "status", "duration_s", "frames", "digest", "error"}
+        assert (posted["status"], posted["duration_s"], posted["frames"]) == ("processing", 3.0, 24)
+        path = f"/v1/videos/{posted['id']}"
+        while (body := (await service.http.get(path)).json())["status"] == "processing":
+            await asyncio.sleep(0.02)
+        assert body["status"] == "ready"
+        first = await service.query(posted["id"], "what?")
+        assert first["occam"]["cache"] == "memory", "posting encodes the frames ahead of the first question"
+
+        assert (await service.http.delete(path)).status_code == 204
+        assert (await service.http.get(path)).status_code == 404
+        late = await service.http.post(
+            f"{path}/queries", json={"question": "and now?", "session_id": first["session_id"]}
+        )
+        assert late.status_code == 404, "sessions end with their video"
+        again = await service.http.post(
+            "/v1/chat/completions",
+            json=chat(
+                ("user", [{"type": "video_url", "video_url": {"url": "fake://fresh?frames=24"}}, text_part("what?")])
+            ),
+        )
+        assert again.json()["occam"]["cache"] == "none", "its cached states are gone from every tier"
+
+    play(scene)
+
+
+def test_an_answer_says_what_it_cost_and_a_follow_up_goes_on(play: Callable[..., None]) -> None:
+    async def scene(service: World) -> None:
+        video = await service.post_video("fake://cost")
+        first = await service.query(video, "what?", evidence=True)
+        assert first["answer"].startswith("saw 8 frames turn 0")
+        assert first["model"] == MODEL
+        usage = first["usage"]
+        assert usage["visual_tokens"] == {"encoded": 32, "stage1": 16, "stage2": 8}
+        assert set(usage) == {
+            "prompt_tokens", "completion_tokens", "visual_tokens", "cached_tokens", "video_seconds", "gpu_seconds",
+        }  # fmt: skip
+        assert set(first["timings"]) == {"fetch_s", "decode_s", "encode_s", "prefill_s", "ttft_s", "total_s"}
+        assert 0 < first["timings"]["ttft_s"] <= first["timings"]["total_s"]
+        assert 0 < usage["gpu_seconds"] <= first["timings"]["total_s"]
+        frame = first["evidence"]["frames"][3]
+        assert (frame["kept"], frame["of"], frame["threshold"]) == (1, 4, 0.25)
+        assert frame["scores"] == [[0.5, pytest.approx(0.1)], [None, None]]
+        assert first["evidence"]["spans"] == [{"start_s": 0.0, "end_s": 0.875, "kept": 8}]
+
+        second = await service.query(video, "what then?", session_id=first["session_id"])
+        assert second["session_id"] == first["session_id"]
+        assert " turn 1" in second["answer"]
+        assert second["evidence"] is None
+        assert second["usage"]["cached_tokens"] == 17, "the video's state; the first turn is replayed"
+        third = await service.query(video, "and then?", session_id=first["session_id"])
+        assert " turn 2" in third["answer"]
+
+    play(scene)
+
+
+def test_a_follow_up_is_exact_wherever_its_state_comes_from(play: Callable[..., None], own_redis: RedisServer) -> None:
+    """From memory; from Redis, with a memory that holds nothing; and from frames again, once Redis is dead."""
+    answers: list[tuple[str, str]] = []
+
+    async def in_memory(service: World) -> None:
+        video = await service.post_video("fake://exact")
+        first = await service.query(video, "what?")
+        second = await service.query(video, "and then?", session_id=first["session_id"])
+        await service.worker.target._prefixes._tiers.drain()
+        assert (first["occam"]["cache"], second["occam"]["cache"]) == ("memory", "memory")
+        answers.append((first["answer"], second["answer"]))
+
+    async def redis_dies(service: World) -> None:
+        video = await service.post_video("fake://exact")
+        first = await service.query(video, "what?")
+        assert first["occam"]["cache"] == "redis"
+        assert first["usage"]["cached_tokens"] == 17
+        own_redis.kill()
+        errors = count("occam_kv_errors_total", tier="redis", reason="unavailable")
+        second = await service.query(video, "and then?", session_id=first["session_id"])
+        assert second["occam"]["cache"] == "none"
+        assert second["usage"]["cached_tokens"] == 0
+        assert second["timings"]["decode_s"] > 0
+        assert count("occam_kv_errors_total", tier="redis", reason="unavailable") > errors
+        answers.append((first["answer"], second["answer"]))
+
+    play(in_memory, kv_url=own_redis.url)
+    play(redis_dies, kv_url=own_redis.url, kv_memory_bytes=1)
+    assert answers[0] == answers[1]
+
+
+def test_answer_metrics_are_the_sum_of_usage(play: Callable[..., None]) -> None:
+    labels = {"model": MODEL, "strategy": "occam"}
+
+    async def scene(service: World) -> None:
+        before = {stage: count("occam_visual_tokens_total", stage=stage, **labels) for stage in ("encoded", "stage2")}
+        video = await service.post_video("fake://sum")
+        answers = await asyncio.gather(*(service.query(video, f"what {i}?") for i in range(5)))
+        for stage, value in before.items():
+            spent = sum(answer["usage"]["visual_tokens"][stage] for answer in answers)
+            assert count("occam_visual_tokens_total", stage=stage, **labels) - value == spent > 0
+
+    play(scene)
+
+
+def test_requests_that_come_together_build_a_state_once(play: Callable[..., None]) -> None:
+    async def scene(service: World) -> None:
+        before = count("occam_frames_decoded_total", backend="fake")
+        clip = [{"type": "video_url", "video_url": {"url": "fake://once?delay=0.05"}}, text_part("what?")]
+        request = service.http.post
+        answers = await asyncio.gather(*(request("/v1/chat/completions", json=chat(("user", clip))) for _ in range(4)))
+        tiers = sorted(answer.json()["occam"]["cache"] for answer in answers)
+        assert tiers == ["memory", "memory", "memory", "none"]
+        assert count("occam_frames_decoded_total", backend="fake") - before == 8
+
+    play(scene)
+
+
+def test_encoding_begins_before_decoding_ends(play: Callable[..., None]) -> None:
+    async def scene(service: World) -> None:
+        described = await service.decoder.target.describe("fake://overlap?delay=0.05", FrameChoice(), 8, None)
+        ask = Ask(
+            video=described.video,
+            pruning=PruningChoice(),
+            system="",
+            turns=(),
+            history=(),
+            question="what?",
+            sampling=SamplingParams(),
+            evidence=False,
+        )
+        *_, finished = [event async for event in service.worker.target.answer(ask)]
+        stages = {name: [stage for stage in finished.stats if stage.stage == name] for name in ("decode", "encode")}
+        assert len(stages["decode"]) == len(stages["encode"]) == 4
+        assert stages["encode"][0].started_s < stages["decode"][-1].started_s
+
+    play(scene)
+
+
+def test_a_stream_carries_pieces_then_the_answer(play: Callable[..., None]) -> None:
+    async def scene(service: World) -> None:
+        video = await service.post_video()
+        response = await service.http.post(f"/v1/videos/{video}/queries", json={"question": "what?", "stream": True})
+        assert response.headers["content-type"].startswith("text/event-stream")
+        *pieces, answer = events(response.text)
+        assert [piece["type"] for piece in pieces] == ["text"] * 3
+        assert answer["type"] == "answer"
+        assert "".join(piece["text"] for piece in pieces) == answer["answer"]
+        assert answer["usage"]["visual_tokens"]["stage2"] == 8
+
+    play(scene)
+
+
+def test_a_stream_that_breaks_says_so(play: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(service: World) -> None:
+        video = await service.post_video()
+        path = "/v1/videos/{video_id}/queries"
+        failed = count("occam_requests_total", route=path, outcome="server_error")
+        monkeypatch.setattr(LocalStream, "__anext__", _die_after(1, EngineFailure("The engine failed.")))
+        body = {"question": "what?", "stream": True}
+        response = await service.http.post(f"/v1/videos/{video}/queries", json=body)
+        assert response.status_code == 200
+        error = events(response.text)[-1]
+        assert (error["type"], error["error"]["code"]) == ("error", "engine_failure")
+        assert count("occam_requests_total", route=path, outcome="server_error") == failed + 1
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    ("streamed", "after", "lives"), [(False, 0, True), (False, 2, True), (True, 0, True), (True, 1, False)]
+)
+def test_a_request_survives_its_replica_until_its_stream_begins(
+    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch, streamed: bool, after: int, lives: bool
+) -> None:
+    async def scene(service: World) -> None:
+        video = await service.post_video()
+        whole = await service.query(video, "what?")
+        monkeypatch.setattr(LocalStream, "__anext__", _die_after(after, ActorDiedError()))
+        body = {"question": "what?", "stream": streamed}
+        response = await service.http.post(f"/v1/videos/{video}/queries", json=body)
+        last = events(response.text)[-1] if streamed else response.json()
+        if lives:
+            assert last["answer"] == whole["answer"]
+        else:
+            assert last["error"]["code"] == "replica_lost"
+
+    play(scene)
+
+
+def _die_after(items: int, error: Exception) -> Any:
+    """A stream's `__anext__` that fails once, behind so many items, and works ever after."""
+    original, seen = LocalStream.__anext__, []
+
+    async def anext_or_die(stream: LocalStream) -> Any:
+        seen.append(None)
+        if len(seen) == items + 1:
+            raise error
+        return await original(stream)
+
+    return anext_or_die
+
+
+def test_chat_takes_and_gives_what_openai_does(play: Callable[..., None]) -> None:
+    async def scene(service: World) -> None:
+        clip = [{"type": "video_url", "video_url": {"url": "fake://chat"}}, text_part("what?")]
+        options = {"stream": True, "stream_options": {"include_usage": True}, "user": "somebody"}
+        whole = (await service.http.post("/v1/chat/completions", json=chat(("user", clip)))).json()
+        streamed = await service.http.post("/v1/chat/completions", json=chat(("user", clip), **options))
+        *pieces, end, usage = events(streamed.text)
+        text = whole["choices"][0]["message"]["content"]
+        assert "".join(piece["choices"][0]["delta"]["content"] for piece in pieces) == text
+        assert pieces[0]["choices"][0]["delta"]["role"] == "assistant"
+        assert end["choices"][0]["finish_reason"] == "stop"
+        assert usage["choices"] == []
+        assert usage["usage"]["total_tokens"] == whole["usage"]["total_tokens"]
+        assert usage["usage"]["prompt_tokens_details"]["cached_tokens"] == 17
+
+        resent = chat(("user", clip), ("assistant", text), ("user", "and then?"))
+        by_text = (await service.http.post("/v1/chat/completions", json=resent)).json()
+        session = whole["occam"]["session_id"]
+        by_session = await service.http.post(
+            "/v1/chat/completions", json=chat(("user", "and then?"), occam={"session_id": session})
+        )
+        assert by_session.json()["occam"]["session_id"] == session
+        assert by_session.json()["choices"] == by_text["choices"], "ids of the session, or the texts that were resent"
+
+    play(scene)
+
+
+def test_what_a_session_was_begun_with_stays(play: Callable[..., None]) -> None:
+    async def scene(service: World) -> None:
+        video, other = await service.post_video(), await service.post_video("fake://other")
+        session = (await service.query(video, "what?", strategy="none"))["session_id"]
+        for place, options in (
+            (video, {"strategy": "occam"}),
+            (video, {"start_s": 1.0}),
+            (video, {"fps": 2.0}),
+            (other, {}),
+        ):
+            body = {"question": "and?", "session_id": session, **options}
+            response = await service.http.post(f"/v1/videos/{place}/queries", json=body)
+            assert response.status_code == (404 if place == other else 422), options
+        assert " turn 1" in (await service.query(video, "and?", session_id=session, strategy="none"))["answer"]
+
+    play(scene)
+
+
+def test_turns_of_one_session_do_not_run_side_by_side(play: Callable[..., None]) -> None:
+    async def scene(service: World) -> None:
+        video = await service.post_video()
+        session = (await service.query(video, "what?"))["session_id"]
+        path, body = f"/v1/videos/{video}/queries", {"session_id": session}
+        slow = asyncio.create_task(service.http.post(path, json={**body, "question": "slow?", "max_tokens": 10}))
+        await asyncio.sleep(0.2)
+        beside = await service.http.post(path, json={**body, "question": "now?"})
+        assert (beside.status_code, beside.json()["error"]["code"]) == (409, "session_busy")
+        assert (await slow).status_code == 200
+        assert " turn 2" in (await service.query(video, "now?", session_id=session))["answer"]
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code", "param"),
+    [
+        ("/v1/videos", {}, 400, "malformed", "url"),
+        ("/v1/videos", {"url": "fake://clip", "speed": 2}, 400, "malformed", "speed"),
+        ("/v1/videos", {"url": "fake://missing"}, 422, "source_unavailable", "url"),
+        ("/v1/videos/video-none/queries", {"question": "what?"}, 404, "not_found", "video_id"),
+        ("/v1/videos/{clip}/queries", {"question": ""}, 400, "malformed", "question"),
+        ("/v1/videos/{clip}/queries", {"question": "what?", "model": "other"}, 404, "unknown_model", "model"),
+        ("/v1/videos/{clip}/queries", {"question": "what?", "session_id": "x"}, 404, "not_found", "session_id"),
+        ("/v1/videos/{clip}/queries", {"question": "what?", "start_s": 200}, 422, "invalid_input", "start_s"),
+        ("/v1/videos/{clip}/queries", {"question": "crash?"}, 500, "internal", None),
+        ("/v1/videos/{corrupt}/queries", {"question": "what?"}, 415, "unsupported_video", None),
+        ("/v1/chat/completions", chat(("user", "no video")), 422, "invalid_input", "messages"),
+        ("/v1/chat/completions", chat(("user", [CLIP])), 422, "invalid_input", "messages"),
+        ("/v1/chat/completions", chat(("assistant", "hello")), 422, "invalid_input", "messages"),
+        (
+            "/v1/chat/completions",
+            chat(
+                ("user", [CLIP, {"type": "video_url", "video_url": {"url": "fake://b"}}, {"type": "text", "text": "?"}])
+            ),
+            422,
+            "invalid_input",
+            "messages",
+        ),
+        (
+            "/v1/chat/completions",
+            chat(("user", [{"type": "image_url", "image_url": {"url": "fake://i"}}, {"type": "text", "text": "?"}])),
+            422,
+            "invalid_input",
+            "messages",
+        ),
+        ("/v1/nothing", {}, 404, "not_found", None),
+        ("/v1/models", {}, 405, "method_not_allowed", None),
+    ],
+)
+def test_errors_have_one_shape(
+    play: Callable[..., None], path: str, body: dict[str, Any], status: int, code: str, param: str | None
+) -> None:
+    async def scene(service: World) -> None:
+        ids = {name: await service.post_video(f"fake://{name}") for name in ("clip", "corrupt")}
+        response = await service.http.post(path.format(**ids), json=body, headers={"x-request-id": "r1"})
+        assert response.status_code == status, response.text
+        error = response.json()["error"]
+        assert set(error) == {"type", "code", "message", "param", "request_id"}
+        assert (error["code"], error["param"], error["request_id"]) == (code, param, "r1")
+
+    play(scene)
+
+
+def test_a_video_whose_frames_cannot_be_had_fails(play: Callable[..., None]) -> None:
+    async def scene(service: World) -> None:
+        path = f"/v1/videos/{await service.post_video('fake://corrupt')}"
+        body = (await service.http.get(path)).json()
+        assert (body["status"], body["error"]["code"]) == ("failed", "unsupported_video")
+
+    play(scene)
+
+
+def test_a_full_queue_says_when_to_come_back(play: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(service: World) -> None:
+        video = await service.post_video()
+        monkeypatch.setattr(LocalStream, "__anext__", _die_after(0, BackPressureError(8, 8)))
+        response = await service.http.post(f"/v1/videos/{video}/queries", json={"question": "what?"})
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "overloaded")
+        assert int(response.headers["retry-after"]) >= 1
+
+    play(scene)
+
+
+def test_a_request_ends_at_its_deadline(play: Callable[..., None]) -> None:
+    async def scene(service: World) -> None:
+        video = await service.post_video()
+        path = f"/v1/videos/{video}/queries"
+        response = await service.http.post(path, json={"question": "slow?"})
+        assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
+        streamed = await service.http.post(path, json={"question": "slow?", "stream": True})
+        assert events(streamed.text)[-1]["error"]["code"] == "deadline_exceeded"
+
+    play(scene, deadline_s=0.5)
+
+
+def test_sessions_need_their_store(play: Callable[..., None], own_redis: RedisServer) -> None:
+    async def scene(service: World) -> None:
+        assert (await service.http.get("/readyz")).json()["models"] == [MODEL]
+        own_redis.kill()
+        response = await service.http.get("/readyz")
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "store_unavailable")
+        assert (await service.http.get("/healthz")).status_code == 200
+
+    play(scene, state_url=own_redis.url)
+
+
+def test_models_and_the_document_describe_the_service(play: Callable[..., None]) -> None:
+    async def scene(service: World) -> None:
+        model = (await service.http.get("/v1/models")).json()["data"][0]
+        assert (model["id"], model["object"], model["frames"]) == (MODEL, "model", 8)
+        assert model["defaults"] == {"strategy": "occam", "lambda1": 1.0, "lambda2": 1.0}
+        document = (await service.http.get("/openapi.json")).json()
+        routes = {
+            "/v1/videos", "/v1/videos/{video_id}", "/v1/videos/{video_id}/queries", "/v1/chat/completions",
+            "/v1/models", "/healthz", "/readyz", "/startupz", "/metrics",
+        }  # fmt: skip
+        assert set(document["paths"]) == routes
+        for path, methods in document["paths"].items():
+            for method, operation in methods.items():
+                assert operation["description"], f"{method} {path} must say what it does"
+
+    play(scene)
+
+
+def text_part(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}

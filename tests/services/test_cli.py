@@ -1,0 +1,57 @@
+"""The `occam` command in this process: what it prints, and how it exits."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.evaluation.codec import write_mp4
+from services.cli import main
+from tests.parity.checkpoint import PATCHES, write_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("clip") / "a clip.mp4"
+    write_mp4(path, np.random.default_rng(0).integers(0, 255, (16, 64, 64, 3), dtype=np.uint8), fps=8)
+    return path
+
+
+def test_ask_answers_as_the_api_does(checkpoint: Path, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["ask", "--json", "--evidence", "--model", str(checkpoint), "--max-tokens", "3", str(clip), "what"]
+    assert main([*arguments, "--follow-up", "where", "--start", "1"]) == 0
+    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert set(first) == {"answer", "session_id", "model", "usage", "timings", "occam", "evidence"}
+    assert first["usage"]["visual_tokens"]["encoded"] == 8 * PATCHES
+    assert first["evidence"]["frames"][0]["pts_s"] == 1.0
+    assert (first["occam"]["cache"], second["occam"]["cache"]) == ("none", "memory")
+    assert second["usage"]["cached_tokens"] > first["usage"]["prompt_tokens"] > first["usage"]["cached_tokens"] == 0
+    assert first["timings"]["decode_s"] > 0 == second["timings"]["decode_s"]
+
+
+def test_a_failure_exits_with_one(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["ask", "--model", str(checkpoint), str(tmp_path / "absent.mp4"), "what"]
+    assert main([*arguments, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "source_unavailable"
+    assert main(arguments) == 1
+    assert capsys.readouterr().err == "occam: The path does not name a regular file.\n"
+
+
+def test_wrong_use_exits_with_two() -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["ask"])
+    assert ended.value.code == 2
+
+
+def test_asking_needs_no_ray() -> None:
+    modules = "services.cli, services.ask, services.answer_schemas, services.problems"
+    code = f"import sys, {modules}; sys.exit('ray' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})

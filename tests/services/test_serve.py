@@ -1,0 +1,67 @@
+"""`occam serve` as its users run it: the real engine, real decoding, real Ray, real signals."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from pipelines.evaluation.codec import write_mp4
+from tests.parity.checkpoint import PATCHES, write_checkpoint
+
+MODEL = "random-weights"
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    write_checkpoint(tmp_path / MODEL)
+    rng = np.random.default_rng(0)
+    write_mp4(tmp_path / "clip.mp4", rng.integers(0, 255, (12, 96, 96, 3), dtype=np.uint8))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "OCCAM_MODELS": str(tmp_path / MODEL),
+        "OCCAM_FILE_ROOTS": str(tmp_path),
+        "OCCAM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    command = [sys.executable, "-m", "services.cli", "serve", "--port", str(port)]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process, f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_sigterm_lets_answers_end_and_exits_zero(serve: tuple["subprocess.Popen[str]", str], tmp_path: Path) -> None:
+    process, base_url = serve
+    assert process.stdout is not None
+    while "answers on" not in (line := process.stdout.readline()):
+        assert line, "the service ended at its start"
+    with httpx.Client(base_url=base_url, timeout=60) as http:
+        assert http.get("/readyz").json()["kv"] == "a private Redis on this machine"
+        video = http.post("/v1/videos", json={"url": str(tmp_path / "clip.mp4")}).json()
+        assert video["frames"] == 12
+        query = f"/v1/videos/{video['id']}/queries"
+        first = http.post(query, json={"question": "what"}).json()
+        tokens = first["usage"]["visual_tokens"]
+        assert tokens["encoded"] == 8 * PATCHES >= tokens["stage1"] >= tokens["stage2"] > 0
+
+        body = {"question": "what", "session_id": first["session_id"], "stream": True, "max_tokens": 48}
+        with http.stream("POST", query, json=body) as response:
+            lines = response.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            events = [line.removeprefix("data: ") for line in lines if line]
+    assert events[-1] == "[DONE]"
+    assert json.loads(events[-2])["type"] == "answer"
+    assert process.wait(60) == 0

@@ -1,0 +1,146 @@
+"""The service on real Ray Serve, two workers, fakes inside: what only processes and sockets can show."""
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from services.launch import running
+from services.settings import Settings
+from tests.fakes import FakeEngine, FakeMedia
+
+MODEL = "fake"
+CLIP = {"type": "video_url", "video_url": {"url": "fake://openai"}}
+
+
+@pytest.fixture(scope="session")
+def base_url() -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = Settings(models=(MODEL,), workers=2, port=port, deadline_s=60)
+    with running(settings, load=FakeEngine.load, media=FakeMedia):
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture
+def http(base_url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=base_url, timeout=60) as client:
+        yield client
+
+
+def post_video(http: httpx.Client, url: str) -> str:
+    video = http.post("/v1/videos", json={"url": url}).json()["id"]
+    while http.get(f"/v1/videos/{video}").json()["status"] == "processing":
+        time.sleep(0.05)
+    return video
+
+
+def query(http: httpx.Client, video: str, question: str, **options: Any) -> dict[str, Any]:
+    response = http.post(f"/v1/videos/{video}/queries", json={"question": question, **options})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def totals(http: httpx.Client, name: str) -> dict[tuple[str, ...], float]:
+    """Samples of a metric by its label values, in the order of the labels' names."""
+    samples = [
+        sample
+        for family in text_string_to_metric_families(http.get("/metrics").text)
+        for sample in family.samples
+        if sample.name == name
+    ]
+    found = {tuple(value for _, value in sorted(sample.labels.items())): sample.value for sample in samples}
+    assert len(found) == len(samples), "every number exactly once"
+    return found
+
+
+def test_a_session_goes_on_on_every_replica(http: httpx.Client) -> None:
+    video = post_video(http, "fake://session")
+    first = query(http, video, "what pid?")
+    pids = {first["answer"].split("pid ")[1]}
+    for turn in range(1, 12):
+        answer = query(http, video, "and pid?", session_id=first["session_id"])["answer"]
+        assert f" turn {turn} " in answer
+        pids.add(answer.split("pid ")[1])
+    assert len(pids) == 2, "both workers took part"
+    assert query(http, video, "what?")["occam"]["cache"] in ("memory", "redis")
+
+
+def test_openais_client_works(base_url: str) -> None:
+    with openai.OpenAI(base_url=f"{base_url}/v1", api_key="any", max_retries=0) as client:
+        messages: Any = [{"role": "user", "content": [CLIP, {"type": "text", "text": "what?"}]}]
+        whole = client.chat.completions.create(model=MODEL, messages=messages, extra_body={"occam": {"evidence": True}})
+        assert whole.model_extra is not None
+        assert len(whole.model_extra["occam"]["evidence"]["frames"]) == 8
+        chunks = list(
+            client.chat.completions.create(
+                model=MODEL, messages=messages, stream=True, stream_options={"include_usage": True}
+            )
+        )
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        assert text == whole.choices[0].message.content
+        assert chunks[-1].usage is not None
+        assert whole.usage is not None
+        assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
+        assert client.models.list().data[0].id == MODEL
+        with pytest.raises(openai.UnprocessableEntityError) as refused:
+            client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "no video"}])
+        assert refused.value.body["request_id"]  # type: ignore[index]
+
+
+def test_nobody_listening_ends_the_work(http: httpx.Client, base_url: str) -> None:
+    """In the middle of decoding, and in the middle of an answer."""
+    video = post_video(http, "fake://gone")
+    with httpx.Client(base_url=base_url, timeout=60) as client:
+        body = {"question": "slow?", "stream": True}
+        with client.stream("POST", f"/v1/videos/{video}/queries", json=body) as response:
+            assert next(response.iter_lines())
+    decoded = totals(http, "occam_frames_decoded_total")[("fake",)]
+    slow_clip = {"type": "video_url", "video_url": {"url": "fake://never?delay=1"}}
+    content = [slow_clip, {"type": "text", "text": "what?"}]
+    chat = {"model": MODEL, "messages": [{"role": "user", "content": content}]}
+    with pytest.raises(httpx.ReadTimeout), httpx.Client(base_url=base_url, timeout=1.5) as client:
+        client.post("/v1/chat/completions", json=chat)
+    deadline = time.monotonic() + 10
+    wanted = {("decode",), ("generate",), ("prefix",)}
+    while not wanted <= (seen := totals(http, "occam_cancellations_total")).keys():
+        assert time.monotonic() < deadline, seen
+        time.sleep(0.2)
+    assert totals(http, "occam_frames_decoded_total")[("fake",)] - decoded < 8, "most of its frames stay undecoded"
+    while totals(http, "occam_queue_depth") != {(): 0.0}:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_a_killed_worker_ends_no_request_and_loses_no_number(http: httpx.Client, base_url: str) -> None:
+    videos = [post_video(http, f"fake://kill{i}") for i in range(3)]
+    before = {stage: totals(http, "occam_visual_tokens_total").get((MODEL, stage, "occam"), 0) for stage in STAGES}
+    ratios = totals(http, "occam_token_retention_ratio_count").get((MODEL, "stage2", "occam"), 0)
+    victim = int(query(http, videos[0], "what pid?")["answer"].split("pid ")[1])
+
+    with ThreadPoolExecutor(8) as pool, httpx.Client(base_url=base_url, timeout=60) as client:
+        asked = [pool.submit(query, client, videos[i % 3], f"slow {i}?", max_tokens=12) for i in range(12)]
+        time.sleep(0.7)
+        os.kill(victim, signal.SIGKILL)
+        answers = [future.result() for future in asked]
+
+    assert len(answers) == 12
+    after = totals(http, "occam_visual_tokens_total")
+    for stage in STAGES:
+        spent = sum(answer["usage"]["visual_tokens"][stage] for answer in answers)
+        spent += {"encoded": 32, "stage1": 16, "stage2": 8}[stage]  # the question that named the victim
+        assert after[(MODEL, stage, "occam")] - before[stage] == spent
+    assert totals(http, "occam_token_retention_ratio_count")[(MODEL, "stage2", "occam")] - ratios == 13
+    assert totals(http, "occam_queue_depth") == {(): 0.0}, "the gauge of the dead is gone"
+
+
+STAGES = ("encoded", "stage1", "stage2")

@@ -1,0 +1,55 @@
+"""The whole service in this process, over fakes: quick enough to test every route and every failure."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from services.decoder import Decoder
+from services.ingress import Ingress
+from services.settings import Settings
+from services.worker import Worker
+from tests.fakes import FakeEngine, FakeMedia
+from tests.services.local import LocalHandle
+
+MODEL = "fake"
+
+
+@dataclass(frozen=True)
+class World:
+    """Clients of a service of this process, and the objects inside it."""
+
+    http: httpx.AsyncClient
+    worker: LocalHandle
+    decoder: LocalHandle
+
+    async def post_video(self, url: str = "fake://clip") -> str:
+        """The id of a video whose frames are encoded, or cannot be."""
+        response = await self.http.post("/v1/videos", json={"url": url})
+        assert response.status_code == 200, response.text
+        video = response.json()["id"]
+        while (await self.http.get(f"/v1/videos/{video}")).json()["status"] == "processing":
+            await asyncio.sleep(0.02)
+        return video
+
+    async def query(self, video: str, question: str, **options: Any) -> dict[str, Any]:
+        response = await self.http.post(f"/v1/videos/{video}/queries", json={"question": question, **options})
+        assert response.status_code == 200, response.text
+        return response.json()
+
+
+@asynccontextmanager
+async def world(directory: Path, redis_url: str, **options: Any) -> AsyncIterator[World]:
+    given = {"models": (MODEL,), "kv_url": redis_url, "state_url": redis_url, "directory": str(directory)}
+    settings = Settings(**(given | options))
+    settings.metrics_directory.mkdir(exist_ok=True)
+    decoder = LocalHandle(Decoder(settings, FakeMedia))
+    worker = LocalHandle(Worker(settings, MODEL, FakeEngine.load, decoder))
+    api = Ingress(settings, decoder, {MODEL: worker}).__serve_build_asgi_app__()
+    transport = httpx.ASGITransport(api, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://occam", timeout=30) as http:
+        yield World(http, worker, decoder)
