@@ -10,11 +10,11 @@ import pytest
 from prometheus_client import REGISTRY
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError
-from tests.services.conftest import RedisServer
 
 from occam.config import SamplingParams
 from occam.errors import EngineFailure
 from services.messages import Ask, FrameChoice, PruningChoice
+from tests.redis_server import RedisServer
 from tests.services.local import LocalStream
 from tests.services.world import MODEL, World, world
 
