@@ -31,6 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", help="run the service until SIGTERM"))
     _add_ask(commands.add_parser("ask", help="ask about one video, in this process"))
+    _add_calibrate(commands.add_parser("calibrate", help="measure what a checkpoint needs for pruning, and keep it"))
     models = commands.add_parser("models", help="list the models inside the package")
     models.add_argument("--json", action="store_true", help="one JSON array")
     models.set_defaults(run=_models)
@@ -60,6 +61,16 @@ def _add_ask(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--evidence", action="store_true", help="with --json: which patches the answer rests on")
     parser.add_argument("--json", action="store_true", help="one JSON object a question, as the HTTP API answers")
     parser.set_defaults(run=_ask)
+
+
+def _add_calibrate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="embedded model, checkpoint directory or hub name")
+    parser.add_argument("--stage1", type=float, default=0.85, metavar="SHARE", help="kept by stage I, on average")
+    parser.add_argument("--budget", type=float, default=0.25, metavar="SHARE", help="kept by stage II, on average")
+    parser.add_argument("--cut", type=int, metavar="L", help="decoder layers before stage II (a third of them)")
+    parser.add_argument("--samples", type=int, default=50, metavar="N", help="clips to measure lambdas on (50)")
+    parser.add_argument("--trials", type=int, default=200, metavar="N", help="clips to compare references on (200)")
+    parser.set_defaults(run=_calibrate)
 
 
 def _serve(options: argparse.Namespace) -> None:
@@ -92,6 +103,19 @@ def _ask(options: argparse.Namespace) -> None:
     for reply in ask(settings, errand, _note, piece):
         _note("")
         print(_as_json(reply, options.evidence) if options.json else _summary(reply), flush=True)
+
+
+def _calibrate(options: argparse.Namespace) -> None:
+    from occam.calibration import ARTEFACT_NAME
+    from occam.models.checkpoint import locate
+    from pipelines.evaluation.calibrate import Plan, calibrate
+
+    plan = Plan(
+        stage1=options.stage1, stage2=options.budget, cut=options.cut, samples=options.samples, trials=options.trials
+    )
+    report = calibrate(Settings.load().engine(options.model), plan)
+    print(report)
+    report.calibration.save(locate(options.model) / ARTEFACT_NAME)
 
 
 def _models(options: argparse.Namespace) -> None:

@@ -1,4 +1,7 @@
-"""`make demo`: a clip that no training has seen, two questions over REST, and the books checked at the end."""
+"""`make demo`: a clip that no training has seen, two questions over REST, and the books checked at the end.
+
+`make demo ARGS='--seed 1000000 --clips 50'` asks about fifty clips and prints how often both answers are right.
+"""
 
 import argparse
 import secrets
@@ -15,16 +18,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
-import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
+from pipelines.evaluation.accuracy import is_right, questions_about
 from pipelines.evaluation.codec import write_mp4
-from pipelines.evaluation.questions import Question, draw_questions
-from pipelines.evaluation.renderer import draw_scene, render
+from pipelines.evaluation.questions import Question
+from pipelines.evaluation.renderer import FIRST_TEST_SEED, draw_scene, render
 from services.launch import running
 from services.settings import Settings
 
-FIRST_TEST_SEED = 1_000_000
 QUESTIONS = 2
 STAGES = ("encoded", "stage1", "stage2")
 
@@ -33,16 +35,25 @@ def main() -> int:
     """Run the demo; 0 iff the metrics agree with the answers."""
     parser = argparse.ArgumentParser(prog="python -m services.demo", description=main.__doc__)
     parser.add_argument("--seed", type=int, help=f"clip and questions, at least {FIRST_TEST_SEED} (random)")
-    seed = parser.parse_args().seed or FIRST_TEST_SEED + secrets.randbelow(FIRST_TEST_SEED)
-    print(f"seed {seed} (again: make demo ARGS='--seed {seed}')", flush=True)
-    with TemporaryDirectory(prefix="occam-demo-") as folder:
-        questions = _write_clip(Path(folder, "clip.mp4"), seed)
-        with _file_server(Path(folder)) as files:
-            settings = replace(Settings.load(), port=_free_port(), allow_private_hosts=(files,))
-            print("starting the service", flush=True)
-            with running(settings), httpx.Client(base_url=f"http://127.0.0.1:{settings.port}", timeout=120) as http:
-                answers = _converse(http, f"http://{files}/clip.mp4", questions)
-                agrees = _metrics_agree(http, answers)
+    parser.add_argument("--clips", type=int, default=1, help="clips, of this seed and those after it (1)")
+    options = parser.parse_args()
+    first = options.seed or FIRST_TEST_SEED + secrets.randbelow(FIRST_TEST_SEED)
+    if first < FIRST_TEST_SEED or options.clips < 1:
+        parser.error(f"--seed must be at least {FIRST_TEST_SEED}, --clips at least 1")
+    print("starting the service", flush=True)
+    both_right, answers = 0, []
+    with TemporaryDirectory(prefix="occam-demo-") as folder, _file_server(Path(folder)) as files:
+        settings = replace(Settings.load(), port=_free_port(), allow_private_hosts=(files,))
+        with running(settings), httpx.Client(base_url=f"http://127.0.0.1:{settings.port}", timeout=120) as http:
+            for seed in range(first, first + options.clips):
+                print(f"\nseed {seed} (again: make demo ARGS='--seed {seed}')", flush=True)
+                questions = _write_clip(Path(folder, f"{seed}.mp4"), seed)
+                answered = _converse(http, f"http://{files}/{seed}.mp4", questions)
+                both_right += all(map(_right, questions, answered))
+                answers += answered
+            agrees = _metrics_agree(http, answers)
+    if options.clips > 1:
+        print(f"\nboth answers right: {both_right} of {options.clips} clips")
     return 0 if agrees else 1
 
 
@@ -50,7 +61,7 @@ def _write_clip(path: Path, seed: int) -> list[Question]:
     """Render the seed's clip into an H.264 file; the questions drawn for it."""
     scene = draw_scene(seed)
     write_mp4(path, render(scene))
-    return draw_questions(scene, np.random.default_rng(seed), QUESTIONS)
+    return questions_about(scene, QUESTIONS)
 
 
 def _converse(http: httpx.Client, url: str, questions: list[Question]) -> list[dict[str, Any]]:
@@ -70,13 +81,17 @@ def _converse(http: httpx.Client, url: str, questions: list[Question]) -> list[d
 
 def _show(question: Question, answer: dict[str, Any]) -> None:
     tokens = answer["usage"]["visual_tokens"]
-    right = "right" if answer["answer"].strip().lower() == question.answer else "wrong"
+    right = "right" if _right(question, answer) else "wrong"
     print(f"\nquestion  {question.text}")
     print(f"answer    {answer['answer']}   (truth: {question.answer}, {right})")
     print(
         f"tokens    {tokens['encoded']} visual encoded, {tokens['stage1']} after stage I, {tokens['stage2']} after II"
     )
     print(f"seconds   {answer['timings']['total_s']:.2f}, cache tier: {answer['occam']['cache']}", flush=True)
+
+
+def _right(question: Question, answer: dict[str, Any]) -> bool:
+    return is_right(answer["answer"], question.answer)
 
 
 def _metrics_agree(http: httpx.Client, answers: list[dict[str, Any]]) -> bool:

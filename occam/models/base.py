@@ -9,6 +9,7 @@ from occam.calibration import Calibration
 from occam.config import RegisterMode, RegisterPlacement
 from occam.models.clip_tower import TowerOutput
 from occam.models.decoder import Decoder
+from occam.registers import WatchedTower
 from occam.types import FrameBatch
 
 
@@ -30,7 +31,7 @@ class ModelInfo:
     grid: tuple[int, int]
     layers: int
     max_positions: int
-    calibration: Calibration | None
+    calibration: Calibration | None = None
 
     @property
     def calibrated(self) -> bool:
@@ -44,8 +45,24 @@ class VideoLM(Protocol):
     The adapter owns the decoder's layer loop (`decoder.run_layers` is the only primitive) and the prompt template.
     """
 
-    info: ModelInfo
-    decoder: Decoder
+    @property
+    def info(self) -> ModelInfo:
+        """What is loaded."""
+        ...
+
+    @property
+    def decoder(self) -> Decoder:
+        """The language model's layers."""
+        ...
+
+    @property
+    def tower(self) -> WatchedTower:
+        """The vision tower, for the search for register neurons."""
+        ...
+
+    def calibrated(self, calibration: Calibration) -> "VideoLM":
+        """The same model with this calibration, its register neurons installed."""
+        ...
 
     def preprocess(self, frames: FrameBatch) -> Tensor:
         """Pixels [T, 3, H, W] in the model's dtype, equal to the stock processor's."""

@@ -36,7 +36,7 @@ class ClipTower:
     feature_layer: index into the stock `hidden_states` (-2 in the LLaVA family)
     """
 
-    def __init__(self, vision: CLIPVisionModel, feature_layer: int, neurons: Sequence[Neuron]) -> None:
+    def __init__(self, vision: CLIPVisionModel, feature_layer: int, neurons: Sequence[Neuron] = ()) -> None:
         self.vision = vision
         layers = vision.encoder.layers
         count = feature_layer if feature_layer >= 0 else len(layers) + 1 + feature_layer

@@ -22,13 +22,13 @@ def family_of(directory: Path) -> str:
     return family
 
 
-def load_model(config: EngineConfig) -> VideoLM:
-    """Load the model that `config` names, with its calibration where one lies beside it."""
+def load_model(config: EngineConfig, calibrated: bool = True) -> VideoLM:
+    """Load the model that `config` names, by default with its calibration where one lies beside it."""
     directory = locate(config.model)
     module, name = FAMILIES[family_of(directory)]
-    digest = weights_digest(directory)
-    artefact = directory / ARTEFACT_NAME
-    calibration = Calibration.load(artefact, digest) if artefact.exists() else None
     adapter = getattr(importlib.import_module(module), name)
-    loaded: VideoLM = adapter.load(config.model, directory, digest, calibration, config)
-    return loaded
+    lm: VideoLM = adapter.load(config.model, directory, weights_digest(directory), config)
+    artefact = directory / ARTEFACT_NAME
+    if not calibrated or not artefact.exists():
+        return lm
+    return lm.calibrated(Calibration.load(artefact, lm.info.digest))

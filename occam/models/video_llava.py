@@ -4,7 +4,7 @@ Stock layout of a first turn: `USER: <video>\\n{question} ASSISTANT:`, the place
 CLS first in every frame. The tower is CLIP's, its features those of block -2.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -38,9 +38,7 @@ class VideoLlava:
     pixels: preprocess.ClipPixels
 
     @classmethod
-    def load(
-        cls, name: str, directory: Path, digest: str, calibration: Calibration | None, config: EngineConfig
-    ) -> "VideoLlava":
+    def load(cls, name: str, directory: Path, digest: str, config: EngineConfig) -> "VideoLlava":
         """Load a checkpoint directory in the stock layout; InvalidInput where its shape is not supported."""
         model = VideoLlavaForConditionalGeneration.from_pretrained(
             directory, dtype=getattr(torch, config.dtype), attn_implementation="sdpa"
@@ -49,8 +47,7 @@ class VideoLlava:
         if not isinstance(model.config.vision_feature_layer, int):
             raise InvalidInput("Checkpoints that mix several vision feature layers are not supported.", "model")
         tokenizer = AutoTokenizer.from_pretrained(directory)
-        neurons = calibration.neurons if calibration else ()
-        tower = ClipTower(model.model.video_tower, model.config.vision_feature_layer, neurons)
+        tower = ClipTower(model.model.video_tower, model.config.vision_feature_layer)
         text = model.config.text_config
         side = model.config.vision_config.image_size // model.config.vision_config.patch_size
         info = ModelInfo(
@@ -63,10 +60,14 @@ class VideoLlava:
             grid=(side, side),
             layers=text.num_hidden_layers,
             max_positions=text.max_position_embeddings,
-            calibration=calibration,
         )
         decoder = Decoder(model.model.language_model, model.lm_head, apply_rotary_pos_emb)
         return cls(info, decoder, tower, model, tokenizer, preprocess.ClipPixels.load(directory))
+
+    def calibrated(self, calibration: Calibration) -> "VideoLlava":
+        """The same model with this calibration, its register neurons installed."""
+        tower = ClipTower(self.tower.vision, self.model.config.vision_feature_layer, calibration.neurons)
+        return replace(self, info=replace(self.info, calibration=calibration), tower=tower)
 
     def preprocess(self, frames: FrameBatch) -> Tensor:
         """Pixels [T, 3, H, W]; resized on the CPU whatever the device, since the float path differs."""

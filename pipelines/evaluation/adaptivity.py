@@ -15,6 +15,7 @@ from pipelines.evaluation.renderer import BUSY, EMPTY, FIRST_TEST_SEED, Scene, S
 from pipelines.evaluation.statistics import Estimate, estimate, paired_p
 
 ABOUT_ONE_OBJECT = ("color", "shape", "size", "direction", "when", "vanishes", "side", "half")
+PAIRS = SceneConfig(objects=(2, 4), dot_probability=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class Retention:
 class Coverage:
     """Share of an object's patches among the kept ones: when it is asked about, and when another object is.
 
-    p: one-sided, of asked > other, paired over questions of one clip
+    p: one-sided, of asked > other, paired over clips
     """
 
     asked: Estimate
@@ -62,13 +63,13 @@ def busy_and_empty(engine: Engine, pruning: Pruning, clips: int = 60) -> tuple[R
 
 
 def coverage(engine: Engine, pruning: Pruning, pairs: int = 250) -> Coverage:
-    """Ask about two objects of a clip, and see whose patches were kept; each question of a pair counts once."""
+    """Ask about two objects of a clip, and see whose patches were kept; a clip is one sample, the mean of its two."""
     asked, other = [], []
     for scene, first, second in _pairs(pairs):
         answers = _ask(engine, scene, [first, second], pruning)
-        for mine, question in enumerate((first, second)):
-            asked.append(_covered(answers[mine].evidence, scene, question.objects[0]))
-            other.append(_covered(answers[1 - mine].evidence, scene, question.objects[0]))
+        covered = [[_covered(a.evidence, scene, q.objects[0]) for q in (first, second)] for a in answers]
+        asked.append((covered[0][0] + covered[1][1]) / 2)
+        other.append((covered[0][1] + covered[1][0]) / 2)
     differences = np.array(asked) - np.array(other)
     return Coverage(
         asked=estimate(asked), other=estimate(other), difference=estimate(differences), p=paired_p(differences)
@@ -91,7 +92,7 @@ def _about_one_object(scene: Scene, rng: np.random.Generator) -> list[Question]:
 
 
 def _pairs(count: int) -> Iterator[tuple[Scene, Question, Question]]:
-    source, made = scenes(FIRST_TEST_SEED + 600_000, SceneConfig(objects=(2, 4), dot_probability=0.0)), 0
+    source, made = scenes(FIRST_TEST_SEED + 600_000, PAIRS), 0
     while made < count:
         scene = next(source)
         questions = _about_one_object(scene, np.random.default_rng(scene.seed))

@@ -1,7 +1,7 @@
 """Clips with known truth: a few moving, appearing and vanishing shapes on a textured, cluttered background.
 
-A scene is drawn from a seed and is independent of resolution; lengths are fractions of the frame's side. Seeds below
-`FIRST_TEST_SEED` are for training, the others for evaluation.
+A scene is drawn from a seed and is independent of resolution; lengths are fractions of the frame's side. Seeds from 0
+are for training, those from `FIRST_TUNING_SEED` for calibration, those from `FIRST_TEST_SEED` for evaluation.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from pipelines.evaluation.background import draw_background
 
+FIRST_TUNING_SEED = 900_000
 FIRST_TEST_SEED = 1_000_000
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")

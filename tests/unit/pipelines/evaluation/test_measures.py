@@ -1,0 +1,142 @@
+"""The measures, over an engine that knows the truth and keeps what the test tells it to."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from occam.config import EngineConfig, NoPruning, OccamToken, Pruning, SamplingParams
+from occam.stats import VisualTokenCounts
+from occam.types import Answer, Evidence, FrameBatch, FrameEvidence, Turn
+from pipelines.evaluation.accuracy import accuracy, questions_about
+from pipelines.evaluation.adaptivity import PAIRS, coverage, retention
+from pipelines.evaluation.clips import scenes
+from pipelines.evaluation.renderer import BUSY, FIRST_TEST_SEED, SceneConfig, draw_scene
+from pipelines.evaluation.statistics import estimate, paired_p
+
+GRID = 6
+OCCAM = OccamToken(lambda1=1.0, lambda2=1.0, cut=1, register="zero_token")
+
+
+class Scripted:
+    """An engine without a model: looks the scene up by its digest; subclasses say what it answers and keeps."""
+
+    config = EngineConfig()
+    scene_config: SceneConfig | None = None
+
+    def begin(self, pruning: Pruning) -> Any:
+        return None
+
+    def append(self, state: Any, frames: FrameBatch, pruning: Pruning) -> Any:
+        return draw_scene(int(frames.digest.removeprefix("scene-")), self.scene_config), ()
+
+    def replay(self, state: Any, turns: list[Turn]) -> Any:
+        return state
+
+    def answer(self, scene: Any, question: str) -> str:
+        return ""
+
+    def kept(self, scene: Any, question: str) -> np.ndarray:
+        return np.ones((scene.frames, GRID, GRID), bool)
+
+    def ask(self, state: Any, question: str, pruning: Pruning, sampling: SamplingParams) -> Answer:
+        kept = self.kept(state, question)
+        frames = tuple(
+            FrameEvidence(
+                index=i, pts_s=i, of=GRID**2, grid=(GRID, GRID), stage1=k, stage2=k, scores=np.zeros((GRID, GRID))
+            )
+            for i, k in enumerate(kept)
+        )
+        return Answer(
+            text=self.answer(state, question),
+            turn=Turn(suffix_ids=(), generated_ids=()),
+            finish_reason="stop",
+            prompt_tokens=0,
+            reused_tokens=0,
+            completion_tokens=1,
+            visual_tokens=VisualTokenCounts(encoded=kept.size, stage1=kept.size, stage2=int(kept.sum())),
+            evidence=Evidence(threshold=0.0, frames=frames),
+        )
+
+
+class RightOnEvenSeeds(Scripted):
+    def answer(self, scene: Any, question: str) -> str:
+        questions = {q.text: q.answer for q in questions_about(scene, 2)}
+        assert question in questions
+        if scene.seed % 2 == 0:
+            return f" {questions[question].upper()}\n"
+        first = next(iter(questions))
+        return questions[question] if question == first else "neither"
+
+
+def test_accuracy_counts_questions_and_whole_clips() -> None:
+    scored = accuracy(RightOnEvenSeeds(), NoPruning(), FIRST_TEST_SEED, clips=8)  # type: ignore[arg-type]
+    assert (scored.questions.mean, scored.questions.n) == (0.75, 16)
+    assert (scored.clips.mean, scored.clips.n) == (0.5, 8)
+    assert scored.encoded == scored.stage2 == 8 * GRID**2
+
+
+class KeepsTheAsked(Scripted):
+    """Keeps the patches of every object whose colour, shape or size the question names."""
+
+    def kept(self, scene: Any, question: str) -> np.ndarray:
+        masks = [scene.patch_cover(item, GRID) > 0 for item in scene.objects]
+        named = [m for m, item in zip(masks, scene.objects, strict=True) if self.names(item, question)]
+        return np.logical_or.reduce([np.zeros_like(masks[0]), *named])
+
+    def names(self, item: Any, question: str) -> bool:
+        return any(word in question.split() for word in (item.color, item.shape))
+
+
+class KeepsTheOthers(KeepsTheAsked):
+    def names(self, item: Any, question: str) -> bool:
+        return not super().names(item, question)
+
+
+def _coverage(engine: Scripted) -> Any:
+    engine.scene_config = PAIRS
+    return coverage(engine, OCCAM, pairs=20)  # type: ignore[arg-type]
+
+
+def test_coverage_tells_keeping_the_asked_from_keeping_all_and_from_keeping_the_others() -> None:
+    follows, ignores, flees = (_coverage(engine) for engine in (KeepsTheAsked(), Scripted(), KeepsTheOthers()))
+    assert follows.asked.mean == pytest.approx(1.0)
+    assert follows.other.mean < 0.5
+    assert follows.asked.n == 20
+    assert follows.p < 0.001
+    assert ignores.asked.mean == ignores.other.mean == pytest.approx(1.0)
+    assert ignores.p > 0.9
+    assert flees.difference.mean < 0
+    assert flees.p > 0.99
+
+
+def test_retention_is_of_the_kind_of_clip_that_was_asked_for() -> None:
+    engine = KeepsTheAsked()
+    engine.scene_config = BUSY
+    kept = retention(engine, OCCAM, BUSY, clips=3, first_seed=FIRST_TEST_SEED)  # type: ignore[arg-type]
+    assert (kept.encoded, kept.stage1.mean) == (8 * GRID**2, 8 * GRID**2)
+    assert 0 < kept.stage2.mean < kept.stage1.mean
+
+
+def test_estimates_cover_the_mean_of_what_they_were_drawn_from() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(200):
+        drawn = estimate(rng.normal(3.0, 1.0, 60), resamples=300)
+        hits += drawn.low <= 3.0 <= drawn.high
+    assert 0.88 <= hits / 200 <= 0.99
+    with pytest.raises(ValueError, match="nothing"):
+        estimate([])
+
+
+def test_paired_p_is_uniform_under_no_effect_and_small_under_one() -> None:
+    rng = np.random.default_rng(1)
+    values = [paired_p(rng.normal(size=30), flips=500) for _ in range(300)]
+    assert 0.01 <= np.mean(np.array(values) < 0.05) <= 0.10
+    assert paired_p(rng.normal(1.0, 1.0, 40)) < 0.001
+    assert paired_p(np.zeros(10)) == 1.0
+
+
+def test_scenes_follow_one_another() -> None:
+    drawn = [next(source) for source in [scenes(5)] for _ in range(3)]
+    assert [scene.seed for scene in drawn] == [5, 6, 7]
