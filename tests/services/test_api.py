@@ -110,7 +110,7 @@ def test_an_answer_says_what_it_cost_and_a_follow_up_goes_on(play: Callable[...,
 
 
 def test_a_follow_up_is_exact_wherever_its_state_comes_from(play: Callable[..., None], own_redis: RedisServer) -> None:
-    """From memory; from Redis, with a memory that holds nothing; and from frames again, once Redis is dead."""
+    """From memory; from Redis, with a memory that holds nothing; from frames, if a byte has flipped or Redis died."""
     answers: list[tuple[str, str]] = []
 
     async def in_memory(service: World) -> None:
@@ -135,9 +135,33 @@ def test_a_follow_up_is_exact_wherever_its_state_comes_from(play: Callable[..., 
         assert count("occam_kv_errors_total", tier="redis", reason="unavailable") > errors
         answers.append((first["answer"], second["answer"]))
 
+    async def a_byte_flips(service: World) -> None:
+        video = await service.post_video("fake://exact")
+        first = await service.query(video, "what?")
+        assert first["occam"]["cache"] == "redis"
+        flip_a_byte(own_redis)
+        errors = count("occam_kv_errors_total", tier="redis", reason="corrupt")
+        second = await service.query(video, "and then?", session_id=first["session_id"])
+        assert second["occam"]["cache"] == "none"
+        assert count("occam_kv_errors_total", tier="redis", reason="corrupt") == errors + 1
+        await service.worker.target._prefixes._tiers.drain()
+        third = await service.query(video, "what?")
+        assert (third["occam"]["cache"], third["answer"]) == ("redis", first["answer"]), "written anew"
+        answers.append((first["answer"], second["answer"]))
+
     play(in_memory, kv_url=own_redis.url)
+    play(a_byte_flips, kv_url=own_redis.url, kv_memory_bytes=1)
     play(redis_dies, kv_url=own_redis.url, kv_memory_bytes=1)
-    assert answers[0] == answers[1]
+    assert answers[0] == answers[1] == answers[2]
+
+
+def flip_a_byte(redis: RedisServer) -> None:
+    """In a part, not the manifest, of every state that lies in the Redis."""
+    for key in redis.client.keys("occam:kv:*"):
+        part = next(field for field in redis.client.hkeys(key) if field != b"manifest")
+        value = bytearray(redis.client.hget(key, part))
+        value[len(value) // 2] ^= 1
+        redis.client.hset(key, part, bytes(value))
 
 
 def test_answer_metrics_are_the_sum_of_usage(play: Callable[..., None]) -> None:
