@@ -8,6 +8,7 @@ import secrets
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -66,8 +67,14 @@ def _write_clip(path: Path, seed: int) -> list[Question]:
 
 def _converse(http: httpx.Client, url: str, questions: list[Question]) -> list[dict[str, Any]]:
     """Post the clip and ask; every question but the first follows up on those before."""
+    started = time.monotonic()
     video = _post(http, "/v1/videos", {"url": url})
-    print(f"POST /v1/videos -> {video['frames']} frames, {video['duration_s']:.1f} s, sha256 {video['digest'][:12]}")
+    while http.get(f"/v1/videos/{video['id']}").json()["status"] == "processing":
+        time.sleep(0.02)
+    print(
+        f"clip      {video['frames']} frames, {video['duration_s']:.1f} s, sha256 {video['digest'][:12]}; "
+        f"fetched, decoded, encoded, cached in {time.monotonic() - started:.2f} s"
+    )
     answers: list[dict[str, Any]] = []
     for question in questions:
         body = {"question": question.text}
@@ -84,9 +91,8 @@ def _show(question: Question, answer: dict[str, Any]) -> None:
     right = "right" if _right(question, answer) else "wrong"
     print(f"\nquestion  {question.text}")
     print(f"answer    {answer['answer']}   (truth: {question.answer}, {right})")
-    print(
-        f"tokens    {tokens['encoded']} visual encoded, {tokens['stage1']} after stage I, {tokens['stage2']} after II"
-    )
+    kept = f"{tokens['stage1']} after stage I, {tokens['stage2']} after stage II"
+    print(f"tokens    {tokens['encoded']} visual encoded, {kept}")
     print(f"seconds   {answer['timings']['total_s']:.2f}, cache tier: {answer['occam']['cache']}", flush=True)
 
 
@@ -103,7 +109,10 @@ def _metrics_agree(http: httpx.Client, answers: list[dict[str, Any]]) -> bool:
                 counted[sample.labels["stage"]] += sample.value
     spent = {stage: sum(answer["usage"]["visual_tokens"][stage] for answer in answers) for stage in STAGES}
     agrees = counted == spent
-    print(f"\n/metrics  {'agrees with' if agrees else 'DISAGREES with'} the answers: {counted}, usage {spent}")
+    print("\nvisual tokens by stage, all answers")
+    print(f"/metrics  {', '.join(f'{stage} {count:.0f}' for stage, count in counted.items())}")
+    print(f"usage     {', '.join(f'{stage} {count}' for stage, count in spent.items())}")
+    print("they agree" if agrees else "THEY DISAGREE")
     return agrees
 
 
