@@ -1,6 +1,7 @@
 """`make demo`: a clip that no training has seen, two questions over REST, and the books checked at the end.
 
-`make demo ARGS='--seed 1000000 --clips 50'` asks about fifty clips and prints how often both answers are right.
+`make demo ARGS='--seed 1000000 --clips 50'` asks about fifty clips and prints how often both answers are right. The clips
+stay in `runs/demo`, to be looked at and asked again.
 """
 
 import argparse
@@ -15,7 +16,6 @@ from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -28,6 +28,7 @@ from pipelines.evaluation.renderer import FIRST_TEST_SEED, draw_scene, render
 from services.launch import running
 from services.settings import Settings
 
+CLIPS = Path("runs", "demo")
 QUESTIONS = 2
 STAGES = ("encoded", "stage1", "stage2")
 
@@ -43,12 +44,14 @@ def main() -> int:
         parser.error(f"--seed must be at least {FIRST_TEST_SEED}, --clips at least 1")
     print("starting the service", flush=True)
     both_right, answers = 0, []
-    with TemporaryDirectory(prefix="occam-demo-") as folder, _file_server(Path(folder)) as files:
+    CLIPS.mkdir(parents=True, exist_ok=True)
+    with _file_server(CLIPS) as files:
         settings = replace(Settings.load(), port=_free_port(), allow_private_hosts=(files,))
         with running(settings), httpx.Client(base_url=f"http://127.0.0.1:{settings.port}", timeout=120) as http:
             for seed in range(first, first + options.clips):
                 print(f"\nseed {seed} (again: make demo ARGS='--seed {seed}')", flush=True)
-                questions = _write_clip(Path(folder, f"{seed}.mp4"), seed)
+                print(f"clip      {CLIPS / f'{seed}.mp4'}")
+                questions = _write_clip(CLIPS / f"{seed}.mp4", seed)
                 answered = _converse(http, f"http://{files}/{seed}.mp4", questions)
                 both_right += all(map(_right, questions, answered))
                 answers += answered
@@ -72,8 +75,8 @@ def _converse(http: httpx.Client, url: str, questions: list[Question]) -> list[d
     while http.get(f"/v1/videos/{video['id']}").json()["status"] == "processing":
         time.sleep(0.02)
     print(
-        f"clip      {video['frames']} frames, {video['duration_s']:.1f} s, sha256 {video['digest'][:12]}; "
-        f"fetched, decoded, encoded, cached in {time.monotonic() - started:.2f} s"
+        f"video     {video['frames']} frames, {video['duration_s']:.1f} s, sha256 {video['digest'][:12]}: "
+        f"fetched, decoded, encoded and cached in {time.monotonic() - started:.2f} s"
     )
     answers: list[dict[str, Any]] = []
     for question in questions:
