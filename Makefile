@@ -9,7 +9,7 @@ setup: $(STAMP)
 
 # torch first and pinned: resolved together with the rest, pip would take a build with gigabytes of CUDA packages.
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv --clear .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[serve,dev]'
 	touch $@

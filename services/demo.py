@@ -1,6 +1,6 @@
 """`make demo`: a clip that no training has seen, two questions over REST, and the books checked at the end.
 
-`make demo ARGS='--seed 1000000 --clips 50'` asks about fifty clips and prints how often both answers are right. The clips
+`make demo ARGS='--seed 1000000 --clips 50'` asks about fifty and prints how often both answers are right. The clips
 stay in `runs/demo`, to be looked at and asked again.
 """
 
