@@ -11,9 +11,7 @@ from prometheus_client import REGISTRY
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError
 
-from occam.config import SamplingParams
 from occam.errors import EngineFailure
-from services.messages import Ask, FrameChoice, PruningChoice
 from tests.redis_server import RedisServer
 from tests.services.local import LocalStream
 from tests.services.world import MODEL, World, world
@@ -187,27 +185,6 @@ def test_requests_that_come_together_build_a_state_once(play: Callable[..., None
         tiers = sorted(answer.json()["occam"]["cache"] for answer in answers)
         assert tiers == ["memory", "memory", "memory", "none"]
         assert count("occam_frames_decoded_total", backend="fake") - before == 8
-
-    play(scene)
-
-
-def test_encoding_begins_before_decoding_ends(play: Callable[..., None]) -> None:
-    async def scene(service: World) -> None:
-        described = await service.decoder.target.describe("fake://overlap?delay=0.05", FrameChoice(), 8, None)
-        ask = Ask(
-            video=described.video,
-            pruning=PruningChoice(),
-            system="",
-            turns=(),
-            history=(),
-            question="what?",
-            sampling=SamplingParams(),
-            evidence=False,
-        )
-        *_, finished = [event async for event in service.worker.target.answer(ask)]
-        stages = {name: [stage for stage in finished.stats if stage.stage == name] for name in ("decode", "encode")}
-        assert len(stages["decode"]) == len(stages["encode"]) == 4
-        assert stages["encode"][0].started_s < stages["decode"][-1].started_s
 
     play(scene)
 

@@ -8,8 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from occam.config import SamplingParams
 from pipelines.evaluation.codec import write_mp4
+from services.ask import Errand, ask
 from services.cli import main
+from services.messages import FrameChoice, PruningChoice
+from services.settings import Settings
 from tests.parity.checkpoint import PATCHES, write_checkpoint
 
 
@@ -35,6 +39,26 @@ def test_ask_answers_as_the_api_does(checkpoint: Path, clip: Path, capsys: pytes
     assert (first["occam"]["cache"], second["occam"]["cache"]) == ("none", "memory")
     assert second["usage"]["cached_tokens"] > first["usage"]["prompt_tokens"] > first["usage"]["cached_tokens"] == 0
     assert first["timings"]["decode_s"] > 0 == second["timings"]["decode_s"]
+
+
+def test_encoding_begins_before_decoding_ends(checkpoint: Path, tmp_path: Path) -> None:
+    """Eight chunks of a frame. A frame is larger than a pipe, so that the decoder can be at most two ahead."""
+    clip = tmp_path / "clip.mp4"
+    write_mp4(clip, np.random.default_rng(0).integers(0, 255, (16, 256, 256, 3), dtype=np.uint8), fps=8)
+    errand = Errand(
+        source=str(clip),
+        questions=("what",),
+        frames=FrameChoice(),
+        pruning=PruningChoice(),
+        sampling=SamplingParams(max_new_tokens=1),
+        evidence=False,
+    )
+    settings = Settings(models=(str(checkpoint),), chunk_frames=1)
+    (reply,) = ask(settings, errand, note=lambda _: None, piece=lambda _: None)
+    decoded, encoded = ([stage for stage in reply.stats if stage.stage == name] for name in ("decode", "encode"))
+    assert len(decoded) == len(encoded) == 8
+    assert encoded[0].started_s < decoded[-1].ended_s
+    assert all(chunk.ended_s <= work.started_s for chunk, work in zip(decoded, encoded, strict=True))
 
 
 def test_a_failure_exits_with_one(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

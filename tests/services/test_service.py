@@ -12,8 +12,12 @@ import httpx
 import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from ray import serve
 
+from occam.config import SamplingParams
+from services.app import APP_NAME
 from services.launch import running
+from services.messages import Ask, FrameChoice, PruningChoice
 from services.settings import Settings
 from tests.fakes import FakeEngine, FakeMedia
 
@@ -73,6 +77,27 @@ def test_a_session_goes_on_on_every_replica(http: httpx.Client) -> None:
         pids.add(answer.split("pid ")[1])
     assert len(pids) == 2, "both workers took part"
     assert query(http, video, "what?")["occam"]["cache"] in ("memory", "redis")
+
+
+def test_encoding_begins_before_decoding_ends(base_url: str) -> None:
+    """Between the processes of the decoder and a worker: a chunk is encoded before the next is decoded."""
+    decoder = serve.get_deployment_handle("decoder", APP_NAME)
+    worker = serve.get_deployment_handle(f"worker-{MODEL}", APP_NAME).options(stream=True)
+    described = decoder.describe.remote("fake://overlap?delay=0.2", FrameChoice(), 8, None).result()
+    ask = Ask(
+        video=described.video,
+        pruning=PruningChoice(),
+        system="",
+        turns=(),
+        history=(),
+        question="what?",
+        sampling=SamplingParams(),
+        evidence=False,
+    )
+    *_, finished = worker.answer.remote(ask)
+    decoded, encoded = ([stage for stage in finished.stats if stage.stage == name] for name in ("decode", "encode"))
+    assert len(decoded) == len(encoded) == 4
+    assert all(work.ended_s < chunk.ended_s for work, chunk in zip(encoded[:-1], decoded[1:], strict=True))
 
 
 def test_openais_client_works(base_url: str) -> None:
