@@ -46,7 +46,7 @@ def _threshold(ratios: np.ndarray, share: float) -> float:
 
 @torch.inference_mode()
 def _frame_ratios(engine: Engine, pruning: OccamToken, frames: FrameBatch) -> np.ndarray:
-    output = engine.lm.encode(engine.lm.preprocess(frames), pruning.register, pruning.placement)
+    output = engine.lm.encode(frames, pruning.register, pruning.placement)
     reference = output.scores.mean(dim=1) if output.register_scores is None else output.register_scores
     return (output.scores / reference[:, None]).flatten().cpu().numpy()
 

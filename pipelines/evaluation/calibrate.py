@@ -86,7 +86,7 @@ def calibrate(config: EngineConfig, plan: Plan) -> Report:
     lm = load_model(config, calibrated=False)
     samples = list(_samples(plan.samples))
     finder = _find_neurons(lm, samples)
-    cut = plan.cut or round(lm.info.layers / 3)
+    cut = plan.cut or lm.info.cut
     trials = [_trial(Engine(lm, config), NoPruning(), plan)]
     drafts = []
     for register in ("neurons",) if finder.accepted else FALLBACKS:
@@ -112,7 +112,7 @@ def _samples(count: int) -> Iterator[Sample]:
 def _find_neurons(lm: VideoLM, samples: list[Sample]) -> RegisterReport:
     """Search on the middle frame of every sample."""
     frames = [sample.frames.chunk(middle := len(sample.frames) // 2, middle + 1) for sample in samples]
-    return find_register_neurons(lm.tower, torch.cat([lm.preprocess(frame) for frame in frames]))
+    return find_register_neurons(lambda neurons: (lm.trace(frame, neurons) for frame in frames))
 
 
 def _trial(engine: Engine, pruning: Pruning, plan: Plan) -> Trial:

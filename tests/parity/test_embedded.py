@@ -31,7 +31,7 @@ def test_a_conversation_equals_the_oracle(folder: Path, pruned: bool) -> None:
     )
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rule = _shipped_rule(engine) if pruned else None
-    frames = random_frames(engine.info.frames, size=engine.lm.frame_size)
+    frames = random_frames(engine.info.frames, size=engine.lm.pixels.crop)
     expected = converse(stock, tokenizer, pixels(frames), QUESTIONS, rule, STEPS)
     pruning = pruning_of(rule)
     assert_same(ask(engine, build(engine, frames, pruning), QUESTIONS, pruning, STEPS), expected, rule)

@@ -65,9 +65,9 @@ def test_a_batch_of_two_lengths_equals_the_stock_model(engine: Engine, stock: An
     with torch.inference_mode():
         x_BTC = engine.lm.decoder.embed(prompts.input_ids)
         embedded = [encode(engine.lm, video_of(frames), NoPruning()).embeddings for frames in videos]
-        x_BTC[prompts.input_ids == engine.lm.placeholder_id] = torch.cat(embedded)
+        x_BTC[prompts.input_ids == engine.lm.prompt.placeholder_id] = torch.cat(embedded)
         decoder = engine.lm.decoder
-        logits = decoder.logits(decoder.run_layers(x_BTC, 0, decoder.layers, DynamicCache(), positions, visible))
+        logits = decoder.logits(decoder.run_layers(x_BTC, 0, decoder.layers, DynamicCache(), positions[None], visible))
         pixel_values = torch.stack([pixels(frames) for frames in videos])
         expected = stock(**prompts, position_ids=positions, pixel_values_videos=pixel_values).logits
     torch.testing.assert_close(logits[attended_BT], expected[attended_BT], atol=1e-4, rtol=0)
