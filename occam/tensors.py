@@ -23,28 +23,42 @@ class RetentionMask:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class VisualTokens:
-    """Visual tokens of one chunk after stage I, ready for the language model.
+class MediaTokens:
+    """One chunk of media after stage I, ready for the language model: what is left of V views, and their markers.
 
-    embeddings: [N, C]; offsets: int64 [N], position relative to the chunk's first visual position (gaps where
-    tokens fell); frame: int64 [N], frame of the chunk; patch: int64 [N], patch of the frame, -1 for CLS;
+    A view is what the tower scores by itself: a frame, an image, a tile's place in one, or a temporal group of frames.
+
+    ids: int64 [N], the placeholder's for visual tokens; embeddings: [N, C]
+    positions: int64 [A, N], relative to where the chunk begins (gaps where tokens fell)
+    view: int64 [N], view of the chunk, -1 for text; patch: int64 [N], patch in the view, -1 for all that is none
+    planes: one [N, C] for each DeepStack level, zeros where a token has nothing to add
     length: positions the unpruned chunk takes; encoded: patches the tower produced
-    register_sum: float32 [C], sum of the frames' projected registers; register_count: frames in it (0: no register)
+    pts_seconds: float64 [V]; indices: int64 [V], first frame in the source; grid: int64 [V, 2], rows and columns
+    register_sum: float32 [1 + levels, C], the views' projected registers and their planes; register_count: views in it
     """
 
+    ids: Tensor
     embeddings: Tensor
-    offsets: Tensor
-    frame: Tensor
+    positions: Tensor
+    view: Tensor
     patch: Tensor
+    planes: tuple[Tensor, ...] = ()
     length: int
     encoded: int
+    pts_seconds: Tensor
+    indices: Tensor
+    grid: Tensor
     register_sum: Tensor
     register_count: int
 
     def __post_init__(self) -> None:
         count = self.embeddings.shape[0]
-        if not all(t.shape == (count,) for t in (self.offsets, self.frame, self.patch)):
-            raise ValueError("embeddings, offsets, frame and patch must be of equal length")
+        if not all(t.shape == (count,) for t in (self.ids, self.view, self.patch)) or self.positions.shape[1] != count:
+            raise ValueError("ids, embeddings, positions, view and patch must be of equal length")
+        if any(plane.shape != self.embeddings.shape for plane in self.planes):
+            raise ValueError("planes must have the embeddings' shape")
+        if not len(self.pts_seconds) == len(self.indices) == len(self.grid):
+            raise ValueError("pts_seconds, indices and grid must name the same views")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,38 +69,41 @@ class PrefixState:
 
     ids: int64 [N], token ids (visual tokens carry the placeholder's)
     positions: int64 [A, N], A = 1 for 1-D rotary positions, 3 for M-RoPE
-    frame: int64 [N], index into `frame_pts`, -1 for text; patch: int64 [N], patch in the frame, -1 for text and CLS
+    view: int64 [N], view of the media (see `MediaTokens`), -1 for text; patch: int64 [N], patch in the view, else -1
     keys, values: l tensors [H_kv, N, D], after k-norm and rotary, of 0-based decoder layers 0..l-1
     hidden: [N, C], leaving layer l-1 (its residual and any DeepStack addition included)
-    register_sum: float32 [C] and register_count: the mean of the frames' projected registers, as sum and count
-    frame_pts: float64 [F], seconds; frame_index: int64 [F], index in the source
-    grid: patch rows and columns of a frame (0, 0 before the first frame)
+    planes: [N, C] for each DeepStack level that is added behind a layer above the cut
+    register_sum: float32 [1 + levels, C] and register_count: the mean of the views' registers, as sum and count
+    view_pts: float64 [V], seconds; view_index: int64 [V], first frame in the source; view_grid: int64 [V, 2]
     next_position: the unpruned end, from which the next token goes on; encoded: patches the tower produced
+    turns: finished turns of conversation in it
     """
 
     ids: Tensor
     positions: Tensor
-    frame: Tensor
+    view: Tensor
     patch: Tensor
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     hidden: Tensor
+    planes: tuple[Tensor, ...]
     register_sum: Tensor
     register_count: int
-    frame_pts: Tensor
-    frame_index: Tensor
-    grid: tuple[int, int]
+    view_pts: Tensor
+    view_index: Tensor
+    view_grid: Tensor
     next_position: int
     encoded: int
+    turns: int
 
     def __post_init__(self) -> None:
         count = self.ids.shape[0]
-        if not all(t.shape == (count,) for t in (self.frame, self.patch)) or self.positions.shape[1] != count:
-            raise ValueError("ids, positions, frame and patch must be of equal length")
+        if not all(t.shape == (count,) for t in (self.view, self.patch)) or self.positions.shape[1] != count:
+            raise ValueError("ids, positions, view and patch must be of equal length")
         if len(self.keys) != len(self.values) or any(t.shape[1] != count for t in (*self.keys, *self.values)):
             raise ValueError("keys and values must hold every token of the state, in every lower layer")
-        if self.hidden.shape[0] != count:
-            raise ValueError("hidden must hold every token of the state")
+        if any(t.shape[0] != count for t in (self.hidden, *self.planes)):
+            raise ValueError("hidden and planes must hold every token of the state")
 
     def __len__(self) -> int:
         return int(self.ids.shape[0])
@@ -94,27 +111,28 @@ class PrefixState:
     def __repr__(self) -> str:
         return (
             f"PrefixState({len(self)} tokens, {int(self.visual.sum())} of them visual from "
-            f"{self.frame_pts.shape[0]} frames, {len(self.keys)} layers, next position {self.next_position})"
+            f"{self.view_pts.shape[0]} views, {len(self.keys)} layers, next position {self.next_position})"
         )
 
     def to(self, device: torch.device | str) -> "PrefixState":
-        """The state with its tensors on `device` (frame times and indices stay on the CPU)."""
+        """The state with its tensors on `device` (what names the views stays on the CPU)."""
         return replace(
             self,
             ids=self.ids.to(device),
             positions=self.positions.to(device),
-            frame=self.frame.to(device),
+            view=self.view.to(device),
             patch=self.patch.to(device),
             keys=tuple(keys.to(device) for keys in self.keys),
             values=tuple(values.to(device) for values in self.values),
             hidden=self.hidden.to(device),
+            planes=tuple(plane.to(device) for plane in self.planes),
             register_sum=self.register_sum.to(device),
         )
 
     @property
     def visual(self) -> Tensor:
         """bool [N]: the token came from the vision tower."""
-        return self.frame >= 0
+        return self.view >= 0
 
     @property
     def stage1(self) -> int:
@@ -124,5 +142,5 @@ class PrefixState:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        rows = (self.ids, self.positions, self.frame, self.patch, self.hidden, self.register_sum)
-        return sum(t.nbytes for t in (*rows, *self.keys, *self.values))
+        rows = (self.ids, self.positions, self.view, self.patch, self.hidden, self.register_sum)
+        return sum(t.nbytes for t in (*rows, *self.planes, *self.keys, *self.values))

@@ -1,27 +1,35 @@
 """The data that crosses between rooms, in numpy alone: frames in, an answer with its evidence out."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from occam.stats import StageStats, VisualTokenCounts
 
+MediaKind = Literal["video", "image"]
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FrameBatch:
-    """Decoded frames of one video, upright, in presentation order.
+    """Decoded frames of one video, upright, in presentation order; or one image.
 
     frames: uint8 [T, H, W, 3], RGB, C-contiguous
     pts_seconds: float64 [T], presentation time from the container
     indices: int64 [T], index of each frame in the source's presentation order
     digest: SHA-256 (hex) of the source's bytes
+    kind: `image` batches hold one frame
+    planned: frames that the whole video gives this conversation; models that spread a budget of pixels over them
+    decide by it (None: these)
     """
 
     frames: npt.NDArray[np.uint8]
     pts_seconds: npt.NDArray[np.float64]
     indices: npt.NDArray[np.int64]
     digest: str
+    kind: MediaKind = "video"
+    planned: int | None = None
 
     def __post_init__(self) -> None:
         shape = self.frames.shape
@@ -35,6 +43,8 @@ class FrameBatch:
                 raise ValueError(f"{name} must be {np.dtype(dtype)} [{shape[0]}], got {got.dtype} {list(got.shape)}")
         if not np.all(np.isfinite(self.pts_seconds)) or np.any(np.diff(self.pts_seconds) < 0):
             raise ValueError("pts_seconds must be finite and must not decrease")
+        if self.kind == "image" and len(self) != 1:
+            raise ValueError(f"an image is one frame, got {len(self)}")
 
     def __len__(self) -> int:
         return int(self.frames.shape[0])
@@ -50,6 +60,8 @@ class FrameBatch:
             pts_seconds=self.pts_seconds[start:stop],
             indices=self.indices[start:stop],
             digest=self.digest,
+            kind=self.kind,
+            planned=self.planned or len(self),
         )
 
 
@@ -69,9 +81,9 @@ class Turn:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FrameEvidence:
-    """What was kept of one frame for one question.
+    """What was kept of one view (a frame, a temporal group, an image or its tiles) for one question.
 
-    index: index of the frame in the source; pts_s: its presentation time in seconds
+    index: index of the (first) frame in the source; pts_s: presentation time in seconds
     of: patch tokens the tower produced; grid: their rows and columns
     stage1: bool [rows, cols], kept by stage I; stage2: bool [rows, cols], kept by stage II
     scores: float32 [rows, cols], stage II score where stage I kept the patch, NaN elsewhere

@@ -70,7 +70,7 @@ async def _prefix(
         async for chunk in media.decode(video, engine.config.chunk_frames):
             state, work = engine.append(state, chunk.frames, pruning)
             stats += (chunk.stats, *work)
-            note(f"{state.frame_pts.shape[0]} of {len(video.indices)} frames encoded")
+            note(f"{len(state.view_pts)} of {len(video.indices)} frames encoded")
     key = key_of(engine, video, pruning, system="")
     return described, Prefix(state=state, key=key, tier="none", cached_tokens=0, stats=tuple(stats))
 

@@ -42,8 +42,9 @@ class FakeEngine:
             text_digest="1" * 64,
             preprocessing="fake",
             frames=8,
-            grid=(2, 2),
+            media=("video",),
             layers=2,
+            cut=1,
             max_positions=4096,
             calibration=None,
         )
@@ -76,7 +77,7 @@ class FakeEngine:
         count = frames.frames.shape[0]
         kept = PATCHES // 2
         brightness = torch.from_numpy(frames.frames.reshape(count, -1)[:, 0].astype(np.int64)).repeat_interleave(kept)
-        first = state.frame_pts.shape[0]
+        first = len(state.view_pts)
         grown = _state(
             torch.cat([state.ids, brightness + 1000]),
             torch.cat([_visual(state), torch.arange(first, first + count).repeat_interleave(kept)]),
@@ -94,7 +95,7 @@ class FakeEngine:
 
     def replay(self, state: PrefixState, turns: Sequence[Turn]) -> PrefixState:
         ids = [i for turn in turns for i in (*turn.suffix_ids, *turn.generated_ids, *turn.closing_ids)]
-        return _state(torch.cat([state.ids, torch.tensor(ids)]), _visual(state), frames=state.frame_pts.shape[0])
+        return _state(torch.cat([state.ids, torch.tensor(ids)]), _visual(state), frames=len(state.view_pts))
 
     def turn_of(self, question: str, answer: str, first: bool) -> Turn:
         return Turn(suffix_ids=tuple(_ids(question)), generated_ids=(*_ids(answer), END))
@@ -105,7 +106,7 @@ class FakeEngine:
         started = time.monotonic()
         if "crash" in question:
             raise RuntimeError("a bug")
-        frames = state.frame_pts.shape[0]
+        frames = len(state.view_pts)
         seen = sha256(repr((state.ids.tolist(), question)).encode()).hexdigest()[:8]
         words = [f"saw {frames} frames", f" turn {int((state.ids == END).sum())}", f" digest {seen}"]
         if "pid" in question:
@@ -192,30 +193,32 @@ def _ids(text: str) -> list[int]:
 
 
 def _visual(state: PrefixState) -> torch.Tensor:
-    return state.frame[state.frame >= 0]
+    return state.view[state.view >= 0]
 
 
 def _state(ids: torch.Tensor, visual: torch.Tensor, frames: int) -> PrefixState:
     """A state of these ids; those from 1000 on are visual, in frame order."""
     count = len(ids)
-    frame = torch.full((count,), -1)
-    frame[ids >= 1000] = visual
+    view = torch.full((count,), -1)
+    view[ids >= 1000] = visual
     kv = ids.float()[None, :, None].clone()
     return PrefixState(
         ids=ids,
         positions=torch.arange(count)[None],
-        frame=frame,
-        patch=torch.where(frame >= 0, 0, -1),
+        view=view,
+        patch=torch.where(view >= 0, 0, -1),
         keys=(kv,),
         values=(kv,),
         hidden=ids.float()[:, None].clone(),
-        register_sum=torch.zeros(1),
+        planes=(),
+        register_sum=torch.zeros(1, 1),
         register_count=0,
-        frame_pts=torch.arange(frames, dtype=torch.float64),
-        frame_index=torch.arange(frames),
-        grid=(2, 2),
+        view_pts=torch.arange(frames, dtype=torch.float64),
+        view_index=torch.arange(frames),
+        view_grid=torch.tensor([[2, 2]]).expand(frames, 2),
         next_position=count,
         encoded=frames * PATCHES,
+        turns=int((ids == END).sum()),
     )
 
 

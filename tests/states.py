@@ -15,7 +15,9 @@ def make_state(
     seed: int = 0,
     *,
     tokens: int = 5,
-    frames: int = 2,
+    views: int = 2,
+    levels: int = 1,
+    planes: int = 1,
     layers: int = 2,
     heads: int = 2,
     head_dim: int = 3,
@@ -33,21 +35,24 @@ def make_state(
     def below(limit: int, *shape: int) -> Tensor:
         return torch.randint(-1, max(limit, 0), shape, generator=generator)
 
+    view = below(views, tokens)
     return PrefixState(
         ids=bits(torch.int64, tokens),
         positions=bits(torch.int64, axes, tokens),
-        frame=below(frames, tokens),
-        patch=below(6 if frames else 0, tokens),
+        view=view,
+        patch=torch.where(view < 0, -1, below(6, tokens)),
         keys=tuple(bits(dtype, heads, tokens, head_dim) for _ in range(layers)),
         values=tuple(bits(dtype, heads, tokens, head_dim) for _ in range(layers)),
         hidden=bits(dtype, tokens, width),
-        register_sum=bits(torch.float32, width),
-        register_count=frames,
-        frame_pts=bits(torch.float64, frames),
-        frame_index=bits(torch.int64, frames),
-        grid=(2, 3) if frames else (0, 0),
+        planes=tuple(bits(dtype, tokens, width) for _ in range(planes)),
+        register_sum=bits(torch.float32, 1 + levels, width),
+        register_count=views,
+        view_pts=bits(torch.float64, views),
+        view_index=bits(torch.int64, views),
+        view_grid=torch.tensor([[2, 3]]).expand(views, 2),
         next_position=tokens + 9,
-        encoded=6 * frames,
+        encoded=6 * views,
+        turns=1,
     )
 
 

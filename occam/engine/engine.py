@@ -25,6 +25,8 @@ from occam.stats import StageStats, VisualTokenCounts
 from occam.tensors import PrefixState, RetentionMask
 from occam.types import Answer, Evidence, FrameBatch, FrameEvidence, Turn
 
+WARM_UP_SIZE = (224, 224)
+
 
 def _ignore(logits: Tensor) -> None:
     del logits
@@ -42,7 +44,14 @@ class Engine:
     def load(cls, config: EngineConfig, clock: prefix.Clock = time.monotonic) -> "Engine":
         """Load the model that `config` names; UnknownModel or InvalidInput where that cannot be."""
         torch.set_num_threads(config.threads)
-        return cls(load_model(config), config, clock)
+        lm = load_model(config)
+        if config.chunk_frames % lm.info.group:
+            raise InvalidInput(
+                f"{lm.info.name} takes frames in groups of {lm.info.group}; chunk_frames must be a multiple of that, "
+                f"got {config.chunk_frames}.",
+                "chunk_frames",
+            )
+        return cls(lm, config, clock)
 
     @property
     def info(self) -> ModelInfo:
@@ -106,13 +115,17 @@ class Engine:
 
     @torch.inference_mode()
     def append(
-        self, state: PrefixState, frames: FrameBatch, pruning: Pruning
+        self, state: PrefixState, media: FrameBatch, pruning: Pruning
     ) -> tuple[PrefixState, tuple[StageStats, ...]]:
-        """The state with one chunk of frames behind it; the only way a state gets frames.
+        """The state with one chunk of frames, or one image, behind it; the only way a state gets media.
 
-        VideoTooLarge where the unpruned frames pass the model's positions.
+        InvalidInput for a kind of media that the model does not take; VideoTooLarge where the unpruned frames pass the
+        model's positions.
         """
-        return prefix.append_frames(self.lm, state, frames, pruning, self.clock)
+        if media.kind not in self.info.media:
+            taken = " and ".join(self.info.media)
+            raise InvalidInput(f"{self.info.name} takes {taken} input, not {media.kind}.", "model")
+        return prefix.append_media(self.lm, state, media, pruning, self.clock)
 
     @torch.inference_mode()
     def replay(self, state: PrefixState, turns: Sequence[Turn]) -> PrefixState:
@@ -124,9 +137,11 @@ class Engine:
 
     def turn_of(self, question: str, answer: str, first: bool) -> Turn:
         """A turn somebody else remembers as text (a client that resends its messages), as ids."""
-        suffix, _ = self.lm.turn_ids(question, first)
+        suffix, _ = self.lm.prompt.turn_ids(question, first)
         return Turn(
-            suffix_ids=tuple(suffix), generated_ids=tuple(self.lm.answer_ids(answer)), closing_ids=(self.lm.end_id,)
+            suffix_ids=tuple(suffix),
+            generated_ids=tuple(self.lm.prompt.answer_ids(answer)),
+            closing_ids=(self.lm.prompt.end_id,),
         )
 
     def ask(
@@ -154,8 +169,8 @@ class Engine:
         on_logits: called with the float32 logits [vocabulary] of every generated position. QuestionTooLong where the
         unpruned conversation and `max_new_tokens` pass the model's positions.
         """
-        first = not bool((state.ids == self.lm.end_id).any())
-        suffix, span = self.lm.turn_ids(question, first)
+        prompt = self.lm.prompt
+        suffix, span = prompt.turn_ids(question, first=state.turns == 0)
         prefix.check_length(self.lm, state, len(suffix), sampling.max_new_tokens)
         with torch.inference_mode():
             prefilled = turn.prefill(self.lm, state, suffix, span, pruning, self.clock)
@@ -166,17 +181,17 @@ class Engine:
         tokens = turn.decode(self.lm, prefilled, position, Sampler(sampling), sampling.max_new_tokens, on_logits)
         while (token := _next_token(tokens)) is not None:
             ids.append(token)
-            longer = self.lm.text(ids)
+            longer = prompt.text(ids)
             # A character of several tokens decodes to U+FFFD until its last one.
             if len(longer) > len(text) and longer.startswith(text) and not longer.endswith("\ufffd"):
                 yield longer[len(text) :]
                 text = longer
-        ended = ids[-1] == self.lm.end_id
+        ended = ids[-1] == prompt.end_id
         generated = StageStats(stage="generate", started_s=started, ended_s=self.clock(), tokens_out=len(ids))
         yield Answer(
-            text=self.lm.text(ids),
+            text=prompt.text(ids),
             turn=Turn(
-                suffix_ids=tuple(suffix), generated_ids=tuple(ids), closing_ids=() if ended else (self.lm.end_id,)
+                suffix_ids=tuple(suffix), generated_ids=tuple(ids), closing_ids=() if ended else (prompt.end_id,)
             ),
             finish_reason="stop" if ended else "length",
             prompt_tokens=len(state) + len(suffix),
@@ -190,12 +205,13 @@ class Engine:
     def warm_up(self) -> None:
         """Run one tiny conversation, so that the first request does not pay for lazy initialisation."""
         pruning = self.pruning()
-        size = self.lm.frame_size
+        count = self.config.chunk_frames if "video" in self.info.media else 1
         frames = FrameBatch(
-            frames=np.zeros((self.config.chunk_frames, size, size, 3), dtype=np.uint8),
-            pts_seconds=np.arange(self.config.chunk_frames, dtype=np.float64),
-            indices=np.arange(self.config.chunk_frames),
+            frames=np.zeros((count, *WARM_UP_SIZE, 3), dtype=np.uint8),
+            pts_seconds=np.arange(count, dtype=np.float64),
+            indices=np.arange(count),
             digest="",
+            kind=self.info.media[0],
         )
         state, _ = self.append(self.begin(pruning), frames, pruning)
         self.ask(state, "what", pruning, SamplingParams(max_new_tokens=1))
@@ -215,30 +231,33 @@ def _counts(state: PrefixState, mask: RetentionMask | None) -> VisualTokenCounts
 
 
 def _evidence(state: PrefixState, mask: RetentionMask | None) -> Evidence:
-    """The masks as per-frame grids; without stage II every stage I survivor is kept and has no score."""
-    rows, columns = state.grid
-    frames, patches = state.frame_pts.shape[0], rows * columns
+    """The masks as a grid for every view; without stage II every stage I survivor is kept and has no score."""
+    sizes = state.view_grid.prod(dim=1)
+    starts = torch.cat([sizes.new_zeros(1), sizes.cumsum(dim=0)])
     tested = state.patch >= 0
-    where = (state.frame[tested] * patches + state.patch[tested]).cpu()
-    stage1 = torch.zeros(frames * patches, dtype=torch.bool)
+    where = starts[state.view[tested].cpu()] + state.patch[tested].cpu()
+    total = int(starts[-1])
+    stage1 = torch.zeros(total, dtype=torch.bool)
     stage1[where] = True
-    stage2, scores = stage1.clone(), torch.full((frames * patches,), torch.nan)
+    stage2, scores = stage1.clone(), torch.full((total,), torch.nan)
     if mask is not None:
         stage2[where] = mask.keep.cpu()
         scores[where] = mask.scores.cpu()
-    grids = (array.view(frames, rows, columns).numpy() for array in (stage1, stage2, scores))
+
+    def evidence_of(view: int) -> FrameEvidence:
+        rows, columns = state.view_grid[view].tolist()
+        own = slice(int(starts[view]), int(starts[view + 1]))
+        return FrameEvidence(
+            index=int(state.view_index[view]),
+            pts_s=float(state.view_pts[view]),
+            of=rows * columns,
+            grid=(rows, columns),
+            stage1=stage1[own].view(rows, columns).numpy(),
+            stage2=stage2[own].view(rows, columns).numpy(),
+            scores=scores[own].view(rows, columns).numpy(),
+        )
+
     return Evidence(
         threshold=float("nan") if mask is None else float(mask.threshold),
-        frames=tuple(
-            FrameEvidence(
-                index=int(index),
-                pts_s=float(pts),
-                of=patches,
-                grid=(rows, columns),
-                stage1=one,
-                stage2=two,
-                scores=score,
-            )
-            for index, pts, one, two, score in zip(state.frame_index, state.frame_pts, *grids, strict=True)
-        ),
+        frames=tuple(evidence_of(view) for view in range(len(sizes))),
     )

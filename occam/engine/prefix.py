@@ -15,9 +15,8 @@ from occam.config import Pruning
 from occam.errors import QuestionTooLong, VideoTooLarge
 from occam.models.base import VideoLM
 from occam.pruning import strategy_for
-from occam.pruning.compact import compact_frames
 from occam.stats import StageStats
-from occam.tensors import PrefixState, VisualTokens
+from occam.tensors import MediaTokens, PrefixState
 from occam.types import FrameBatch, Turn
 
 Clock = Callable[[], float]
@@ -31,37 +30,39 @@ def empty_state(lm: VideoLM, lower: int) -> PrefixState:
     heads = attention.k_proj.out_features // attention.head_dim
     ids = torch.zeros(0, dtype=torch.int64, device=none(0).device)
     kv = tuple(none(heads, 0, attention.head_dim) for _ in range(lower))
-    width = model.embed_tokens.embedding_dim
+    width, levels = model.embed_tokens.embedding_dim, lm.decoder.levels
     return PrefixState(
         ids=ids,
-        positions=ids[None],
-        frame=ids,
+        positions=ids.expand(lm.decoder.axes, 0),
+        view=ids,
         patch=ids,
         keys=kv,
         values=kv,
         hidden=none(0, width),
-        register_sum=none(width, dtype=torch.float32),
+        planes=tuple(none(0, width) for _ in range(lower, levels)),
+        register_sum=none(1 + levels, width, dtype=torch.float32),
         register_count=0,
-        frame_pts=torch.zeros(0, dtype=torch.float64),
-        frame_index=torch.zeros(0, dtype=torch.int64),
-        grid=(0, 0),
+        view_pts=torch.zeros(0, dtype=torch.float64),
+        view_index=torch.zeros(0, dtype=torch.int64),
+        view_grid=torch.zeros(0, 2, dtype=torch.int64),
         next_position=0,
         encoded=0,
+        turns=0,
     )
 
 
 def begin(lm: VideoLM, pruning: Pruning, system: str) -> PrefixState:
     """The state of the text in front of the media."""
     state = empty_state(lm, strategy_for(pruning).cut(lm.decoder.layers))
-    return append_text(lm, state, lm.prefix_ids(system))
+    return append_text(lm, state, lm.prompt.prefix_ids(system))
 
 
-def append_frames(
-    lm: VideoLM, state: PrefixState, frames: FrameBatch, pruning: Pruning, clock: Clock
+def append_media(
+    lm: VideoLM, state: PrefixState, media: FrameBatch, pruning: Pruning, clock: Clock
 ) -> tuple[PrefixState, tuple[StageStats, ...]]:
-    """The state with one chunk of frames behind it: encode, stage I, compact, lower layers."""
+    """The state with one chunk of media behind it: encode, stage I, compact, lower layers."""
     started = clock()
-    tokens = encode(lm, frames, pruning)
+    tokens = encode(lm, media, pruning)
     if state.next_position + tokens.length > lm.info.max_positions:
         raise VideoTooLarge(
             f"The frames so far take {state.next_position + tokens.length} positions unpruned, the model has "
@@ -69,53 +70,39 @@ def append_frames(
             "max_frames",
         )
     encoded = clock()
-    ids = torch.full_like(tokens.offsets, lm.placeholder_id)
     grown = _grow(
         lm,
         state,
         tokens.embeddings,
-        ids=ids,
-        positions=state.next_position + tokens.offsets,
-        frame=tokens.frame + state.frame_pts.shape[0],
+        ids=tokens.ids,
+        positions=state.next_position + tokens.positions,
+        view=torch.where(tokens.view < 0, -1, tokens.view + len(state.view_pts)),
         patch=tokens.patch,
+        planes=tokens.planes,
     )
     grown = replace(
         grown,
         register_sum=state.register_sum + tokens.register_sum,
         register_count=state.register_count + tokens.register_count,
-        frame_pts=torch.cat([state.frame_pts, torch.from_numpy(frames.pts_seconds.copy())]),
-        frame_index=torch.cat([state.frame_index, torch.from_numpy(frames.indices.copy())]),
-        grid=lm.info.grid,
+        view_pts=torch.cat([state.view_pts, tokens.pts_seconds]),
+        view_index=torch.cat([state.view_index, tokens.indices]),
+        view_grid=torch.cat([state.view_grid, tokens.grid]),
         next_position=state.next_position + tokens.length,
         encoded=state.encoded + tokens.encoded,
     )
-    kept = len(tokens.offsets)
+    kept = len(tokens.ids)
     return grown, (
         StageStats(stage="encode", started_s=started, ended_s=encoded, tokens_in=tokens.encoded, tokens_out=kept),
         StageStats(stage="prefill_lower", started_s=encoded, ended_s=clock(), tokens_in=kept, tokens_out=kept),
     )
 
 
-def encode(lm: VideoLM, frames: FrameBatch, pruning: Pruning) -> VisualTokens:
-    """Tower, stage I per frame, and the projector over the survivors and the register."""
+def encode(lm: VideoLM, media: FrameBatch, pruning: Pruning) -> MediaTokens:
+    """Tower, stage I per view, and the projector over the survivors and the register."""
     strategy = strategy_for(pruning)
-    output = lm.encode(lm.preprocess(frames), strategy.register, strategy.placement)
+    output = lm.encode(media, strategy.register, strategy.placement)
     mask = strategy.stage1(output.scores, output.register_scores)
-    kept = compact_frames(output.features, mask.keep.view_as(output.scores), strategy.keep_cls)
-    embeddings = lm.project(kept.features)
-    count, register_sum = 0, torch.zeros(embeddings.shape[1], device=embeddings.device)
-    if output.register is not None:
-        register_sum, count = lm.project(output.register).float().sum(dim=0), len(frames)
-    return VisualTokens(
-        embeddings=embeddings,
-        offsets=kept.offsets,
-        frame=kept.frame,
-        patch=kept.patch,
-        length=output.features.shape[0] * output.features.shape[1],
-        encoded=output.scores.numel(),
-        register_sum=register_sum,
-        register_count=count,
-    )
+    return lm.compose(media, output, mask.keep.view_as(output.scores), strategy.keep_cls)
 
 
 def append_text(lm: VideoLM, state: PrefixState, ids: Sequence[int]) -> PrefixState:
@@ -123,9 +110,9 @@ def append_text(lm: VideoLM, state: PrefixState, ids: Sequence[int]) -> PrefixSt
     if not ids:
         return state
     tokens = torch.tensor(ids, device=state.ids.device)
-    positions = state.next_position + torch.arange(len(ids), device=tokens.device)
     text = torch.full_like(tokens, -1)
-    grown = _grow(lm, state, lm.decoder.embed(tokens), ids=tokens, positions=positions, frame=text, patch=text)
+    positions = turn_positions(state, len(ids), registers=0)
+    grown = _grow(lm, state, lm.decoder.embed(tokens), ids=tokens, positions=positions, view=text, patch=text)
     return replace(grown, next_position=state.next_position + len(ids))
 
 
@@ -137,27 +124,39 @@ def append_turn(lm: VideoLM, state: PrefixState, turn: Turn) -> PrefixState:
     ids = [*turn.suffix_ids, *turn.generated_ids, *turn.closing_ids]
     register = register_token(state)
     if register is None:
-        return append_text(lm, state, ids)
-    tokens = torch.tensor([lm.placeholder_id, *ids], device=state.ids.device)
-    x = torch.cat([register, lm.decoder.embed(tokens[1:])])
+        return replace(append_text(lm, state, ids), turns=state.turns + 1)
+    tokens = torch.tensor([lm.prompt.placeholder_id, *ids], device=state.ids.device)
     text = torch.full_like(tokens, -1)
     grown = _grow(
-        lm, state, x, ids=tokens, positions=turn_positions(state, len(ids), registers=1), frame=text, patch=text
+        lm,
+        state,
+        torch.cat([register[:1], lm.decoder.embed(tokens[1:])]),
+        ids=tokens,
+        positions=turn_positions(state, len(ids), registers=1),
+        view=text,
+        patch=text,
+        planes=register_planes(register, len(ids)),
     )
-    return replace(without(grown, len(state)), next_position=state.next_position + len(ids))
+    return replace(without(grown, len(state)), next_position=state.next_position + len(ids), turns=state.turns + 1)
 
 
 def register_token(state: PrefixState) -> Tensor | None:
-    """The mean of the frames' projected registers as one token [1, C]; None where no register took part."""
+    """The mean of the views' projected registers and of their planes, [1 + levels, C]; None without a register."""
     if state.register_count == 0:
         return None
-    return (state.register_sum / state.register_count).to(state.hidden.dtype)[None]
+    return (state.register_sum / state.register_count).to(state.hidden.dtype)
+
+
+def register_planes(register: Tensor, text: int) -> tuple[Tensor, ...]:
+    """The DeepStack planes [1 + T, C] of a turn: the register's own, and nothing for its text."""
+    nothing = register.new_zeros(text, register.shape[1])
+    return tuple(torch.cat([plane[None], nothing]) for plane in register[1:])
 
 
 def turn_positions(state: PrefixState, tokens: int, registers: int) -> Tensor:
-    """Positions of a turn's tokens behind `registers` registers, which share the first of them; int64 [R + T]."""
+    """Positions of a turn's tokens behind `registers` registers, which share the first of them; int64 [A, R + T]."""
     positions = state.next_position + torch.arange(tokens, device=state.ids.device)
-    return torch.cat([positions[:1].expand(registers), positions])
+    return torch.cat([positions[:1].expand(registers), positions]).expand(len(state.positions), -1)
 
 
 def lower_cache(state: PrefixState) -> DynamicCache:
@@ -186,30 +185,42 @@ def without(state: PrefixState, index: int) -> PrefixState:
         state,
         ids=state.ids[rest],
         positions=state.positions[:, rest],
-        frame=state.frame[rest],
+        view=state.view[rest],
         patch=state.patch[rest],
         keys=tuple(keys[:, rest] for keys in state.keys),
         values=tuple(values[:, rest] for values in state.values),
         hidden=state.hidden[rest],
+        planes=tuple(plane[rest] for plane in state.planes),
     )
 
 
 def _grow(
-    lm: VideoLM, state: PrefixState, x: Tensor, *, ids: Tensor, positions: Tensor, frame: Tensor, patch: Tensor
+    lm: VideoLM,
+    state: PrefixState,
+    x: Tensor,
+    *,
+    ids: Tensor,
+    positions: Tensor,
+    view: Tensor,
+    patch: Tensor,
+    planes: Sequence[Tensor] = (),
 ) -> PrefixState:
     """Run new tokens [T, C] through the lower layers behind the state, and put them into a new one."""
     if x.shape[0] == 0:
         return state
     cache = lower_cache(state)
     lower = len(state.keys)
-    hidden = lm.decoder.run_layers(x[None], 0, lower, cache, positions[None])[0]
+    planes = planes or [torch.zeros_like(x)] * lm.decoder.levels
+    batched = [plane[None] for plane in planes]
+    hidden = lm.decoder.run_layers(x[None], 0, lower, cache, positions[:, None], planes=batched)[0]
     return replace(
         state,
         ids=torch.cat([state.ids, ids]),
-        positions=torch.cat([state.positions, positions[None]], dim=1),
-        frame=torch.cat([state.frame, frame]),
+        positions=torch.cat([state.positions, positions], dim=1),
+        view=torch.cat([state.view, view]),
         patch=torch.cat([state.patch, patch]),
         keys=tuple(cache.layers[layer].keys[0] for layer in range(lower)),
         values=tuple(cache.layers[layer].values[0] for layer in range(lower)),
         hidden=torch.cat([state.hidden, hidden]),
+        planes=tuple(torch.cat(pair) for pair in zip(state.planes, planes[lower:], strict=True)),
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from occam.config import OccamToken, Pruning
-from occam.engine.prefix import Clock, lower_cache, register_token, turn_positions
+from occam.engine.prefix import Clock, lower_cache, register_planes, register_token, turn_positions
 from occam.models.base import VideoLM
 from occam.pruning import strategy_for
 from occam.pruning.strategy import TextEvidence
@@ -45,22 +45,23 @@ def prefill(
     decoder, lower = lm.decoder, len(state.keys)
     started = clock()
     register = register_token(state)
-    ids = torch.tensor(suffix, device=state.ids.device)
-    x = decoder.embed(ids)
     registers = 0 if register is None else 1
+    x = decoder.embed(torch.tensor(suffix, device=state.ids.device))
+    planes: list[Tensor] = []
     if register is not None:
-        x = torch.cat([register, x])
-    positions = turn_positions(state, len(suffix), registers)[None]
+        x = torch.cat([register[:1], x])
+        planes = [plane[None] for plane in register_planes(register, len(suffix))]
+    positions = turn_positions(state, len(suffix), registers)[:, None]
     cache = lower_cache(state)
-    scored = decoder.run_layers(x[None], 0, lower - 1, cache, positions)
-    hidden = decoder.run_layers(scored, lower - 1, lower, cache, positions)
+    scored = decoder.run_layers(x[None], 0, lower - 1, cache, positions, planes=planes)
+    hidden = decoder.run_layers(scored, lower - 1, lower, cache, positions, planes=planes[lower - 1 :])
 
     tested = state.patch >= 0
     mask = None
     if lower < decoder.layers and bool(tested.any()):
         whole = isinstance(pruning, OccamToken) and pruning.evaluators == "turn"
         first, last = (0, len(suffix)) if whole or question[0] == question[1] else question
-        queries = registers + torch.arange(first, last, device=ids.device)
+        queries = registers + torch.arange(first, last, device=x.device)
         rows = decoder.rows(lower - 1, scored, positions, queries, cache)[0]
         evidence = TextEvidence(
             rows_TV=rows[:, : len(state)][:, tested], register_T=rows[:, len(state)] if registers else None
@@ -73,8 +74,10 @@ def prefill(
         kept[tested] = mask.keep
     if lower < decoder.layers:
         hidden = torch.cat([state.hidden[kept][None], hidden], dim=1)
-        positions = torch.cat([state.positions[:, kept], positions], dim=1)
-        hidden = decoder.run_layers(hidden, lower, decoder.layers, cache, positions)
+        positions = torch.cat([state.positions[:, None, kept], positions], dim=2)
+        late = planes[lower:] or [torch.zeros_like(x[None])] * len(state.planes)
+        late = [torch.cat([plane[kept][None], own], dim=1) for plane, own in zip(state.planes, late, strict=True)]
+        hidden = decoder.run_layers(hidden, lower, decoder.layers, cache, positions, planes=late)
     logits = decoder.logits(hidden[:, -1:])[0, 0]
     text, visual = len(suffix), int(tested.sum())
     upper = int((kept & tested).sum())
@@ -99,9 +102,9 @@ def decode(
         on_logits(logits)
         token = choose(logits)
         yield token
-        if token == lm.end_id or step == most - 1:
+        if token == lm.prompt.end_id or step == most - 1:
             return
         x = decoder.embed(torch.tensor([[token]], device=device))
-        positions = torch.tensor([[position + step]], device=device)
+        positions = torch.full((decoder.axes, 1, 1), position + step, device=device)
         hidden = decoder.run_layers(x, 0, decoder.layers, prefilled.cache, positions)
         logits = decoder.logits(hidden)[0, 0]

@@ -20,7 +20,7 @@ from torch import Tensor
 from occam.errors import CorruptState
 from occam.tensors import PrefixState
 
-CODEC_VERSION = 1
+CODEC_VERSION = 2
 PART_BYTES = 4 << 20
 
 Part = bytes | memoryview
@@ -30,6 +30,7 @@ _ALIGNMENT = 64
 _MAX_MANIFEST_BYTES = 1 << 20
 _MAX_INTEGER = 1 << 40
 _MAX_LAYERS = 1024
+_MAX_GRID = 4096
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CHECKSUM = re.compile("[0-9a-f]{64}")
 
@@ -38,8 +39,9 @@ _CHECKSUM = re.compile("[0-9a-f]{64}")
 class Manifest:
     """What the parts of one encoded state are: its dimensions, its scalars, and the checksum of every part.
 
-    dtype: of keys, values and hidden; tokens N, axes A, layers l, heads H_kv, head_dim D, width C, frames F: the
-    dimensions that `PrefixState` names; the other integers are its scalars; parts: checksums in order
+    dtype: of keys, values, hidden and planes; tokens N, axes A, layers l, heads H_kv, head_dim D, width C, views V,
+    levels (DeepStack's), planes (those of them above the cut): the dimensions that `PrefixState` names; the other
+    integers are its scalars; parts: checksums in order
     """
 
     version: int = CODEC_VERSION
@@ -50,12 +52,13 @@ class Manifest:
     heads: int
     head_dim: int
     width: int
-    frames: int
+    views: int
+    levels: int
+    planes: int
     register_count: int
-    grid_rows: int
-    grid_columns: int
     next_position: int
     encoded: int
+    turns: int
     parts: tuple[str, ...]
 
     @property
@@ -103,12 +106,13 @@ def describe(state: PrefixState) -> Manifest:
         heads=heads,
         head_dim=head_dim,
         width=state.hidden.shape[1],
-        frames=state.frame_pts.shape[0],
+        views=state.view_pts.shape[0],
+        levels=state.register_sum.shape[0] - 1,
+        planes=len(state.planes),
         register_count=state.register_count,
-        grid_rows=state.grid[0],
-        grid_columns=state.grid[1],
         next_position=state.next_position,
         encoded=state.encoded,
+        turns=state.turns,
         parts=(),
     )
 
@@ -139,14 +143,15 @@ def decode(manifest: Manifest, parts: Sequence[Part]) -> PrefixState:
     for place, part in zip(_cut(buffer, manifest.part_sizes), parts, strict=True):
         place[:] = part
     tensors = dict(zip((slot.name for slot in _slots(manifest)), _views(manifest, buffer), strict=True))
-    _check_indices(manifest, tensors["frame"], tensors["patch"])
+    _check_indices(tensors["view"], tensors["patch"], tensors["view_grid"])
     return PrefixState(
         keys=tuple(tensors.pop(f"keys.{layer}") for layer in range(manifest.layers)),
         values=tuple(tensors.pop(f"values.{layer}") for layer in range(manifest.layers)),
+        planes=tuple(tensors.pop(f"planes.{level}") for level in range(manifest.planes)),
         register_count=manifest.register_count,
-        grid=(manifest.grid_rows, manifest.grid_columns),
         next_position=manifest.next_position,
         encoded=manifest.encoded,
+        turns=manifest.turns,
         **tensors,
     )
 
@@ -168,12 +173,14 @@ def _slots(manifest: Manifest) -> list[_Slot]:
     return [
         _Slot("ids", torch.int64, (tokens,)),
         _Slot("positions", torch.int64, (manifest.axes, tokens)),
-        _Slot("frame", torch.int64, (tokens,)),
+        _Slot("view", torch.int64, (tokens,)),
         _Slot("patch", torch.int64, (tokens,)),
-        _Slot("frame_pts", torch.float64, (manifest.frames,)),
-        _Slot("frame_index", torch.int64, (manifest.frames,)),
-        _Slot("register_sum", torch.float32, (manifest.width,)),
+        _Slot("view_pts", torch.float64, (manifest.views,)),
+        _Slot("view_index", torch.int64, (manifest.views,)),
+        _Slot("view_grid", torch.int64, (manifest.views, 2)),
+        _Slot("register_sum", torch.float32, (1 + manifest.levels, manifest.width)),
         _Slot("hidden", dtype, (tokens, manifest.width)),
+        *(_Slot(f"planes.{level}", dtype, (tokens, manifest.width)) for level in range(manifest.planes)),
         *(_Slot(f"{kind}.{index}", dtype, layer) for index in range(manifest.layers) for kind in ("keys", "values")),
     ]
 
@@ -225,7 +232,7 @@ def _validated(values: object) -> Manifest:
     if not isinstance(parts, list) or not all(isinstance(part, str) and _CHECKSUM.fullmatch(part) for part in parts):
         raise CorruptState("The manifest's parts are not a list of checksums.")
     for name in values.keys() - {"parts", "dtype"}:
-        limit = _MAX_LAYERS if name == "layers" else _MAX_INTEGER
+        limit = _MAX_LAYERS if name in ("layers", "levels", "planes") else _MAX_INTEGER
         if type(values[name]) is not int or not 0 <= values[name] <= limit:
             raise CorruptState(f"The manifest's {name} is not an integer in 0..{limit}.")
     manifest = Manifest(**(values | {"parts": tuple(parts)}))
@@ -234,9 +241,12 @@ def _validated(values: object) -> Manifest:
     return manifest
 
 
-def _check_indices(manifest: Manifest, frame: Tensor, patch: Tensor) -> None:
-    """Raises CorruptState where a token names a frame or a patch that is not there: it would end a request later."""
-    patches = manifest.grid_rows * manifest.grid_columns
-    for name, index, count in (("frame", frame, manifest.frames), ("patch", patch, patches)):
-        if bool(((index < -1) | (index >= count)).any()):
-            raise CorruptState(f"A token names a {name} outside -1..{count - 1}.")
+def _check_indices(view: Tensor, patch: Tensor, view_grid: Tensor) -> None:
+    """Raises CorruptState where a token names a view or a patch that is not there: it would end a request later."""
+    if bool(((view < -1) | (view >= len(view_grid))).any()):
+        raise CorruptState(f"A token names a view outside -1..{len(view_grid) - 1}.")
+    if bool(((view_grid < 1) | (view_grid > _MAX_GRID)).any()):
+        raise CorruptState(f"A view's grid is outside 1..{_MAX_GRID}.")
+    patches = torch.where(view < 0, 0, view_grid.prod(dim=1)[view.clamp_min(0)]) if len(view_grid) else 0
+    if bool(((patch < -1) | (patch >= patches)).any()):
+        raise CorruptState("A token names a patch outside its view's grid.")

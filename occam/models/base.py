@@ -7,10 +7,11 @@ from torch import Tensor
 
 from occam.calibration import Calibration
 from occam.config import RegisterMode, RegisterPlacement
-from occam.models.clip_tower import TowerOutput
 from occam.models.decoder import Decoder
-from occam.registers import WatchedTower
-from occam.types import FrameBatch
+from occam.models.prompt import Prompt
+from occam.registers import Neuron, TowerTrace
+from occam.tensors import MediaTokens
+from occam.types import FrameBatch, MediaKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +19,8 @@ class ModelInfo:
     """What users and caches need to know of a loaded model.
 
     digest: SHA-256 of the weights; text_digest: SHA-256 of tokenizer and template; frames: sampled by default
-    grid: patch rows and columns of a frame; layers: decoder depth; max_positions: length of an unpruned conversation
+    media: what it takes; group: frames that the tower takes together; layers: decoder depth; cut: the paper's, where it
+    names one for the family; max_positions: length of an unpruned conversation
     calibration: None where no artefact was found
     """
 
@@ -28,9 +30,11 @@ class ModelInfo:
     text_digest: str
     preprocessing: str
     frames: int
-    grid: tuple[int, int]
+    media: tuple[MediaKind, ...]
     layers: int
+    cut: int
     max_positions: int
+    group: int = 1
     calibration: Calibration | None = None
 
     @property
@@ -39,8 +43,24 @@ class ModelInfo:
         return self.calibration is not None
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TowerOutput:
+    """What a vision tower gives for one chunk of V views of P patches (for towers that merge patches, merged ones).
+
+    scores: float32 [V, P], stage I's; register_scores: float32 [V], None without a register token
+    features, register: the adapter's own, for its `compose`; planes, register_planes: the same for DeepStack levels
+    """
+
+    scores: Tensor
+    register_scores: Tensor | None
+    features: Tensor
+    register: Tensor | None
+    planes: tuple[Tensor, ...] = ()
+    register_planes: tuple[Tensor, ...] = ()
+
+
 class VideoLM(Protocol):
-    """A video language model, opened at the places where pruning and caching need it.
+    """A video or image language model, opened at the places where pruning and caching need it.
 
     The adapter owns the decoder's layer loop (`decoder.run_layers` is the only primitive) and the prompt template.
     """
@@ -56,53 +76,22 @@ class VideoLM(Protocol):
         ...
 
     @property
-    def tower(self) -> WatchedTower:
-        """The vision tower, for the search for register neurons."""
+    def prompt(self) -> Prompt:
+        """Texts to token ids, as the family's template wants them."""
         ...
 
     def calibrated(self, calibration: Calibration) -> "VideoLM":
         """The same model with this calibration, its register neurons installed."""
         ...
 
-    def preprocess(self, frames: FrameBatch) -> Tensor:
-        """Pixels [T, 3, H, W] in the model's dtype, equal to the stock processor's."""
+    def encode(self, media: FrameBatch, register: RegisterMode | None, placement: RegisterPlacement) -> TowerOutput:
+        """Preprocess one chunk as the stock processor does, and run the tower; InvalidInput for a kind it has not."""
         ...
 
-    def encode(self, pixels: Tensor, register: RegisterMode | None, placement: RegisterPlacement) -> TowerOutput:
-        """Tower features and scores of one chunk."""
+    def compose(self, media: FrameBatch, output: TowerOutput, keep_VP: Tensor, keep_cls: bool) -> MediaTokens:
+        """What the language model gets of a chunk: the patches of bool `keep_VP`, projected, and their markers."""
         ...
 
-    def project(self, features: Tensor) -> Tensor:
-        """Tower features [..., C_vision] into the language model's space [..., C]."""
-        ...
-
-    def prefix_ids(self, system: str) -> list[int]:
-        """Token ids in front of the media of a conversation."""
-        ...
-
-    def turn_ids(self, question: str, first: bool) -> tuple[list[int], tuple[int, int]]:
-        """Token ids behind the media (first turn) or the last turn; and where in them the question itself stands."""
-        ...
-
-    def answer_ids(self, answer: str) -> list[int]:
-        """Token ids of an answer's text, as they follow the generation prompt."""
-        ...
-
-    @property
-    def frame_size(self) -> int:
-        """Edge in pixels of the square the model sees of a frame."""
-        ...
-
-    @property
-    def placeholder_id(self) -> int:
-        """The id that stands for a visual token."""
-        ...
-
-    @property
-    def end_id(self) -> int:
-        """The id that ends a turn."""
-        ...
-
-    def text(self, ids: list[int]) -> str:
-        """Plain text of generated ids, special tokens left out."""
+    def trace(self, media: FrameBatch, neurons: tuple[Neuron, ...] | None) -> TowerTrace:
+        """Run the tower with a trial set of register neurons and watch it; None runs without any register."""
         ...

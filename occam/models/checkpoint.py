@@ -2,11 +2,17 @@
 
 import hashlib
 from pathlib import Path
+from typing import TypeVar
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import PreTrainedModel
 
+from occam.config import EngineConfig
 from occam.errors import UnknownModel
+
+M = TypeVar("M", bound=PreTrainedModel)
 
 EMBEDDED = Path(__file__).parent / "tiny"
 TEXT_FILES = (
@@ -55,6 +61,13 @@ def weights_digest(directory: Path) -> str:
 def text_digest(directory: Path, template: str) -> str:
     """SHA-256 over the tokenizer's files and the prompt template."""
     return _digest([directory / name for name in TEXT_FILES if (directory / name).exists()], template.encode())
+
+
+def load_stock(cls: type[M], directory: Path, config: EngineConfig) -> M:
+    """A stock `transformers` model from safetensors (whole or sharded), frozen, on the configured device and dtype."""
+    model = cls.from_pretrained(directory, dtype=getattr(torch, config.dtype), attn_implementation="sdpa")
+    loaded: M = model.eval().requires_grad_(False).to(config.device)
+    return loaded
 
 
 def _digest(files: list[Path], more: bytes = b"") -> str:

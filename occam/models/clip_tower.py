@@ -4,30 +4,17 @@ Legend: F frames, N tokens of a frame (CLS, P patches, and the register last whe
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import CLIPVisionModel
+from transformers import CLIPVisionModel, PretrainedConfig
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from occam.config import RegisterMode, RegisterPlacement
+from occam.errors import InvalidInput
 from occam.models.attention_rows import attention_rows
+from occam.models.base import TowerOutput
 from occam.registers import Neuron, TowerTrace, shift_to_register, units_of
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class TowerOutput:
-    """What the tower gives for a chunk of frames.
-
-    features: [F, 1 + P, C], CLS first, at the feature layer; register: [F, C] or None
-    scores: float32 [F, P], CLS attention at the last block that ran; register_scores: float32 [F] or None
-    """
-
-    features: Tensor
-    register: Tensor | None
-    scores: Tensor
-    register_scores: Tensor | None
 
 
 class ClipTower:
@@ -38,20 +25,30 @@ class ClipTower:
 
     def __init__(self, vision: CLIPVisionModel, feature_layer: int, neurons: Sequence[Neuron] = ()) -> None:
         self.vision = vision
+        self.feature_layer = feature_layer
         layers = vision.encoder.layers
         count = feature_layer if feature_layer >= 0 else len(layers) + 1 + feature_layer
         self.blocks = list(layers)[:count]
         self.neurons = tuple(neurons)
 
-    @property
-    def patches(self) -> int:
-        """Patches of a frame."""
-        return int(self.vision.embeddings.num_patches)
+    @classmethod
+    def of(cls, vision: CLIPVisionModel, config: PretrainedConfig) -> "ClipTower":
+        """The tower of a LLaVA-style model; InvalidInput where it mixes several feature layers."""
+        if not isinstance(config.vision_feature_layer, int):
+            raise InvalidInput("Checkpoints that mix several vision feature layers are not supported.", "model")
+        return cls(vision, config.vision_feature_layer)
+
+    def with_neurons(self, neurons: Sequence[Neuron]) -> "ClipTower":
+        """The same tower with these register neurons."""
+        return ClipTower(self.vision, self.feature_layer, neurons)
 
     def encode(
         self, pixels: Tensor, register: RegisterMode | None, placement: RegisterPlacement = "after_norm"
     ) -> TowerOutput:
-        """Features and CLS scores of `pixels` [F, 3, H, W]; without register the stock features."""
+        """Features [F, 1 + P, C] (CLS first), register [F, C] and CLS scores of `pixels` [F, 3, H, W].
+
+        Features are those of the feature layer, scores the CLS row of the last block that ran.
+        """
         with_register = register in ("neurons", "zero_token")
         neurons = self.neurons if register == "neurons" else ()
         hidden = self._embed(pixels, placement if with_register else None)
@@ -106,5 +103,5 @@ def _run_block(block: CLIPEncoderLayer, hidden: Tensor, register_units: Sequence
     hidden = hidden + block.self_attn(block.layer_norm1(hidden), attention_mask=None)[0]
     mlp = block.mlp.activation_fn(block.mlp.fc1(block.layer_norm2(hidden)))
     if register_units:
-        mlp = shift_to_register(mlp, register_units)
+        mlp = shift_to_register(mlp, register_units, first=1)
     return hidden + block.mlp.fc2(mlp), mlp

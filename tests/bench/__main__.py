@@ -42,7 +42,7 @@ def main() -> None:
     args = parser.parse_args()
     engine = Engine.load(EngineConfig(model=args.model, device=args.device, dtype=args.dtype, chunk_frames=8))
     sampling = SamplingParams(max_new_tokens=args.new_tokens)
-    frames = noise(engine.info.frames, engine.lm.frame_size)
+    frames = noise(engine.info.frames, engine.lm.pixels.crop)
     rows = {"stock transformers, whole prompt": stock(engine, frames, args.new_tokens)}
     for pruning in (NoPruning(), engine.pruning()):
         rows |= ours(engine, frames, pruning, sampling)
@@ -63,16 +63,16 @@ def noise(count: int, size: int) -> FrameBatch:
 
 def stock(engine: Engine, frames: FrameBatch, new_tokens: int) -> Callable[[], object]:
     """The rival: preprocess, tower, prompt and decoding by the stock class."""
-    lm, model = engine.lm, engine.lm.model  # type: ignore[attr-defined]
-    tokens = len(frames) * (1 + engine.info.grid[0] * engine.info.grid[1])
-    suffix, _ = lm.turn_ids(QUESTION, first=True)
-    ids = torch.tensor([[*lm.prefix_ids(""), *[lm.placeholder_id] * tokens, *suffix]], device=model.device)
+    lm, model = engine.lm, engine.lm.model
+    state = state_of(engine, frames, NoPruning())
+    suffix, _ = lm.prompt.turn_ids(QUESTION, first=True)
+    ids = torch.tensor([[*state.ids.tolist(), *suffix]], device=model.device)
 
     def run() -> object:
         return model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            pixel_values_videos=lm.preprocess(frames)[None],
+            pixel_values_videos=lm.pixels(frames.frames)[None].to(model.device, model.dtype),
             max_new_tokens=new_tokens,
             do_sample=False,
         )

@@ -14,7 +14,7 @@ import torch
 from occam.engine.engine import Engine
 from tests.parity.checkpoint import NEURONS, random_frames
 from tests.parity.harness import QUESTIONS, ask, build, load, pruning_of
-from tests.parity.oracle_tower import Rule
+from tests.parity.oracle import Rule
 from tests.parity.resume import everything, key_of, store
 from tests.redis_server import RedisServer
 
@@ -78,7 +78,7 @@ def test_other_chunks_agree_with_equal_kept_sets(engine: Engine) -> None:
     replies = ask(engine, whole, QUESTIONS, PRUNING, STEPS)
     for chunk_frames in (1, 3):
         state = build(engine, FRAMES, PRUNING, chunk_frames)
-        for name in ("ids", "positions", "frame", "patch"):
+        for name in ("ids", "positions", "view", "patch"):
             assert torch.equal(getattr(state, name), getattr(whole, name))
         for name in ("keys", "values", "hidden", "register_sum"):
             torch.testing.assert_close(getattr(state, name), getattr(whole, name), atol=1e-5, rtol=1e-5)

@@ -50,7 +50,7 @@ async def fails_within(seconds: float, call: Callable[[], Awaitable[object]]) ->
 @pytest.mark.parametrize("tokens", [0, 40])
 def test_round_trip_is_bitwise(redis_server: RedisServer, small_parts: None, dtype: torch.dtype, tokens: int) -> None:
     async def test() -> None:
-        state = make_state(tokens=tokens, frames=min(tokens, 2), dtype=dtype)
+        state = make_state(tokens=tokens, views=min(tokens, 2), dtype=dtype)
         async with opened(redis_server.url) as store:
             assert await store.get(KEY) is None
             assert await store.put(KEY, state)

@@ -5,7 +5,7 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from occam.models.clip_tower import ClipTower
-from occam.registers import effective_tokens, find_register_neurons, outlier_patches, shift_to_register
+from occam.registers import Watch, effective_tokens, find_register_neurons, outlier_patches, shift_to_register
 
 PLANTED = ((1, 7), (1, 30))
 BRIGHT = 5
@@ -47,8 +47,13 @@ def pixels(frames: int, seed: int = 1) -> torch.Tensor:
     return images
 
 
+def watch(watched: ClipTower, pixels: torch.Tensor) -> Watch:
+    """In batches of two frames, as a large tower has to be watched."""
+    return lambda neurons: (watched.trace(batch, neurons) for batch in pixels.split(2))
+
+
 def test_the_finder_returns_exactly_the_planted_neurons() -> None:
-    report = find_register_neurons(tower(planted=True), pixels(6), start=2, step=2)
+    report = find_register_neurons(watch(tower(planted=True), pixels(6)), start=2, step=2)
     assert set(report.neurons) == set(PLANTED)
     assert report.accepted
     assert report.largest_norm_before > 1 >= report.largest_norm_after
@@ -58,7 +63,7 @@ def test_the_finder_returns_exactly_the_planted_neurons() -> None:
 
 def test_a_tower_without_outliers_gets_an_empty_report_that_is_not_accepted() -> None:
     torch.manual_seed(0)
-    report = find_register_neurons(tower(planted=False), torch.randn(4, 3, 20, 20) * 0.1)
+    report = find_register_neurons(watch(tower(planted=False), torch.randn(4, 3, 20, 20) * 0.1))
     assert report.neurons == ()
     assert not report.accepted
 
@@ -74,7 +79,7 @@ def test_the_largest_activation_is_taken_per_neuron_and_per_frame_and_cls_is_unt
     hidden = torch.tensor(
         [[[9.0, 9.0], [1.0, 2.0], [3.0, 0.5], [0.0, 0.0]], [[8.0, 8.0], [5.0, 4.0], [6.0, 7.0], [0.0, 0.0]]]
     )
-    shifted = shift_to_register(hidden, [1])
+    shifted = shift_to_register(hidden, [1], first=1)
     assert shifted[:, -1].tolist() == [[0.0, 2.0], [0.0, 7.0]]
     assert shifted[:, 1:-1, 1].abs().sum() == 0
     assert torch.equal(shifted[:, 0], hidden[:, 0])

@@ -20,7 +20,9 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 @given(
     seed=st.integers(0, 2**31),
     tokens=st.integers(0, 9),
-    frames=st.integers(0, 3),
+    views=st.integers(0, 3),
+    levels=st.integers(0, 3),
+    planes=st.integers(0, 2),
     layers=st.integers(0, 3),
     head_dim=st.integers(1, 5),
     axes=st.sampled_from([1, 3]),
@@ -77,7 +79,7 @@ def test_encoding_is_deterministic() -> None:
 
 
 def test_every_flipped_bit_is_detected() -> None:
-    manifest, (part,) = encode(make_state(tokens=1, frames=1, layers=1, heads=1, head_dim=1, width=1))
+    manifest, (part,) = encode(make_state(tokens=1, views=1, layers=1, heads=1, head_dim=1, width=1))
     raw = manifest.to_bytes()
     for index in range(len(raw)):
         for bit in range(8):
@@ -99,10 +101,10 @@ def test_bytes_of_any_kind_are_not_a_manifest(raw: bytes) -> None:
 
 HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "not an object": lambda m: [m],
-    "another version": lambda m: m | {"version": 2},
+    "another version": lambda m: m | {"version": 1},
     "a version that only equals": lambda m: m | {"version": True},
     "a field too many": lambda m: m | {"pickle": "gASV"},
-    "a field too few": lambda m: {name: value for name, value in m.items() if name != "frames"},
+    "a field too few": lambda m: {name: value for name, value in m.items() if name != "views"},
     "negative": lambda m: m | {"tokens": -1},
     "huge": lambda m: m | {"tokens": 2**62},
     "more tokens than bytes": lambda m: m | {"tokens": 2**39},
@@ -137,12 +139,21 @@ def test_json_that_wears_a_parser_out_is_refused(body: bytes) -> None:
         Manifest.from_bytes(_sealed(body))
 
 
-def test_a_token_of_a_frame_or_patch_that_is_not_there_is_refused() -> None:
-    for name, value in (("frame", 2), ("frame", -2), ("patch", 6), ("patch", -2)):
+def test_a_token_of_a_view_or_patch_that_is_not_there_is_refused() -> None:
+    for name, value in (("view", 2), ("view", -2), ("patch", 6), ("patch", -2)):
         state = make_state()
+        state.view[1] = 0
         getattr(state, name)[1] = value
         with pytest.raises(CorruptState, match=name):
             decode(*encode(state))
+
+
+def test_a_view_without_patches_or_with_too_many_is_refused() -> None:
+    for rows in (0, -1, 2**40):
+        state = make_state()
+        grid = torch.tensor([[2, 3], [rows, 3]])
+        with pytest.raises(CorruptState, match="grid"):
+            decode(*encode(type(state)(**{**vars(state), "view_grid": grid})))
 
 
 def test_a_state_that_the_format_cannot_hold_is_our_own_mistake() -> None:

@@ -19,7 +19,7 @@ OTHERS = {
     "frame_indices": (0, 3, 8),
     "decode_backend": "decord 0.6.1",
     "tenant_salt": "u",
-    "codec_version": 2,
+    "codec_version": 1,
 }
 facts = st.dictionaries(st.text(max_size=3), st.one_of(st.text(max_size=3), st.integers(), st.floats(), st.booleans()))
 

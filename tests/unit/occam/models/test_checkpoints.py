@@ -83,6 +83,6 @@ def test_an_unknown_family_and_an_unknown_name_say_so(tmp_path: Path, monkeypatc
 def test_control_tokens_in_a_text_are_refused(checkpoint: Path, token: str) -> None:
     lm = load_model(EngineConfig(model=str(checkpoint)))
     with pytest.raises(InvalidInput, match=f"question contains {token}"):
-        lm.turn_ids(f"what {token} is", first=True)
+        lm.prompt.turn_ids(f"what {token} is", first=True)
     with pytest.raises(InvalidInput, match=f"system contains {token}"):
-        lm.prefix_ids(token)
+        lm.prompt.prefix_ids(token)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from occam.config import OccamToken
-from occam.pruning.compact import compact_frames
+from occam.models.compact import compact_frames
 from occam.pruning.occam_token import OccamTokenStrategy, frame_mask, question_mask
 from occam.pruning.strategy import TextEvidence
 
@@ -68,7 +68,7 @@ def test_kept_tokens_keep_the_position_they_have_in_the_stock_sequence(keep_cls:
     assert kept.features.squeeze(1).tolist() == kept.offsets.tolist()
     expected = [1, 4, 12, 13] if not keep_cls else [0, 1, 4, 5, 10, 12, 13]
     assert kept.offsets.tolist() == expected
-    assert kept.frame.tolist() == [offset // 5 for offset in expected]
+    assert kept.view.tolist() == [offset // 5 for offset in expected]
     assert kept.patch.tolist() == [offset % 5 - 1 for offset in expected]
 
 

@@ -13,12 +13,12 @@ from torch import Tensor
 class KeptTokens:
     """Tower features that go on to the projector, in the stock model's order.
 
-    features: [N, C]; offsets: int64 [N], position in the unpruned chunk; frame: int64 [N]; patch: int64 [N], -1 for CLS
+    features: [N, C]; offsets: int64 [N], position in the unpruned chunk; view: int64 [N]; patch: int64 [N], -1 for CLS
     """
 
     features: Tensor
     offsets: Tensor
-    frame: Tensor
+    view: Tensor
     patch: Tensor
 
 
@@ -34,6 +34,6 @@ def compact_frames(features_FNC: Tensor, keep_FP: Tensor, keep_cls: bool) -> Kep
     return KeptTokens(
         features=features_FNC.flatten(0, 1)[offsets],
         offsets=offsets,
-        frame=offsets // tokens,
+        view=offsets // tokens,
         patch=offsets % tokens - 1,
     )

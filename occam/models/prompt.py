@@ -1,0 +1,116 @@
+"""A family's prompt template as token ids: what stands before the media, behind them, and between turns."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from occam.errors import InvalidInput
+from occam.models.checkpoint import text_digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """The literal texts of a template, media first in the first turn.
+
+    opening(system): everything before the media; question: between media and question; generation: behind a question
+    answer: between that and an answer's text; following: between the end of an answer and the next question
+    end: the token that ends an answer
+    """
+
+    opening: Callable[[str], str]
+    question: str
+    generation: str
+    answer: str
+    following: str
+    end: str
+
+    @property
+    def digest_text(self) -> str:
+        """What the cache key needs to know of the template."""
+        texts = (self.opening("system"), self.question, self.generation, self.answer, self.following, self.end)
+        return "\0".join(texts)
+
+
+VICUNA = Format(
+    opening=lambda system: f"{system} USER: " if system else "USER: ",
+    question="\n",
+    generation=" ASSISTANT:",
+    answer=" ",
+    following="USER: ",
+    end="</s>",
+)
+"""`USER: <media>\\n{question} ASSISTANT: {answer}</s>USER: ...`, of Video-LLaVA, LLaVA-1.5 and vicuna LLaVA-NeXT."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A tokenizer and its template; `placeholder` is the token that stands for visual tokens."""
+
+    tokenizer: PreTrainedTokenizerBase
+    format: Format
+    placeholder: str
+
+    def digest(self, directory: Path) -> str:
+        """SHA-256 over the checkpoint's tokenizer files and the template."""
+        return text_digest(directory, self.format.digest_text)
+
+    @property
+    def placeholder_id(self) -> int:
+        """The id that stands for a visual token."""
+        return self._id(self.placeholder)
+
+    @property
+    def end_id(self) -> int:
+        """The id that ends a turn."""
+        return self._id(self.format.end)
+
+    def prefix_ids(self, system: str) -> list[int]:
+        """Ids in front of the media of a conversation; BOS where the tokenizer adds one."""
+        self._refuse_control_tokens(system, "system")
+        ids: list[int] = self.tokenizer.encode(self.format.opening(system) + self.placeholder)
+        return ids[: ids.index(self.placeholder_id)]
+
+    def turn_ids(self, question: str, first: bool) -> tuple[list[int], tuple[int, int]]:
+        """Ids behind the media (first turn) or the last turn's end, and the span of the question itself in them."""
+        self._refuse_control_tokens(question, "question")
+        anchor, before = (self.placeholder, self.format.question) if first else (self.format.end, self.format.following)
+        ids = self.behind(anchor, before + question + self.format.generation)
+        start = _common_prefix(ids, self.behind(anchor, before))
+        generation = self.tokenizer.encode(self.format.generation, add_special_tokens=False)
+        stop = len(ids) - _common_prefix(ids[::-1], generation[::-1])
+        return ids, (min(start, stop), stop)
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Ids of an answer's text, as they follow the generation prompt."""
+        prompt = self.tokenizer.encode(self.format.generation, add_special_tokens=False)
+        whole = self.format.generation + self.format.answer + answer
+        return list(self.tokenizer.encode(whole, add_special_tokens=False)[len(prompt) :])
+
+    def behind(self, anchor: str, text: str) -> list[int]:
+        """Ids of `text` as it is tokenized behind the special token `anchor`."""
+        ids: list[int] = self.tokenizer.encode(anchor + text, add_special_tokens=False)
+        return ids[ids.index(self._id(anchor)) + 1 :]
+
+    def text(self, ids: list[int]) -> str:
+        """Plain text of generated ids, special tokens left out."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+    def _id(self, token: str) -> int:
+        return int(self.tokenizer.convert_tokens_to_ids(token))
+
+    def _refuse_control_tokens(self, text: str, param: str) -> None:
+        """A placeholder or an end of turn inside a text would be taken for a real one."""
+        for token in self.tokenizer.added_tokens_decoder.values():
+            if token.special and str(token) in text:
+                raise InvalidInput(f"The {param} contains {token}, which is the model's own control token.", param)
+
+
+def _common_prefix(left: list[int], right: list[int]) -> int:
+    count = 0
+    for a, b in zip(left, right, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
