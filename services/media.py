@@ -17,7 +17,7 @@ from pipelines.ingest.decode import FrameStream, route
 from pipelines.ingest.limits import Limits
 from pipelines.ingest.probe import VideoFacts, probe
 from pipelines.ingest.sample import Sampling, sample
-from pipelines.ingest.source import LocalVideo, SourcePolicy, fetch, open_local
+from pipelines.ingest.source import LocalFile, SourcePolicy, fetch, open_local
 from services.messages import DecodedChunk, Described, FrameChoice, Video
 from services.settings import Settings
 
@@ -27,7 +27,7 @@ _REMEMBERED = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class _Known:
-    local: LocalVideo
+    local: LocalFile
     facts: VideoFacts
 
 
@@ -115,7 +115,7 @@ class LocalMedia:
             StageStats(stage="probe", started_s=fetched, ended_s=time.monotonic()),
         )
 
-    async def _local(self, url: str, digest: str | None) -> LocalVideo:
+    async def _local(self, url: str, digest: str | None) -> LocalFile:
         """The copy that is here, or a fresh one; SourceUnavailable if its bytes are not those of `digest`."""
         if digest is not None and self._path(digest).exists():
             return await asyncio.to_thread(open_local, self._path(digest), self._limits)
