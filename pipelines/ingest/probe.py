@@ -124,4 +124,3 @@ def _typed(fields: dict[str, Any]) -> dict[str, Any]:
     if max(*map(abs, numbers.values()), base.numerator, base.denominator) > _MAX_UNITS:
         raise ValueError("a number is out of all proportion")
     return {**numbers, **names, "time_base": base, "plain": bool(fields["plain"])}
-

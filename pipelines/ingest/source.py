@@ -55,7 +55,7 @@ class SourcePolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalFile:
-    """A video or image that may be decoded: its path, SHA-256 (hex) and size, and the reader its first bytes call for."""
+    """A video or image on this disk: its path, SHA-256 (hex) and size, and the reader that its first bytes call for."""
 
     path: Path
     digest: str

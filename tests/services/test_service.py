@@ -17,7 +17,7 @@ from ray import serve
 from occam.config import SamplingParams
 from services.app import APP_NAME
 from services.launch import running
-from services.messages import Ask, FrameChoice, PruningChoice
+from services.messages import Ask, FrameChoice, PruningChoice, Source
 from services.settings import Settings
 from tests.fakes import FakeEngine, FakeMedia
 
@@ -83,9 +83,11 @@ def test_encoding_begins_before_decoding_ends(base_url: str) -> None:
     """Between the processes of the decoder and a worker: a chunk is encoded before the next is decoded."""
     decoder = serve.get_deployment_handle("decoder", APP_NAME)
     worker = serve.get_deployment_handle(f"worker-{MODEL}", APP_NAME).options(stream=True)
-    described = decoder.describe.remote("fake://overlap?delay=0.2", FrameChoice(), 8, None).result()
+    described = decoder.describe.remote(
+        Source(url="fake://overlap?delay=0.2", kind="video"), FrameChoice(), 8, None
+    ).result()
     ask = Ask(
-        video=described.video,
+        media=(described.medium,),
         pruning=PruningChoice(),
         system="",
         turns=(),
