@@ -110,7 +110,20 @@ class ChatRequest(BaseModel):
                         }
                     ],
                     "occam": {"strategy": "occam", "evidence": True},
-                }
+                },
+                {
+                    "model": "qwen3-vl",
+                    "messages": [
+                        {
+                            "role": "user",
+                            "content": [
+                                {"type": "image_url", "image_url": {"url": "https://example.org/before.jpg"}},
+                                {"type": "image_url", "image_url": {"url": "https://example.org/after.jpg"}},
+                                {"type": "text", "text": "What has changed?"},
+                            ],
+                        }
+                    ],
+                },
             ]
         }
     )

@@ -15,9 +15,10 @@ from occam.errors import SourceUnavailable
 from occam.stats import StageStats
 from pipelines.ingest.decode import FrameStream, route
 from pipelines.ingest.limits import Limits
+from pipelines.ingest.policy import SourcePolicy
 from pipelines.ingest.probe import VideoFacts, probe
 from pipelines.ingest.sample import Sampling, sample
-from pipelines.ingest.source import LocalFile, SourcePolicy, fetch, open_local
+from pipelines.ingest.source import LocalFile, fetch, open_local
 from services.messages import DecodedChunk, Described, FrameChoice, Medium, Source
 from services.settings import Settings
 

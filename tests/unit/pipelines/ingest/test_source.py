@@ -12,7 +12,8 @@ import pytest
 
 from occam.errors import ForbiddenSource, OccamError, SourceUnavailable, UnsupportedVideo, VideoTooLarge
 from pipelines.ingest.limits import Limits
-from pipelines.ingest.source import LocalFile, SourcePolicy, fetch, open_local
+from pipelines.ingest.policy import SourcePolicy
+from pipelines.ingest.source import LocalFile, fetch, open_local
 
 GIF = b"GIF89a" + bytes(5000)
 FORBIDDEN = """
