@@ -43,7 +43,9 @@ class Ingress:
         self._videos = Videos(self._state, self._conversations, decoder, workers)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        api = FastAPI(title="Occam", version="1", description="Questions about videos, answered from pruned tokens.")
+        api = FastAPI(
+            title="Occam", version="1", description="Questions about videos and images, answered from pruned tokens."
+        )
         api.add_middleware(Ledger)
         problems.install(api)
         add_video_routes(api, self._videos, self._conversations)
@@ -100,7 +102,7 @@ def add_chat_routes(api: FastAPI, conversations: Conversations) -> None:
 
     @api.post("/v1/chat/completions", response_model=None, responses={**_ERRORS, 200: _CHAT}, tags=["chat"])
     async def chat(body: ChatRequest, request: Request) -> Response | dict[str, Any]:
-        """Chat about a video, as OpenAI's clients do it; `occam` in request and answer is this service's extension."""
+        """Chat about a video or images, as OpenAI's clients do it; `occam` in request and answer is our extension."""
         pieces = conversations.answer(body.question())
         if body.stream:
             return await events.respond(request, events.chat_events(pieces, body))

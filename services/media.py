@@ -1,4 +1,4 @@
-"""Videos on this node: fetched under guard, kept by digest, probed once, decoded in a child process."""
+"""Videos and images on this node: fetched under guard, kept by digest, probed once, decoded in a child process."""
 
 import asyncio
 import time
@@ -15,24 +15,25 @@ from occam.errors import SourceUnavailable
 from occam.stats import StageStats
 from pipelines.ingest.decode import FrameStream, route
 from pipelines.ingest.limits import Limits
+from pipelines.ingest.policy import SourcePolicy
 from pipelines.ingest.probe import VideoFacts, probe
 from pipelines.ingest.sample import Sampling, sample
-from pipelines.ingest.source import LocalVideo, SourcePolicy, fetch, open_local
-from services.messages import DecodedChunk, Described, FrameChoice, Video
+from pipelines.ingest.source import LocalFile, fetch, open_local
+from services.messages import DecodedChunk, Described, FrameChoice, Medium, Source
 from services.settings import Settings
 
-_PACKAGES = {"decord": "decord", "pyav": "av"}
+_PACKAGES = {"decord": "decord", "pyav": "av", "pillow": "pillow"}
 _REMEMBERED = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Known:
-    local: LocalVideo
+    local: LocalFile
     facts: VideoFacts
 
 
 class LocalMedia:
-    """The media of one node's decoder, in `videos/` under the service's directory."""
+    """The media of one node's decoder, in `media/` under the service's directory."""
 
     def __init__(self, settings: Settings) -> None:
         self._limits = limits_of(settings)
@@ -43,13 +44,13 @@ class LocalMedia:
         )
         self._deadline_s = settings.deadline_s
         self._cache_bytes = settings.video_cache_bytes
-        self._directory = Path(settings.directory, "videos")
+        self._directory = Path(settings.directory, "media")
         self._directory.mkdir(parents=True, exist_ok=True)
         self._known: OrderedDict[str, _Known] = OrderedDict()
 
-    async def describe(self, url: str, choice: FrameChoice, frames: int, digest: str | None) -> Described:
+    async def describe(self, source: Source, choice: FrameChoice, frames: int, digest: str | None) -> Described:
         """See `services.decoder.Media`."""
-        known, stats = await self._open(url, digest)
+        known, stats = await self._open(source, digest)
         facts = known.facts
         sampling = Sampling(
             frames=None if choice.fps else frames,
@@ -60,8 +61,9 @@ class LocalMedia:
         )
         indices = sample(facts.pts_seconds, sampling)
         backend = route(known.local, facts)
-        video = Video(
-            url=url,
+        medium = Medium(
+            kind=known.local.kind,
+            url=source.address,
             digest=known.local.digest,
             duration_s=facts.duration_s,
             frames=len(facts),
@@ -69,15 +71,15 @@ class LocalMedia:
             seconds=min(choice.end_s or facts.duration_s, facts.duration_s) - (choice.start_s or 0.0),
             decoder=f"{backend} {version(_PACKAGES[backend])}",
         )
-        return Described(video=video, stats=stats)
+        return Described(medium=medium, stats=stats)
 
-    async def decode(self, video: Video, chunk_frames: int) -> AsyncGenerator[DecodedChunk]:
+    async def decode(self, medium: Medium, chunk_frames: int) -> AsyncGenerator[DecodedChunk]:
         """See `services.decoder.Media`."""
-        known, _ = await self._open(video.url, video.digest)
+        known, _ = await self._open(Source(url=medium.url, kind=medium.kind), medium.digest)
         stream = FrameStream(
             known.local,
             known.facts,
-            np.array(video.indices),
+            np.array(medium.indices),
             self._limits,
             chunk_frames=chunk_frames,
             deadline_s=self._deadline_s,
@@ -97,14 +99,14 @@ class LocalMedia:
         self._known.pop(digest, None)
         self._path(digest).unlink(missing_ok=True)
 
-    async def _open(self, url: str, digest: str | None) -> tuple[_Known, tuple[StageStats, ...]]:
+    async def _open(self, source: Source, digest: str | None) -> tuple[_Known, tuple[StageStats, ...]]:
         """The local copy and its facts; fetched if its bytes are not here, probed if nobody has yet."""
         known = self._known.get(digest or "")
         if known is not None and known.local.path.exists():
             self._known.move_to_end(known.local.digest)
             return known, ()
         started = time.monotonic()
-        local = await self._local(url, digest)
+        local = await self._local(source, digest)
         fetched = time.monotonic()
         facts = await asyncio.to_thread(probe, local, self._limits)
         known = self._known[local.digest] = _Known(local=local, facts=facts)
@@ -115,14 +117,17 @@ class LocalMedia:
             StageStats(stage="probe", started_s=fetched, ended_s=time.monotonic()),
         )
 
-    async def _local(self, url: str, digest: str | None) -> LocalVideo:
-        """The copy that is here, or a fresh one; SourceUnavailable if its bytes are not those of `digest`."""
+    async def _local(self, source: Source, digest: str | None) -> LocalFile:
+        """The copy that is here, or a fresh one; SourceUnavailable if the bytes of `digest` are not to be had."""
         if digest is not None and self._path(digest).exists():
             return await asyncio.to_thread(open_local, self._path(digest), self._limits)
+        if digest is not None and source.url.startswith("data:"):
+            # Its address is a digest by now: the bytes came once, with the request.
+            raise SourceUnavailable("The image came inside an earlier request and is not kept any more. Send it again.")
         with TemporaryDirectory(dir=self._directory) as scratch:
-            local = await fetch(url, self._policy, self._limits, Path(scratch))
+            local = await fetch(source.url, self._policy, self._limits, Path(scratch), kind=source.kind)
             if digest not in (None, local.digest):
-                raise SourceUnavailable("The address gives another video now than when it was first fetched.", "url")
+                raise SourceUnavailable("The address gives another file now than when it was first fetched.", "url")
             if local.path.is_relative_to(scratch):
                 local = replace(local, path=local.path.rename(self._path(local.digest)))
         self._trim(local.path)
@@ -144,11 +149,13 @@ class LocalMedia:
 
 
 def limits_of(settings: Settings) -> Limits:
-    """The limits that the settings put on a video."""
+    """The limits that the settings put on a video or image."""
     return Limits(
         max_bytes=settings.max_video_bytes,
         max_seconds=settings.max_video_seconds,
         max_pixels=settings.max_video_pixels,
+        max_image_bytes=settings.max_image_bytes,
+        max_image_pixels=settings.max_image_pixels,
         max_frames=settings.max_video_frames,
         total_s=settings.deadline_s,
     )

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from occam.types import MediaKind
 from services.messages import FrameChoice, PruningChoice, ServedModel
 from services.records import VideoRecord
 
@@ -47,7 +48,9 @@ class QueryRequest(Options):
     )
 
     question: str = Field(min_length=1, max_length=8192)
-    model: str | None = Field(default=None, description="One of `GET /v1/models`; the first one if left out.")
+    model: str | None = Field(
+        default=None, description="One of `GET /v1/models`; the first one that takes videos if left out."
+    )
     max_tokens: int = Field(default=64, ge=1, le=4096)
     temperature: float = Field(default=0.0, ge=0, le=2)
     seed: int = 0
@@ -98,7 +101,8 @@ class ModelBody(BaseModel):
     owned_by: str = "occam"
     family: str
     digest: str = Field(description="SHA-256 of the weights.")
-    frames: int = Field(description="Frames sampled by default.")
+    media: list[MediaKind] = Field(description="What it takes: `video_url` parts, `image_url` parts, or both.")
+    frames: int = Field(description="Frames sampled by default of a video.")
     max_positions: int
     calibrated: bool = Field(description="Whether strategy `occam` can run.")
     defaults: dict[str, str | float | None] = Field(description="Pruning of questions that choose none.")
@@ -111,6 +115,7 @@ class ModelBody(BaseModel):
             id=name,
             family=served.family,
             digest=served.digest,
+            media=list(served.media),
             frames=served.frames,
             max_positions=served.max_positions,
             calibrated=served.calibrated,

@@ -9,7 +9,7 @@ from ray.serve.handle import DeploymentHandle
 from occam.errors import InvalidInput, OccamError
 from occam.kv.key import KVKey
 from services.conversations import Conversations
-from services.messages import FrameChoice
+from services.messages import FrameChoice, Source
 from services.records import VideoRecord
 from services.remote import broadcast, call
 from services.state import State, new_id
@@ -33,9 +33,9 @@ class Videos:
 
     async def add(self, url: str) -> VideoRecord:
         """Fetch and describe the video; its frames are encoded for the default model behind the answer's back."""
-        model = self._conversations.model(None)
-        described = await self._conversations.describe(model, url, FrameChoice())
-        record = VideoRecord(id=new_id("video"), video=described.video, status="processing")
+        model = await self._conversations.model(None, {"video"})
+        described = await self._conversations.describe(model, Source(url=url, kind="video"), FrameChoice())
+        record = VideoRecord(id=new_id("video"), video=described.medium, status="processing")
         await self._state.save_video(record)
         task = asyncio.create_task(self._warm(model, record))
         self._warming.add(task)

@@ -16,6 +16,7 @@ from occam.errors import UnsupportedVideo, VideoTooLarge
 _WORKERS = {
     "pyav": "pipelines.ingest.pyav_backend",
     "decord": "pipelines.ingest.decord_backend",
+    "pillow": "pipelines.ingest.pillow_backend",
     "self_test": "pipelines.ingest.self_test",
 }
 

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from occam.errors import UnsupportedVideo, VideoTooLarge
-from pipelines.ingest.limits import Limits
+from pipelines.ingest.limits import Limits, check_pixels
 from pipelines.ingest.process import Child, ChildDied
 from pipelines.ingest.sandbox import Sandbox
-from pipelines.ingest.source import LocalVideo
+from pipelines.ingest.source import LocalFile
 from pipelines.ingest.wire import Kind
 
 _LOG = logging.getLogger(__name__)
@@ -69,20 +69,24 @@ class VideoFacts:
         return len(self) / self.duration_s if self.duration_s > 0 else 0.0
 
 
-def probe(video: LocalVideo, limits: Limits, *, deadline_s: float = 30.0) -> VideoFacts:
-    """Read the timeline of the video's best video stream, and decode one frame.
+def probe(video: LocalFile, limits: Limits, *, deadline_s: float = 30.0) -> VideoFacts:
+    """Read the timeline of the video's best video stream, and decode one frame; an image is a video of one.
 
     Raises UnsupportedVideo, VideoTooLarge, DecodeTimeout.
     """
-    child = Child("pyav", video, limits, deadline_s, targets=[])
+    child = Child("pillow" if video.kind == "image" else "pyav", video, limits, deadline_s, targets=[])
     try:
         facts = _receive(child, limits)
     except ChildDied as death:
         _LOG.warning("probe: %s", death)
-        raise UnsupportedVideo("The video makes the decoder crash.") from None
+        raise UnsupportedVideo(f"The {video.kind} makes the decoder crash.") from None
     finally:
         child.close()
-    _check(facts, limits)
+    check_pixels(video.kind, facts.width, facts.height, limits.pixels_of(video.kind))
+    if facts.duration_s > limits.max_seconds:
+        raise VideoTooLarge(
+            f"The video lasts {facts.duration_s:.1f} s, longer than the limit of {limits.max_seconds:g} s."
+        )
     return facts
 
 
@@ -120,15 +124,3 @@ def _typed(fields: dict[str, Any]) -> dict[str, Any]:
     if max(*map(abs, numbers.values()), base.numerator, base.denominator) > _MAX_UNITS:
         raise ValueError("a number is out of all proportion")
     return {**numbers, **names, "time_base": base, "plain": bool(fields["plain"])}
-
-
-def _check(facts: VideoFacts, limits: Limits) -> None:
-    pixels = facts.width * facts.height
-    if pixels > limits.max_pixels:
-        raise VideoTooLarge(
-            f"A frame has {facts.width} x {facts.height} = {pixels} pixels, over the limit of {limits.max_pixels}."
-        )
-    if facts.duration_s > limits.max_seconds:
-        raise VideoTooLarge(
-            f"The video lasts {facts.duration_s:.1f} s, longer than the limit of {limits.max_seconds:g} s."
-        )

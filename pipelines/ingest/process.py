@@ -16,7 +16,7 @@ import numpy.typing as npt
 from occam.errors import DecodeTimeout, UnsupportedVideo, VideoTooLarge
 from pipelines.ingest.limits import Limits
 from pipelines.ingest.sandbox import Sandbox
-from pipelines.ingest.source import LocalVideo
+from pipelines.ingest.source import LocalFile
 from pipelines.ingest.wire import HEADER, MAX_TEXT_BYTES, BackendFailed, Kind
 
 _ROOT = Path(__file__).parents[2]
@@ -42,17 +42,19 @@ class Message(NamedTuple):
 
 
 class Child:
-    """A sandboxed process at work on one video.
+    """A sandboxed process at work on one video or image.
 
-    worker: `pyav`, `decord` or `self_test`
+    worker: `pyav`, `decord`, `pillow` or `self_test`
     budget_s: seconds that the child may keep its reader waiting, in all; then it is killed and DecodeTimeout raised
     """
 
-    def __init__(self, worker: str, video: LocalVideo, limits: Limits, budget_s: float, **job: Any) -> None:
+    def __init__(self, worker: str, video: LocalFile, limits: Limits, budget_s: float, **job: Any) -> None:
         self.sandbox: Sandbox | None = None
+        self._kind = video.kind
         self._budget_s = self.left_s = budget_s
-        job |= {"worker": worker, "path": str(video.path), "demuxer": video.demuxer}
+        job |= {"worker": worker, "path": str(video.path), "reader": video.reader}
         job |= {"memory_bytes": limits.memory_bytes, "max_frames": limits.max_frames}
+        job |= {"max_pixels": limits.pixels_of(video.kind)}
         job |= {"cpu_s": 2 * budget_s + 1}  # two decoding threads
         # Files and not pipes: a child that does not read, or says too much, cannot hold up its parent.
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
@@ -133,7 +135,7 @@ class Child:
             self.left_s -= time.monotonic() - began
             if not ready:
                 self.kill()
-                raise DecodeTimeout(f"The video was not decoded within {self._budget_s:g} s.")
+                raise DecodeTimeout(f"The {self._kind} was not decoded within {self._budget_s:g} s.")
             got = os.readv(self._pipe.fileno(), [view])
             if not got:
                 raise ChildDied(self._cause_of_death())

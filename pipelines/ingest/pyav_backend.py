@@ -45,7 +45,7 @@ def run(job: dict[str, Any]) -> None:
 
 
 def _open(job: dict[str, Any], **options: str) -> Any:
-    return av.open(f"file:{job['path']}", format=job["demuxer"], options={"protocol_whitelist": "file", **options})
+    return av.open(f"file:{job['path']}", format=job["reader"], options={"protocol_whitelist": "file", **options})
 
 
 def _video_stream(container: Any) -> Any:
@@ -64,13 +64,13 @@ def _probe(job: dict[str, Any]) -> None:
         base = stream.time_base
         origin = round(Fraction(container.start_time or 0, av.time_base) / base)
         rate = stream.average_rate
-        missing = stream.frames - len(packets) if job["demuxer"] == "mov" else 0
+        missing = stream.frames - len(packets) if job["reader"] == "mov" else 0
     edited = missing > 0 and _is_edited(job, len(packets) + missing)
     stamps, keys = _timeline(packets)
     last_duration = packets[-1].duration
-    if job["demuxer"] == "avi":
+    if job["reader"] == "avi":
         base, origin, stamps, last_duration = 1 / Fraction(rate), 0, list(range(len(stamps))), 1
-    if job["demuxer"] not in _SEEKABLE:
+    if job["reader"] not in _SEEKABLE:
         keys = stamps[:1]
     whole = not edited and len(stamps) == len(packets) and all(packet.shown for packet in packets)
     facts = {
@@ -88,7 +88,7 @@ def _packets(container: Any, stream: Any, job: dict[str, Any]) -> list[_Packet]:
     """All packets of the stream that carry a frame, in decoding order."""
     packets = []
     for packet in container.demux(stream):
-        stamp = packet.dts if job["demuxer"] == "avi" else packet.pts
+        stamp = packet.dts if job["reader"] == "avi" else packet.pts
         if packet.size and stamp is not None:
             packets.append(_Packet(stamp, packet.duration or 0, packet.is_keyframe, not packet.is_discard))
         if len(packets) > job["max_frames"]:
@@ -155,11 +155,11 @@ class _Walk:
     def __init__(self, container: Any, job: dict[str, Any]) -> None:
         self._container = container
         self._stream = _video_stream(container)
-        self._counted = job["demuxer"] == "avi"
+        self._counted = job["reader"] == "avi"
         self._start = job["start"]
         self._can_seek = True
         # A transport stream is searched by decoding time, which runs ahead of presentation: start a second early.
-        self._lead = round(1 / self._stream.time_base) if job["demuxer"] == "mpegts" else 0
+        self._lead = round(1 / self._stream.time_base) if job["reader"] == "mpegts" else 0
         self._frames = self._from_start()
 
     def at(self, targets: list[tuple[int, int, int]]) -> Iterator[tuple[int, Any]]:

@@ -340,10 +340,12 @@ def test_turns_of_one_session_do_not_run_side_by_side(play: Callable[..., None])
         ),
         (
             "/v1/chat/completions",
-            chat(("user", [{"type": "image_url", "image_url": {"url": "fake://i"}}, {"type": "text", "text": "?"}])),
+            chat(
+                ("user", [{"type": "image_url", "image_url": {"url": "fake://missing"}}, {"type": "text", "text": "?"}])
+            ),
             422,
             "invalid_input",
-            "messages",
+            "model",
         ),
         ("/v1/nothing", {}, 404, "not_found", None),
         ("/v1/models", {}, 405, "method_not_allowed", None),
@@ -409,7 +411,7 @@ def test_sessions_need_their_store(play: Callable[..., None], own_redis: RedisSe
 def test_models_and_the_document_describe_the_service(play: Callable[..., None]) -> None:
     async def scene(service: World) -> None:
         model = (await service.http.get("/v1/models")).json()["data"][0]
-        assert (model["id"], model["object"], model["frames"]) == (MODEL, "model", 8)
+        assert (model["id"], model["object"], model["frames"], model["media"]) == (MODEL, "model", 8, ["video"])
         assert model["defaults"] == {"strategy": "occam", "lambda1": 1.0, "lambda2": 1.0}
         document = (await service.http.get("/openapi.json")).json()
         routes = {

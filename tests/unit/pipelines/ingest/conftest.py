@@ -14,7 +14,7 @@ import pytest
 from pipelines.ingest.decode import FrameStream
 from pipelines.ingest.limits import Limits
 from pipelines.ingest.probe import VideoFacts, probe
-from pipelines.ingest.source import LocalVideo, open_local
+from pipelines.ingest.source import LocalFile, open_local
 
 FRAMES, RATE, BITS = 60, 25, 8
 
@@ -91,7 +91,7 @@ def limits() -> Limits:
 
 
 @pytest.fixture(scope="session")
-def local(limits: Limits) -> Callable[[Path], LocalVideo]:
+def local(limits: Limits) -> Callable[[Path], LocalFile]:
     return lambda path: open_local(path, limits)
 
 
@@ -100,7 +100,7 @@ def open_stream(limits: Limits) -> Callable[..., FrameStream]:
     """open_stream(path, indices, chunk_frames=2): probe, then start decoding."""
 
     @cache  # clips that many tests share are probed once
-    def look(path: Path) -> tuple[LocalVideo, VideoFacts]:
+    def look(path: Path) -> tuple[LocalFile, VideoFacts]:
         video = open_local(path, limits)
         return video, probe(video, limits)
 

@@ -21,7 +21,7 @@ from pipelines.ingest.decode import FrameStream, route
 from pipelines.ingest.limits import Limits
 from pipelines.ingest.probe import probe
 from pipelines.ingest.sample import Sampling, sample
-from pipelines.ingest.source import LocalVideo
+from pipelines.ingest.source import LocalFile
 
 X264_OPEN = {"x264-params": "open-gop=1:keyint=12:bframes=3:b-adapt=0:scenecut=0"}
 B_FRAMES = {"g": "12", "bf": "3"}
@@ -92,12 +92,12 @@ def test_an_edit_list_hides_frames(
 
 
 @pytest.mark.parametrize("name", ["b-frames.mp4", "b-frames.mkv", "b-frames.ts", "open.mp4", "open.mkv", "open.ts"])
-def test_seeking_saves_the_way(name: str, make_clip: Callable[..., Path], local: Callable[[Path], LocalVideo]) -> None:
+def test_seeking_saves_the_way(name: str, make_clip: Callable[..., Path], local: Callable[[Path], LocalFile]) -> None:
     codec, options, *_ = CLIPS[name]
     video = local(make_clip(name, codec, options, frames=250))
     facts = probe(video, Limits())
     stamp = int(facts.stamps[240])
-    job = {"start": int(facts.stamps[0]), "demuxer": video.demuxer}
+    job = {"start": int(facts.stamps[0]), "reader": video.reader}
     with av.open(str(video.path)) as container:
         walk = pyav_backend._Walk(container, job)
         walked = []
@@ -136,7 +136,7 @@ SHARED = {
 
 @pytest.mark.parametrize("name", SHARED)
 def test_real_clips_equal_a_sequential_decode(
-    name: str, shared_videos: Path, local: Callable[[Path], LocalVideo], limits: Limits
+    name: str, shared_videos: Path, local: Callable[[Path], LocalFile], limits: Limits
 ) -> None:
     backend, count = SHARED[name]
     video = local(shared_videos / name)
@@ -240,7 +240,7 @@ def test_a_stopped_child_is_killed_at_the_deadline(plain_clip: Path, open_stream
 
 def test_a_fifo_keeps_a_prober_waiting_no_longer_than_its_deadline(tmp_path: Path, limits: Limits) -> None:
     os.mkfifo(tmp_path / "fifo")
-    video = LocalVideo(path=tmp_path / "fifo", digest="", bytes=0, demuxer="mov")
+    video = LocalFile(path=tmp_path / "fifo", digest="", bytes=0, reader="mov")
     with pytest.raises(DecodeTimeout):
         probe(video, limits, deadline_s=1.0)
 
@@ -287,14 +287,14 @@ def test_closing_early_ends_the_iteration_and_the_child(
     ],
 )
 def test_limits_name_themselves_and_the_value(
-    limit: dict[str, float], match: str, plain_clip: Path, local: Callable[[Path], LocalVideo], limits: Limits
+    limit: dict[str, float], match: str, plain_clip: Path, local: Callable[[Path], LocalFile], limits: Limits
 ) -> None:
     with pytest.raises(VideoTooLarge, match=match):
         probe(local(plain_clip), replace(limits, **limit))
 
 
 def test_a_file_cut_short_says_what_it_announces_and_holds(
-    plain_clip: Path, tmp_path: Path, local: Callable[[Path], LocalVideo], limits: Limits
+    plain_clip: Path, tmp_path: Path, local: Callable[[Path], LocalFile], limits: Limits
 ) -> None:
     fast = tmp_path / "fast.mp4"
     with av.open(str(plain_clip)) as source, av.open(str(fast), "w", options={"movflags": "faststart"}) as target:
@@ -310,7 +310,7 @@ def test_a_file_cut_short_says_what_it_announces_and_holds(
 
 
 def test_damaged_files_never_crash_the_caller(
-    make_clip: Callable[..., Path], tmp_path: Path, local: Callable[[Path], LocalVideo], limits: Limits
+    make_clip: Callable[..., Path], tmp_path: Path, local: Callable[[Path], LocalFile], limits: Limits
 ) -> None:
     dice = random.Random(0)
     for name in ("b-frames.mp4", "b-frames.mkv", "b-frames.ts"):
@@ -353,7 +353,7 @@ def test_a_child_that_lies_is_not_believed(
     lie: str,
     walls: str,
     plain_clip: Path,
-    local: Callable[[Path], LocalVideo],
+    local: Callable[[Path], LocalFile],
     limits: Limits,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -367,7 +367,7 @@ def test_a_child_that_lies_is_not_believed(
     ["say(5, bytes(18432), 1)", "say(5, bytes(18432), -512)", "say(5, bytes(9), 0)", "say(2, b'{}')", "say(7, b'')"],
 )
 def test_frames_that_were_not_asked_for_are_not_taken(
-    lie: str, plain_clip: Path, local: Callable[[Path], LocalVideo], limits: Limits, monkeypatch: pytest.MonkeyPatch
+    lie: str, plain_clip: Path, local: Callable[[Path], LocalFile], limits: Limits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     facts = probe(local(plain_clip), limits)
     monkeypatch.setattr(process, "_COMMAND", ("-S", "-c", HEADER + WALLS + lie))

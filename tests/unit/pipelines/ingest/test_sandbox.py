@@ -13,7 +13,7 @@ import pytest
 from pipelines.ingest.limits import Limits
 from pipelines.ingest.process import Child
 from pipelines.ingest.sandbox import Sandbox
-from pipelines.ingest.source import LocalVideo
+from pipelines.ingest.source import LocalFile
 from pipelines.ingest.wire import Kind
 
 REFUSED_BY_SECCOMP = [
@@ -32,7 +32,7 @@ def report(
     other.write_text("secret")
     inheritable = os.open(other, os.O_RDONLY)
     os.set_inheritable(inheritable, True)
-    video = LocalVideo(path=plain_clip, digest="", bytes=0, demuxer="mov")
+    video = LocalFile(path=plain_clip, digest="", bytes=0, reader="mov")
     with socket.create_server(("127.0.0.1", 0)) as server:
         child = Child(
             "self_test", video, Limits(), 20.0, parent=os.getpid(), other=str(other), port=server.getsockname()[1]
@@ -85,7 +85,7 @@ def test_every_attempt_is_judged_here(report: tuple[Sandbox, dict[str, int | Non
 
 
 def test_the_child_starts_with_nothing(
-    plain_clip: Path, local: Callable[[Path], LocalVideo], monkeypatch: pytest.MonkeyPatch
+    plain_clip: Path, local: Callable[[Path], LocalFile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OCCAM_SECRET", "secret")
     child = Child("pyav", local(plain_clip), Limits(), 20.0, targets=[])

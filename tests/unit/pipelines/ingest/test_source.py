@@ -12,7 +12,8 @@ import pytest
 
 from occam.errors import ForbiddenSource, OccamError, SourceUnavailable, UnsupportedVideo, VideoTooLarge
 from pipelines.ingest.limits import Limits
-from pipelines.ingest.source import LocalVideo, SourcePolicy, fetch, open_local
+from pipelines.ingest.policy import SourcePolicy
+from pipelines.ingest.source import LocalFile, fetch, open_local
 
 GIF = b"GIF89a" + bytes(5000)
 FORBIDDEN = """
@@ -75,8 +76,8 @@ class Network:
 
     def fetch(
         self, url: str, folder: Path, limits: Limits | None = None, *, opened: bool = True, **policy: tuple[str, ...]
-    ) -> LocalVideo:
-        async def run() -> LocalVideo:
+    ) -> LocalFile:
+        async def run() -> LocalFile:
             self.handlers.clear()
             server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
             port = server.sockets[0].getsockname()[1]
@@ -97,7 +98,7 @@ def test_what_arrives_is_what_was_sent(tmp_path: Path) -> None:
     video = network.fetch("http://video.test:PORT/a.gif?x=1", tmp_path)
     assert video.path.read_bytes() == GIF
     assert video.path.parent == tmp_path
-    assert (video.digest, video.bytes, video.demuxer) == (hashlib.sha256(GIF).hexdigest(), len(GIF), "gif")
+    assert (video.digest, video.bytes, video.reader) == (hashlib.sha256(GIF).hexdigest(), len(GIF), "gif")
     path, fields = network.requests[0]
     assert path == "/a.gif?x=1"
     assert fields["host"].startswith("video.test:")
@@ -244,7 +245,7 @@ def test_proxies_of_the_environment_are_ignored(tmp_path: Path, monkeypatch: pyt
     assert Network(lambda *_: ok()).fetch("http://video.test:PORT/", tmp_path).bytes == len(GIF)
 
 
-def _fetch_file(url: str, *roots: Path, limits: Limits | None = None) -> LocalVideo:
+def _fetch_file(url: str, *roots: Path, limits: Limits | None = None) -> LocalFile:
     return asyncio.run(fetch(url, SourcePolicy(file_roots=roots), limits or Limits(), Path("/nowhere")))
 
 
