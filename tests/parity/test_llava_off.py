@@ -16,15 +16,16 @@ from tests.parity.stock_processors import process
 
 STEPS = 8
 OFF = NoPruning()
-SHAPES = {
-    "wide": [(40, 150)],
-    "tall": [(190, 33)],
-    "tiny": [(2, 3)],
-    "square": [(56, 56)],
-    "large": [(201, 303)],
-    "a thread": [(1, 190)],
-    "two": [(70, 100), (150, 33)],
+SYSTEM = "what is the ball"
+WIDE, TALL, TINY, SQUARE, LARGE, THREAD = [(40, 150)], [(190, 33)], [(2, 3)], [(56, 56)], [(201, 303)], [(1, 190)]
+TWO = [(70, 100), (150, 33)]
+PROMPTS = {
+    "llava": [(WIDE, ""), (TALL, ""), (TWO, SYSTEM)],
+    "llava full": [(TINY, "")],
+    "next llama": [*((sizes, "") for sizes in (WIDE, TALL, TINY, SQUARE, LARGE, THREAD, TWO)), (TWO, SYSTEM)],
+    "next mistral": [(LARGE, ""), (TWO, SYSTEM)],
 }
+"""By case: sizes of the images in one prompt, and the text before them."""
 Cases = Callable[[str], LlavaCase]
 
 
@@ -36,21 +37,19 @@ def prompt_of(case: LlavaCase, images: int, question: str, system: str = "") -> 
     return (f"{system} " if system else "") + f"USER: {media}{question} ASSISTANT:"
 
 
-@pytest.mark.parametrize("system", ["", "what is the ball"], ids=["", "system"])
-@pytest.mark.parametrize("name", ["llava", "llava full", "next llama", "next mistral"])
-def test_a_conversation_equals_stock_processor_and_generate(llava_case: Cases, name: str, system: str) -> None:
-    case = llava_case(name)
-    shapes = SHAPES if not system else {"two": SHAPES["two"]}
-    batches = [[random_image(*size, seed=at) for at, size in enumerate(sizes)] for sizes in shapes.values()]
+@pytest.mark.parametrize("name", PROMPTS)
+def test_conversations_equal_stock_processor_and_generate(llava_case: Cases, name: str) -> None:
+    case, prompts = llava_case(name), PROMPTS[name]
+    batches = [[random_image(*size, seed=at) for at, size in enumerate(sizes)] for sizes, _ in prompts]
     calls = [
         {
             "text": prompt_of(case, len(images), QUESTIONS[0], system),
             "images": [image.frames[0] for image in images],
             "input_data_format": "channels_last",
         }
-        for images in batches
+        for images, (_, system) in zip(batches, prompts, strict=True)
     ]
-    for images, inputs in zip(batches, process(case.folder, calls), strict=True):
+    for images, (_, system), inputs in zip(batches, prompts, process(case.folder, calls), strict=True):
         state = state_of(case.engine, images, OFF, system)
         replies = ask(case.engine, state, QUESTIONS, OFF, STEPS)
         ids = inputs["input_ids"]
