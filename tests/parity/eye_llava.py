@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoProcessor
 
 from occam.config import Pruning
 from occam.engine.engine import Engine
@@ -137,8 +138,17 @@ class LlavaCase:
         looks = [(self.engine.lm.pixels(image.frames), image.frames.shape[1:3]) for image in images]
         return LlavaEye(self.stock, self.tokenizer, looks)
 
-    def stock_inputs(self, images: Sequence[FrameBatch]) -> dict[str, Tensor]:
-        """Pixels of a prompt, padded to the most tiles as the stock processor does it."""
+    def stock_inputs(self, text: str, images: Sequence[FrameBatch]) -> dict[str, Tensor]:
+        """What the stock processor makes of a prompt; pixels by torch's resize, where this one's is Pillow's."""
+        processor = AutoProcessor.from_pretrained(self.folder)
+        frames = [image.frames[0] for image in images]
+        made = processor(text=text, images=frames, input_data_format="channels_last", return_tensors="pt")
+        pixels = self.stock_pixels(images)
+        assert {name: value.shape for name, value in pixels.items()} == {name: made[name].shape for name in pixels}
+        return {**made, **pixels}
+
+    def stock_pixels(self, images: Sequence[FrameBatch]) -> dict[str, Tensor]:
+        """Pixels, padded to the most tiles as the stock processor does it (what they are has its own test)."""
         pixels = [self.engine.lm.pixels(image.frames) for image in images]
         if self.stock.config.model_type == "llava":
             return {"pixel_values": torch.cat(pixels)}

@@ -12,7 +12,6 @@ from occam.engine.prefix import encode
 from tests.parity.checkpoint_llava import random_image
 from tests.parity.eye_llava import LlavaCase, state_of
 from tests.parity.harness import QUESTIONS, ask
-from tests.parity.stock_processors import process
 
 STEPS = 8
 OFF = NoPruning()
@@ -41,15 +40,8 @@ def prompt_of(case: LlavaCase, images: int, question: str, system: str = "") -> 
 def test_conversations_equal_stock_processor_and_generate(llava_case: Cases, name: str) -> None:
     case, prompts = llava_case(name), PROMPTS[name]
     batches = [[random_image(*size, seed=at) for at, size in enumerate(sizes)] for sizes, _ in prompts]
-    calls = [
-        {
-            "text": prompt_of(case, len(images), QUESTIONS[0], system),
-            "images": [image.frames[0] for image in images],
-            "input_data_format": "channels_last",
-        }
-        for images, (_, system) in zip(batches, prompts, strict=True)
-    ]
-    for images, (_, system), inputs in zip(batches, prompts, process(case.folder, calls), strict=True):
+    for images, (_, system) in zip(batches, prompts, strict=True):
+        inputs = case.stock_inputs(prompt_of(case, len(images), QUESTIONS[0], system), images)
         state = state_of(case.engine, images, OFF, system)
         replies = ask(case.engine, state, QUESTIONS, OFF, STEPS)
         ids = inputs["input_ids"]
@@ -100,5 +92,5 @@ def test_a_batch_of_two_lengths_equals_the_stock_model(llava_case: Cases) -> Non
         embedded = [chunk.embeddings[own] for chunk, own in zip(tokens, visual, strict=True)]
         x_BTC[prompts.input_ids == engine.lm.prompt.placeholder_id] = torch.cat(embedded)
         logits = decoder.logits(decoder.run_layers(x_BTC, 0, decoder.layers, DynamicCache(), positions[None], visible))
-        expected = case.stock(**prompts, position_ids=positions, **case.stock_inputs(images)).logits
+        expected = case.stock(**prompts, position_ids=positions, **case.stock_pixels(images)).logits
     torch.testing.assert_close(logits[attended_BT], expected[attended_BT], atol=1e-4, rtol=0)
