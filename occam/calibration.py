@@ -19,7 +19,8 @@ class Calibration:
     """One checkpoint's calibration.
 
     weights: SHA-256 of the checkpoint's weights; an artefact of other weights is refused
-    cut, register, neurons, lambda1, lambda2, evaluators: the defaults of `OccamToken` for this model
+    cut, register, neurons, lambda1, lambda2, evaluators: the defaults of `OccamToken` for this model; without lambdas
+    it is what `occam registers` found, and strategy `occam` waits for `occam calibrate`
     statistics: what was measured when it was made (the finder's acceptance figures, retention)
     """
 
@@ -27,15 +28,22 @@ class Calibration:
     cut: int
     register: RegisterMode
     neurons: tuple[Neuron, ...] = ()
-    lambda1: float
-    lambda2: float
+    lambda1: float | None = None
+    lambda2: float | None = None
     evaluators: Evaluators = "turn"
     statistics: Mapping[str, float] = field(default_factory=dict)
     version: int = ARTEFACT_VERSION
 
     @property
+    def complete(self) -> bool:
+        """Whether strategy `occam` can run by it."""
+        return self.lambda1 is not None and self.lambda2 is not None
+
+    @property
     def defaults(self) -> OccamToken:
-        """The strategy as calibrated."""
+        """The strategy as calibrated; ValueError before it is complete."""
+        if self.lambda1 is None or self.lambda2 is None:
+            raise ValueError("a calibration without lambdas has no defaults")
         return OccamToken(
             lambda1=self.lambda1,
             lambda2=self.lambda2,

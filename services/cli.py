@@ -5,11 +5,16 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from occam.config import SamplingParams
 from occam.errors import OccamError
 from services.messages import FrameChoice, PruningChoice, Reply
 from services.settings import Settings
+
+if TYPE_CHECKING:
+    from pipelines.evaluation.calibrate import Footage
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(commands.add_parser("serve", help="run the service until SIGTERM"))
     _add_ask(commands.add_parser("ask", help="ask about one video, in this process"))
     _add_calibrate(commands.add_parser("calibrate", help="measure what a checkpoint needs for pruning, and keep it"))
+    _add_registers(commands.add_parser("registers", help="find the neurons behind a checkpoint's attention sinks"))
     models = commands.add_parser("models", help="list the models inside the package")
     models.add_argument("--json", action="store_true", help="one JSON array")
     models.set_defaults(run=_models)
@@ -64,13 +70,27 @@ def _add_ask(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_calibrate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="embedded model, checkpoint directory or hub name")
+    _add_material(parser)
     parser.add_argument("--stage1", type=float, default=0.85, metavar="SHARE", help="kept by stage I, on average")
-    parser.add_argument("--budget", type=float, default=0.25, metavar="SHARE", help="kept by stage II, on average")
-    parser.add_argument("--cut", type=int, metavar="L", help="decoder layers before stage II (a third of them)")
-    parser.add_argument("--samples", type=int, default=50, metavar="N", help="clips to measure lambdas on (50)")
-    parser.add_argument("--trials", type=int, default=200, metavar="N", help="clips to compare references on (200)")
+    parser.add_argument(
+        "--budget", type=float, default=0.25, metavar="N", help="kept by stage II, on average: a share, or tokens"
+    )
+    parser.add_argument("--trials", type=int, default=200, metavar="N", help="rendered clips to compare on (200)")
     parser.set_defaults(run=_calibrate)
+
+
+def _add_registers(parser: argparse.ArgumentParser) -> None:
+    _add_material(parser)
+    parser.set_defaults(run=_registers)
+
+
+def _add_material(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="embedded model, checkpoint directory or hub name")
+    parser.add_argument(
+        "--videos", metavar="FOLDER", help="your clips, each with its questions in NAME.txt (rendered clips)"
+    )
+    parser.add_argument("--samples", type=int, default=50, metavar="N", help="rendered clips to measure on (50)")
+    parser.add_argument("--cut", type=int, metavar="L", help="decoder layers before stage II (the family's)")
 
 
 def _serve(options: argparse.Namespace) -> None:
@@ -113,9 +133,33 @@ def _calibrate(options: argparse.Namespace) -> None:
     plan = Plan(
         stage1=options.stage1, stage2=options.budget, cut=options.cut, samples=options.samples, trials=options.trials
     )
-    report = calibrate(Settings.load().engine(options.model), plan)
+    settings = Settings.load()
+    report = calibrate(settings.engine(options.model), plan, _footage(settings, options))
     print(report)
     report.calibration.save(locate(options.model) / ARTEFACT_NAME)
+
+
+def _registers(options: argparse.Namespace) -> None:
+    from occam.calibration import ARTEFACT_NAME
+    from occam.models.checkpoint import locate
+    from pipelines.evaluation.calibrate import Plan, described, find_registers
+
+    plan = Plan(cut=options.cut, samples=options.samples)
+    settings = Settings.load()
+    calibration, found = find_registers(settings.engine(options.model), plan, _footage(settings, options))
+    print(described(found))
+    calibration.save(locate(options.model) / ARTEFACT_NAME)
+    print(f"kept; `occam calibrate {options.model}` sets the lambdas")
+
+
+def _footage(settings: Settings, options: argparse.Namespace) -> "Footage | None":
+    """Reads the user's folder when it is known how many frames the model takes; None without one."""
+    from pipelines.evaluation.footage import read_footage
+    from services.media import limits_of
+
+    if options.videos is None:
+        return None
+    return lambda frames: read_footage(Path(options.videos), frames, limits_of(settings))
 
 
 def _models(options: argparse.Namespace) -> None:

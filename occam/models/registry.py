@@ -6,7 +6,7 @@ from pathlib import Path
 
 from occam.calibration import ARTEFACT_NAME, Calibration
 from occam.config import EngineConfig
-from occam.errors import UnknownModel
+from occam.errors import InvalidInput, UnknownModel
 from occam.models.base import VideoLM
 from occam.models.checkpoint import locate, weights_digest
 
@@ -26,6 +26,17 @@ def family_of(directory: Path) -> str:
     return family
 
 
+def stored_calibration(model: str, weights: str) -> Calibration | None:
+    """The artefact beside a checkpoint, with or without lambdas; None where there is none for these weights."""
+    artefact = locate(model) / ARTEFACT_NAME
+    if not artefact.exists():
+        return None
+    try:
+        return Calibration.load(artefact, weights)
+    except InvalidInput:
+        return None
+
+
 def load_model(config: EngineConfig, calibrated: bool = True) -> VideoLM:
     """Load the model that `config` names, by default with its calibration where one lies beside it."""
     directory = locate(config.model)
@@ -35,4 +46,5 @@ def load_model(config: EngineConfig, calibrated: bool = True) -> VideoLM:
     artefact = directory / ARTEFACT_NAME
     if not calibrated or not artefact.exists():
         return lm
-    return lm.calibrated(Calibration.load(artefact, lm.info.digest))
+    calibration = Calibration.load(artefact, lm.info.digest)
+    return lm.calibrated(calibration) if calibration.complete else lm

@@ -7,7 +7,7 @@ import numpy as np
 
 from occam.config import Pruning, SamplingParams
 from occam.engine import Engine
-from occam.types import Answer
+from occam.types import Answer, Evidence
 from pipelines.evaluation.clips import frames_of, scenes, state_of
 from pipelines.evaluation.questions import Question, draw_questions
 from pipelines.evaluation.renderer import Scene
@@ -21,6 +21,7 @@ class Accuracy:
     """Shares over clips with `per_clip` questions each, and visual tokens a question.
 
     questions: answered right; clips: with every question right
+    all_or_nothing: share of the views of which stage I kept every patch or none
     """
 
     questions: Estimate
@@ -29,6 +30,7 @@ class Accuracy:
     encoded: float
     stage1: float
     stage2: float
+    all_or_nothing: float
 
 
 def is_right(answer: str, truth: str) -> bool:
@@ -43,7 +45,10 @@ def questions_about(scene: Scene, count: int) -> list[Question]:
 
 def accuracy(engine: Engine, pruning: Pruning, first_seed: int, clips: int, per_clip: int = 2) -> Accuracy:
     """Ask `per_clip` questions about each of `clips` clips, each question a follow-up of those before."""
-    right, all_right, counts = [], [], []
+    right: list[bool] = []
+    all_right: list[bool] = []
+    counts: list[tuple[int, int, int]] = []
+    coarse: list[bool] = []
     source = scenes(first_seed)
     for _ in range(clips):
         scene = next(source)
@@ -52,6 +57,7 @@ def accuracy(engine: Engine, pruning: Pruning, first_seed: int, clips: int, per_
         hits = [is_right(answer.text, question.answer) for answer, question in zip(answers, questions, strict=True)]
         right += hits
         all_right.append(all(hits))
+        coarse += all_or_nothing(answers[0].evidence)
         counts += [(tokens.encoded, tokens.stage1, tokens.stage2) for tokens in (a.visual_tokens for a in answers)]
     encoded, stage1, stage2 = np.mean(counts, axis=0).tolist()
     return Accuracy(
@@ -61,11 +67,17 @@ def accuracy(engine: Engine, pruning: Pruning, first_seed: int, clips: int, per_
         encoded=encoded,
         stage1=stage1,
         stage2=stage2,
+        all_or_nothing=float(np.mean(coarse)),
     )
 
 
+def all_or_nothing(evidence: Evidence) -> list[bool]:
+    """For every view, whether stage I kept all of its patches or none."""
+    return [bool(frame.stage1.all() or not frame.stage1.any()) for frame in evidence.frames]
+
+
 def _converse(engine: Engine, scene: Scene, questions: list[Question], pruning: Pruning) -> Iterator[Answer]:
-    state = state_of(engine, frames_of(scene), pruning)
+    state = state_of(engine, frames_of(scene, engine.info.media), pruning)
     for question in questions:
         answer = engine.ask(state, question.text, pruning, SamplingParams(max_new_tokens=LONGEST_ANSWER))
         state = engine.replay(state, [answer.turn])

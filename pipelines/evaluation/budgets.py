@@ -29,11 +29,14 @@ def lambdas_for(
 ) -> OccamToken:
     """`base` with the lambdas at which, on average over `samples`, the shares of patches kept are these.
 
-    stage1, stage2: kept / encoded, 0 < stage2 <= stage1 <= 1, else InvalidInput
+    stage1: kept / encoded; stage2: the same, or above 1 the patches kept of a sample; 0 < stage2 <= stage1 <= 1 once
+    both are shares, else InvalidInput
     """
+    ratios1 = np.concatenate([_frame_ratios(engine, base, sample.frames) for sample in samples])
+    if stage2 > 1:
+        stage2 *= len(samples) / len(ratios1)
     if not 0 < stage2 <= stage1 <= 1:
         raise InvalidInput(f"Budgets must satisfy 0 < budget <= stage1 <= 1, got {stage2:g} and {stage1:g}.", "budget")
-    ratios1 = np.concatenate([_frame_ratios(engine, base, sample.frames) for sample in samples])
     first = replace(base, lambda1=_threshold(ratios1, stage1), lambda2=1.0)
     ratios2 = np.concatenate([_question_ratios(engine, first, sample) for sample in samples])
     return replace(first, lambda2=_threshold(ratios2, min(1.0, stage2 / stage1)))

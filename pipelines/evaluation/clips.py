@@ -1,13 +1,13 @@
 """Clips as the engine gets them: rendered, through H.264, in chunks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from occam.config import Pruning
 from occam.engine import Engine
 from occam.tensors import PrefixState
-from occam.types import FrameBatch
+from occam.types import FrameBatch, MediaKind
 from pipelines.evaluation.codec import through_h264
 from pipelines.evaluation.renderer import Scene, SceneConfig, draw_scene, render
 
@@ -23,12 +23,14 @@ def scenes(first_seed: int, config: SceneConfig | None = None) -> Iterator[Scene
         seed += 1
 
 
-def frames_of(scene: Scene) -> FrameBatch:
-    """The scene's frames after an H.264 round trip, one a second."""
+def frames_of(scene: Scene, media: Sequence[MediaKind] = ("video",)) -> FrameBatch:
+    """The scene's frames after an H.264 round trip, one a second; its first as an image for what takes no video."""
     frames = through_h264(render(scene), CRF)
-    count = len(frames)
+    kind: MediaKind = "video" if "video" in media else "image"
+    count = len(frames) if kind == "video" else 1
     return FrameBatch(
-        frames=frames,
+        kind=kind,
+        frames=frames[:count],
         pts_seconds=np.arange(count, dtype=np.float64),
         indices=np.arange(count, dtype=np.int64),
         digest=f"scene-{scene.seed}",

@@ -7,15 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from occam.config import EngineConfig, OccamToken, SamplingParams
+from occam.config import EngineConfig, NoPruning, OccamToken, SamplingParams
 from occam.engine import Engine
-from occam.errors import InvalidInput
+from occam.errors import InvalidInput, NotCalibrated
 from pipelines.evaluation import calibrate as module
 from pipelines.evaluation.budgets import Sample, lambdas_for
 from pipelines.evaluation.calibrate import Plan, calibrate
 from pipelines.evaluation.clips import frames_of, scenes, state_of
+from pipelines.evaluation.codec import write_mp4
 from services.cli import main
-from tests.parity.checkpoint import write_checkpoint
+from tests.parity.checkpoint import random_frames, write_checkpoint
 
 QUESTIONS = ("what colour is the ball ?", "where does it go")
 
@@ -92,3 +93,51 @@ def test_the_command_makes_a_checkpoint_that_prunes(
     assert main([*command, "--samples", "2", "--stage1", "0.1"]) == 1
     (tmp_path / "occam.json").write_text(json.dumps({"version": 0, "weights": ""}))
     assert main([*command, "--samples", "2"]) == 0, "an artefact of another release must not be in the way"
+
+
+def test_registers_are_kept_until_calibrate_sets_the_lambdas(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in checkpoint.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    assert main(["registers", str(tmp_path), "--samples", "2", "--cut", "3"]) == 0
+    printed = capsys.readouterr().out
+    for figure in ("largest patch norm", "effective patches", "share of that attention"):
+        assert figure in printed
+    engine = Engine.load(EngineConfig(model=str(tmp_path)))
+    assert not engine.info.calibrated
+    assert engine.pruning() == NoPruning()
+    with pytest.raises(NotCalibrated, match="Run `occam calibrate "):
+        engine.pruning("occam")
+    artefact = json.loads((tmp_path / "occam.json").read_text())
+    assert (artefact["lambda1"], artefact["weights"]) == (None, engine.info.digest)
+    artefact["statistics"] |= {"finder_accepted": 1.0, "finder_register_share": 0.625}
+    artefact["neurons"] = [[1, 7]]
+    (tmp_path / "occam.json").write_text(json.dumps(artefact))
+    assert main(["calibrate", str(tmp_path), "--samples", "2", "--trials", "1"]) == 0
+    assert "0.625" in capsys.readouterr().out, "the stored search is not made again"
+    pruning = Engine.load(EngineConfig(model=str(tmp_path))).info.calibration
+    assert pruning is not None
+    assert (pruning.register, pruning.neurons) == ("neurons", ((1, 7),))
+
+
+def test_calibration_on_a_users_own_clips(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, clips = tmp_path / "model", tmp_path / "clips"
+    model.mkdir()
+    clips.mkdir()
+    for file in checkpoint.iterdir():
+        (model / file.name).write_bytes(file.read_bytes())
+    command = ["calibrate", str(model), "--videos", str(clips), "--budget", "20"]
+    assert main(command) == 1
+    assert "holds no clip with its questions" in capsys.readouterr().err
+    for seed in (1, 2):
+        write_mp4(clips / f"{seed}.mp4", random_frames(12, seed))
+        (clips / f"{seed}.txt").write_text("what is the ball ?\n\nwhere does it go\n")
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "right" not in printed, "nobody knows the truth of a user's clips"
+    kept = next(line for line in printed.splitlines() if line.startswith("zero_token"))
+    assert "/ 20 of 128 patches kept" in kept
+    (clips / "3.txt").write_text("what")
+    assert main(command) == 1
+    assert "3.txt must lie beside exactly one clip" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The measures, over an engine that knows the truth and keeps what the test tells it to."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ class Scripted:
     """An engine without a model: looks the scene up by its digest; subclasses say what it answers and keeps."""
 
     config = EngineConfig()
+    info = SimpleNamespace(media=("video",))
     scene_config: SceneConfig | None = None
 
     def begin(self, pruning: Pruning) -> Any:
