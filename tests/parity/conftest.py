@@ -1,12 +1,16 @@
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, VideoLlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText, AutoTokenizer, VideoLlavaForConditionalGeneration
 
 from occam.engine.engine import Engine
 from tests.parity.checkpoint import write_checkpoint
+from tests.parity.checkpoint_llava import write_llava, write_llava_next
+from tests.parity.eye_llava import LlavaCase
 from tests.parity.harness import load
 
 
@@ -33,3 +37,21 @@ def tokenizer(checkpoint: Path) -> Any:
 @pytest.fixture(scope="session")
 def engine(checkpoint: Path) -> Engine:
     return load(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def llava_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LlavaCase]:
+    """Cases by name: llava, llava full, next llama, next mistral."""
+
+    @cache
+    def case(name: str) -> LlavaCase:
+        folder = tmp_path_factory.mktemp(name.replace(" ", "-"))
+        kind, _, detail = name.partition(" ")
+        if kind == "llava":
+            write_llava(folder, detail or "default")
+        else:
+            write_llava_next(folder, detail)
+        stock = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager").eval()
+        return LlavaCase(folder, stock, AutoTokenizer.from_pretrained(folder))
+
+    return case

@@ -22,6 +22,8 @@ Fault = Literal[
     "tower softmax without register",
     "decoder softmax without register",
     "old register visible",
+    "wrong tile's register",
+    "newline pruned",
 ]
 
 
