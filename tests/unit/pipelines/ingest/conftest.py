@@ -78,7 +78,7 @@ def edited_clip(plain_clip: Path) -> Path:
 @pytest.fixture(scope="session")
 def shared_videos() -> Path:
     """The folder of real clips beside the project; tests that need it are skipped elsewhere."""
-    starts = [Path(os.environ["OCCAM_SHARED"])] if "OCCAM_SHARED" in os.environ else []
+    starts = [Path(os.environ["SHARED_DIRECTORY"])] if "SHARED_DIRECTORY" in os.environ else []
     for parent in [*starts, *(parent / "shared" for parent in Path(__file__).resolve().parents)]:
         if (parent / "videos").is_dir():
             return parent / "videos"
