@@ -18,12 +18,14 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 
-from occam.errors import ForbiddenSource, SourceUnavailable, VideoTooLarge
+from occam.errors import ForbiddenSource, Overloaded, SourceUnavailable, VideoTooLarge
 from pipelines.ingest.addresses import Resolver, checked_addresses, resolve
 from pipelines.ingest.limits import Limits
 from pipelines.ingest.sniff import HEAD_BYTES, demuxer_of
 
 _PORTS = {"http": 80, "https": 443}
+_MAX_PORT = 65535
+_NO_URL = "The address is not a valid URL."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +68,9 @@ async def fetch(
 ) -> LocalVideo:
     """Bring the video at `url` to this machine; what is downloaded lies in `directory`, whose owner deletes it.
 
-    Raises ForbiddenSource, SourceUnavailable, VideoTooLarge, UnsupportedVideo.
+    Raises ForbiddenSource, SourceUnavailable, VideoTooLarge, UnsupportedVideo; Overloaded if the disk takes no more.
     """
-    scheme = urlsplit(url).scheme.lower()
-    if scheme in ("", "file"):
+    if _scheme(url) in ("", "file"):
         return await asyncio.to_thread(_open_under_roots, url, policy, limits)
     try:
         async with asyncio.timeout(limits.total_s), _client(policy, limits, resolver) as client:
@@ -82,6 +83,18 @@ async def fetch(
         ) from None
     except httpx.HTTPError as error:
         raise SourceUnavailable(f"The connection to the source failed ({type(error).__name__}).") from None
+    except (httpx.InvalidURL, UnicodeError):  # of this address or one it redirects to; IDNA's errors are the latter
+        raise ForbiddenSource(_NO_URL) from None
+    except OSError as error:
+        raise Overloaded(f"The video cannot be kept on this machine: {error.strerror}.") from None
+
+
+def _scheme(url: str) -> str:
+    try:
+        url.encode()  # half a surrogate pair, which JSON can carry, is in no address and in no path
+        return urlsplit(url).scheme
+    except ValueError:
+        raise ForbiddenSource(_NO_URL) from None
 
 
 def open_local(path: Path, limits: Limits) -> LocalVideo:
@@ -124,10 +137,9 @@ def _check_bytes(size: int, limits: Limits) -> None:
 
 
 def _checked_url(text: str, policy: SourcePolicy) -> httpx.URL:
-    try:
-        url = httpx.URL(text)
-    except httpx.InvalidURL:
-        raise ForbiddenSource("The address is not a valid URL.") from None
+    url = httpx.URL(text)
+    if (url.port or 0) > _MAX_PORT:
+        raise ForbiddenSource(_NO_URL)
     if url.scheme not in _PORTS:
         raise ForbiddenSource(f"Only http and https addresses are fetched, not {url.scheme[:20]!r}.")
     if not url.host:

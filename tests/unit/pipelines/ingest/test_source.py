@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import os
+import resource
 import socket
 import ssl
 from collections.abc import Callable
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from occam.errors import ForbiddenSource, OccamError, SourceUnavailable, UnsupportedVideo, VideoTooLarge
+from occam.errors import ForbiddenSource, OccamError, Overloaded, SourceUnavailable, UnsupportedVideo, VideoTooLarge
+from pipelines.ingest.addresses import resolve
 from pipelines.ingest.limits import Limits
 from pipelines.ingest.source import LocalVideo, SourcePolicy, fetch, open_local
 
@@ -170,6 +172,45 @@ def test_every_hop_is_checked(location: str, tmp_path: Path) -> None:
         network.fetch("http://video.test:PORT/", tmp_path)
     assert "10.0.0.5" not in str(caught.value)
     assert len(network.requests) == 1
+
+
+INVALID = [
+    *("http://[", "http://[foo]/", "http://a\u2100b.com/", "//[x", f"http://{'a' * 64}.test/", "http://a..b/"),
+    *("http://./", "http://xn--a/", "http://xn--/", "http://8.8.8.8:99999/", "http://\ud800/", "\ud800"),
+]
+
+
+@pytest.mark.parametrize("url", INVALID)
+def test_what_only_looks_like_an_address_is_refused_in_words(url: str, tmp_path: Path) -> None:
+    """With the system's resolver, which has its own idea of what a name may look like."""
+    with pytest.raises((ForbiddenSource, SourceUnavailable)):
+        asyncio.run(fetch(url, SourcePolicy(file_roots=(tmp_path,)), Limits(), tmp_path))
+
+
+@pytest.mark.parametrize("url", [url for url in INVALID if url.isascii()])
+def test_a_redirect_to_no_address_is_refused_in_words(url: str, tmp_path: Path) -> None:
+    network = Network(lambda *_: to(url))
+
+    known = network.resolver
+
+    async def resolver(host: str, port: int) -> list[str]:
+        return await (known if host == "video.test" else resolve)(host, port)
+
+    network.resolver = resolver  # type: ignore[method-assign]
+    with pytest.raises((ForbiddenSource, SourceUnavailable)):
+        network.fetch("http://video.test:PORT/", tmp_path)
+
+
+def test_a_full_disk_is_said_so(tmp_path: Path) -> None:
+    network = Network(lambda *_: ok(GIF + bytes(100_000)))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(Overloaded, match="cannot be kept on this machine: File too large"):
+            network.fetch("http://video.test:PORT/", tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_redirects_are_followed_and_counted(tmp_path: Path) -> None:
