@@ -181,7 +181,7 @@ class _PinnedTransport(httpx.AsyncHTTPTransport):
             )
             try:
                 return await super().handle_async_request(pinned)
-            except httpx.ConnectError:
+            except (httpx.ConnectError, httpx.ConnectTimeout):
                 if address == addresses[-1]:
                     raise
         raise AssertionError("checked_addresses never returns an empty list")

@@ -1,6 +1,7 @@
 """Fetching, from a server on this machine that is opened by name: `video.test`, which resolves nowhere but here."""
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import resource
@@ -9,9 +10,11 @@ import ssl
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 
 from occam.errors import ForbiddenSource, OccamError, Overloaded, SourceUnavailable, UnsupportedVideo, VideoTooLarge
+from pipelines.ingest import source
 from pipelines.ingest.addresses import resolve
 from pipelines.ingest.limits import Limits
 from pipelines.ingest.source import LocalVideo, SourcePolicy, fetch, open_local
@@ -277,6 +280,51 @@ def test_a_second_address_is_tried_and_a_dead_one_is_an_error(tmp_path: Path) ->
     network.addresses["video.test"] = [["127.0.0.9"]]
     with pytest.raises(SourceUnavailable, match="failed"):
         network.fetch("http://video.test:PORT/", tmp_path)
+
+
+def test_a_second_address_is_tried_when_the_first_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = httpx.AsyncHTTPTransport.handle_async_request
+
+    async def slow(self: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        if request.url.host == "127.0.0.9":
+            raise httpx.ConnectTimeout("no answer")
+        return await connect(self, request)
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", slow)
+    network = Network(lambda *_: ok())
+    network.addresses["video.test"] = [["127.0.0.9", "127.0.0.1"]]
+    assert network.fetch("http://video.test:PORT/", tmp_path).bytes == len(GIF)
+    network.addresses["video.test"] = [["127.0.0.9"]]
+    with pytest.raises(SourceUnavailable, match="5 s to connect"):
+        network.fetch("http://video.test:PORT/", tmp_path)
+
+
+def test_no_connection_is_used_twice() -> None:
+    """It was made under one name, and another name may have the same address."""
+    connections = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(asyncio.current_task())
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(ok())
+                await writer.drain()
+        writer.close()
+
+    async def run() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        policy = SourcePolicy(allow_private_hosts=(f"video.test:{port}",))
+        async with source._client(policy, Limits(), Network(lambda *_: b"").resolver) as client:
+            for path in ("here", "there"):
+                assert (await client.get(f"http://video.test:{port}/{path}")).content == GIF
+        server.close()
+        await asyncio.gather(*connections)
+
+    asyncio.run(run())
+    assert len(connections) == 2
 
 
 def test_proxies_of_the_environment_are_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
