@@ -95,7 +95,7 @@ def _receive(child: Child, limits: Limits) -> VideoFacts:
         raise ChildDied("the child did not say which walls stand")
     try:
         return VideoFacts(**_typed(fields), stamps=stamps, keys=keys, sandbox=child.sandbox)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise ChildDied(f"the child sent facts that are none: {error}") from None
 
 

@@ -364,6 +364,29 @@ def test_a_child_that_lies_is_not_believed(
 
 @pytest.mark.parametrize(
     "lie",
+    [
+        *('"width": Infinity', '"width": NaN', '"width": []', '"height": 1e400', '"codec": [[]], "turns": {}'),
+        *('"time_base": []', '"time_base": {}', '"time_base": [1, 0]', '"time_base": null', '"origin": "x"'),
+    ],
+)
+def test_facts_that_are_none_are_not_believed(
+    lie: str, plain_clip: Path, local: Callable[[Path], LocalVideo], limits: Limits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true = '"codec": "h264", "pix_fmt": "yuv420p", "width": 96, "height": 64, "turns": 0, "time_base": [1, 25], '
+    true += '"origin": 0, "last_duration": 1, "plain": true'
+    stamps = "; ".join(f"say({kind}, struct.pack('<q', 0))" for kind in (3, 4))
+    for facts in (true, f"{true}, {lie}"):
+        speech = f"{HEADER}{WALLS}say(2, b'{{{facts}}}'); {stamps}"
+        monkeypatch.setattr(process, "_COMMAND", ("-S", "-c", speech))
+        if facts is true:
+            assert len(probe(local(plain_clip), limits, deadline_s=20.0)) == 1
+            continue
+        with pytest.raises(UnsupportedVideo, match="crash"):
+            probe(local(plain_clip), limits, deadline_s=20.0)
+
+
+@pytest.mark.parametrize(
+    "lie",
     ["say(5, bytes(18432), 1)", "say(5, bytes(18432), -512)", "say(5, bytes(9), 0)", "say(2, b'{}')", "say(7, b'')"],
 )
 def test_frames_that_were_not_asked_for_are_not_taken(
