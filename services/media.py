@@ -15,7 +15,7 @@ from occam.errors import SourceUnavailable
 from occam.stats import StageStats
 from pipelines.ingest.decode import FrameStream, route
 from pipelines.ingest.limits import Limits
-from pipelines.ingest.probe import VideoFacts, probe
+from pipelines.ingest.probe import VideoFacts, probe_async
 from pipelines.ingest.sample import Sampling, sample
 from pipelines.ingest.source import LocalVideo, SourcePolicy, fetch, open_local
 from services.messages import DecodedChunk, Described, FrameChoice, Video
@@ -106,7 +106,7 @@ class LocalMedia:
         started = time.monotonic()
         local = await self._local(url, digest)
         fetched = time.monotonic()
-        facts = await asyncio.to_thread(probe, local, self._limits)
+        facts = await probe_async(local, self._limits)
         known = self._known[local.digest] = _Known(local=local, facts=facts)
         if len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)

@@ -3,7 +3,6 @@
 decord decodes where it is right, PyAV elsewhere (`route`); where decord fails, a new child goes on with PyAV.
 """
 
-import asyncio
 import logging
 import threading
 import time
@@ -18,7 +17,7 @@ from occam.errors import UnsupportedVideo
 from occam.types import FrameBatch
 from pipelines.ingest.limits import Limits
 from pipelines.ingest.probe import VideoFacts
-from pipelines.ingest.process import Child, ChildDied
+from pipelines.ingest.process import Child, ChildDied, in_reader
 from pipelines.ingest.sandbox import Sandbox
 from pipelines.ingest.source import LocalVideo
 from pipelines.ingest.wire import BackendFailed, Kind
@@ -118,7 +117,7 @@ class FrameStream:
     async def chunks(self) -> AsyncIterator[FrameBatch]:
         """Iterate from an event loop, reading in a thread; cancelling it, or closing the iterator, kills the child."""
         try:
-            while (chunk := await asyncio.to_thread(next, self, None)) is not None:
+            while (chunk := await in_reader(next, self, None)) is not None:
                 yield chunk
         finally:
             self.close()

@@ -1,5 +1,6 @@
 """What a container says about its video, read by a child process: a stranger's file is hostile to a prober too."""
 
+import asyncio
 import logging
 from dataclasses import dataclass
 from fractions import Fraction
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from occam.errors import UnsupportedVideo, VideoTooLarge
 from pipelines.ingest.limits import Limits
-from pipelines.ingest.process import Child, ChildDied
+from pipelines.ingest.process import Child, ChildDied, in_reader
 from pipelines.ingest.sandbox import Sandbox
 from pipelines.ingest.source import LocalVideo
 from pipelines.ingest.wire import Kind
@@ -74,7 +75,26 @@ def probe(video: LocalVideo, limits: Limits, *, deadline_s: float = 30.0) -> Vid
 
     Raises UnsupportedVideo, VideoTooLarge, DecodeTimeout.
     """
-    child = Child("pyav", video, limits, deadline_s, targets=[])
+    return _facts(_start(video, limits, deadline_s), limits)
+
+
+async def probe_async(video: LocalVideo, limits: Limits, *, deadline_s: float = 30.0) -> VideoFacts:
+    """`probe` for an event loop; cancelling it kills the child."""
+    child = _start(video, limits, deadline_s)
+    reading = asyncio.ensure_future(in_reader(_facts, child, limits))
+    try:
+        return await asyncio.shield(reading)
+    except asyncio.CancelledError:
+        child.kill()
+        await asyncio.gather(reading, return_exceptions=True)  # its reader cannot be cancelled, and ends with it
+        raise
+
+
+def _start(video: LocalVideo, limits: Limits, deadline_s: float) -> Child:
+    return Child("pyav", video, limits, deadline_s, targets=[])
+
+
+def _facts(child: Child, limits: Limits) -> VideoFacts:
     try:
         facts = _receive(child, limits)
     except ChildDied as death:

@@ -1,5 +1,6 @@
 """The parent's side of the child process: starting it, reading from it within a budget of time, killing it."""
 
+import asyncio
 import json
 import os
 import select
@@ -7,8 +8,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +22,8 @@ from pipelines.ingest.sandbox import Sandbox
 from pipelines.ingest.source import LocalVideo
 from pipelines.ingest.wire import HEADER, MAX_TEXT_BYTES, BackendFailed, Kind
 
+T = TypeVar("T")
+
 _ROOT = Path(__file__).parents[2]
 _COMMAND = ("-s", "-m", "pipelines.ingest.child")
 _REPORTED: dict[int, type[Exception]] = {
@@ -26,6 +31,13 @@ _REPORTED: dict[int, type[Exception]] = {
     Kind.TOO_LARGE: VideoTooLarge,
     Kind.BACKEND_FAILED: BackendFailed,
 }
+# Not the event loop's own threads: those resolve names, and children that keep their readers waiting would hold them up.
+_READERS = ThreadPoolExecutor(max_workers=64, thread_name_prefix="child-reader")
+
+
+async def in_reader(read: Callable[..., T], *args: object) -> T:
+    """Await `read(*args)`, which reads from a child, in a thread; cancelling leaves the thread to the child's end."""
+    return await asyncio.get_running_loop().run_in_executor(_READERS, read, *args)
 
 
 class ChildDied(Exception):

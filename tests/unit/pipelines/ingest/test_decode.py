@@ -6,6 +6,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from occam.errors import DecodeTimeout, OccamError, UnsupportedVideo, VideoTooLa
 from pipelines.ingest import decode, process, pyav_backend
 from pipelines.ingest.decode import FrameStream, route
 from pipelines.ingest.limits import Limits
-from pipelines.ingest.probe import probe
+from pipelines.ingest.probe import probe, probe_async
 from pipelines.ingest.sample import Sampling, sample
 from pipelines.ingest.source import LocalVideo
 
@@ -243,6 +244,45 @@ def test_a_fifo_keeps_a_prober_waiting_no_longer_than_its_deadline(tmp_path: Pat
     video = LocalVideo(path=tmp_path / "fifo", digest="", bytes=0, demuxer="mov")
     with pytest.raises(DecodeTimeout):
         probe(video, limits, deadline_s=1.0)
+
+
+def children() -> set[int]:
+    """The processes that this one started and has not yet buried."""
+    return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+
+
+def test_cancelling_a_probe_kills_its_child(tmp_path: Path, limits: Limits) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    video = LocalVideo(path=tmp_path / "fifo", digest="", bytes=0, demuxer="mov")
+    before = children()
+
+    async def look_away() -> None:
+        task = asyncio.create_task(probe_async(video, limits))
+        await asyncio.sleep(0.2)
+        assert len(children() - before) == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert children() == before
+
+    asyncio.run(look_away())
+
+
+def test_stalled_probes_do_not_hold_up_the_loops_own_threads(tmp_path: Path, limits: Limits) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    video = LocalVideo(path=tmp_path / "fifo", digest="", bytes=0, demuxer="mov")
+
+    async def resolve_meanwhile() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+        stalled = [asyncio.create_task(probe_async(video, limits)) for _ in range(2)]
+        await asyncio.sleep(0.2)
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: "resolved"), timeout=5) == "resolved"
+        assert not any(task.done() for task in stalled)
+        for task in stalled:
+            task.cancel()
+        await asyncio.wait(stalled)
+
+    asyncio.run(resolve_meanwhile())
 
 
 def alive(pid: int) -> bool:
