@@ -4,20 +4,21 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, aclosing, suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from occam.errors import SourceUnavailable
+from occam.errors import InvalidInput, SourceUnavailable
 from occam.stats import StageStats
 from pipelines.ingest.decode import FrameStream, route
 from pipelines.ingest.limits import Limits
 from pipelines.ingest.probe import VideoFacts, probe_async
 from pipelines.ingest.sample import Sampling, sample
 from pipelines.ingest.source import LocalVideo, SourcePolicy, fetch, open_local
+from services.copies import Copies
 from services.messages import DecodedChunk, Described, FrameChoice, Video
 from services.settings import Settings
 
@@ -42,14 +43,13 @@ class LocalMedia:
             file_roots=tuple(Path(root) for root in settings.file_roots),
         )
         self._deadline_s = settings.deadline_s
-        self._cache_bytes = settings.video_cache_bytes
-        self._directory = Path(settings.directory, "videos")
-        self._directory.mkdir(parents=True, exist_ok=True)
+        self._copies = Copies(Path(settings.directory, "videos"), settings.video_cache_bytes)
         self._known: OrderedDict[str, _Known] = OrderedDict()
 
     async def describe(self, url: str, choice: FrameChoice, frames: int, digest: str | None) -> Described:
         """See `services.decoder.Media`."""
-        known, stats = await self._open(url, digest)
+        with ExitStack() as uses:
+            known, stats = await self._open(url, digest, uses)
         facts = known.facts
         sampling = Sampling(
             frames=None if choice.fps else frames,
@@ -66,14 +66,28 @@ class LocalMedia:
             duration_s=facts.duration_s,
             frames=len(facts),
             indices=tuple(indices.tolist()),
-            seconds=min(choice.end_s or facts.duration_s, facts.duration_s) - (choice.start_s or 0.0),
+            seconds=_seconds(facts, choice),
             decoder=f"{backend} {version(_PACKAGES[backend])}",
         )
         return Described(video=video, stats=stats)
 
     async def decode(self, video: Video, chunk_frames: int) -> AsyncGenerator[DecodedChunk]:
         """See `services.decoder.Media`."""
-        known, _ = await self._open(video.url, video.digest)
+        with ExitStack() as uses:
+            known, _ = await self._open(video.url, video.digest, uses)
+            async with aclosing(self._chunks(known, video, chunk_frames)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+            # A copy is never written to; a file under a root is its owner's, and was opened anew by the decoder.
+            if known.local.path != self._copies.path(video.digest) and not known.local.is_current:
+                raise SourceUnavailable("The file changed while it was decoded.", "url")
+
+    async def forget(self, digest: str) -> None:
+        """See `services.decoder.Media`."""
+        self._known.pop(digest, None)
+        self._copies.forget(digest)
+
+    async def _chunks(self, known: _Known, video: Video, chunk_frames: int) -> AsyncGenerator[DecodedChunk]:
         stream = FrameStream(
             known.local,
             known.facts,
@@ -92,19 +106,19 @@ class LocalMedia:
         finally:
             stream.close()
 
-    async def forget(self, digest: str) -> None:
-        """See `services.decoder.Media`."""
-        self._known.pop(digest, None)
-        self._path(digest).unlink(missing_ok=True)
+    async def _open(self, url: str, digest: str | None, uses: ExitStack) -> tuple[_Known, tuple[StageStats, ...]]:
+        """The local file and its facts; fetched if its bytes are not here, probed if nobody has yet.
 
-    async def _open(self, url: str, digest: str | None) -> tuple[_Known, tuple[StageStats, ...]]:
-        """The local copy and its facts; fetched if its bytes are not here, probed if nobody has yet."""
-        known = self._known.get(digest or "")
-        if known is not None and known.local.path.exists():
-            self._known.move_to_end(known.local.digest)
-            return known, ()
+        uses: what holds the file here until the caller is through with it
+        """
+        if digest is not None:
+            uses.enter_context(self._copies.in_use(digest))
+            known = self._known.get(digest)
+            if known is not None and known.local.is_current:
+                self._known.move_to_end(digest)
+                return known, ()
         started = time.monotonic()
-        local = await self._local(url, digest)
+        local = await self._local(url, digest, uses)
         fetched = time.monotonic()
         facts = await probe_async(local, self._limits)
         known = self._known[local.digest] = _Known(local=local, facts=facts)
@@ -115,32 +129,27 @@ class LocalMedia:
             StageStats(stage="probe", started_s=fetched, ended_s=time.monotonic()),
         )
 
-    async def _local(self, url: str, digest: str | None) -> LocalVideo:
+    async def _local(self, url: str, digest: str | None, uses: ExitStack) -> LocalVideo:
         """The copy that is here, or a fresh one; SourceUnavailable if its bytes are not those of `digest`."""
-        if digest is not None and self._path(digest).exists():
-            return await asyncio.to_thread(open_local, self._path(digest), self._limits)
-        with TemporaryDirectory(dir=self._directory) as scratch:
-            local = await fetch(url, self._policy, self._limits, Path(scratch))
+        if digest is not None and self._copies.path(digest).exists():
+            with suppress(InvalidInput):  # a damaged copy is as good as none
+                copy = await asyncio.to_thread(open_local, self._copies.path(digest), self._limits)
+                if copy.digest == digest:
+                    return copy
+        with self._copies.scratch() as scratch:
+            local = await fetch(url, self._policy, self._limits, scratch)
             if digest not in (None, local.digest):
                 raise SourceUnavailable("The address gives another video now than when it was first fetched.", "url")
-            if local.path.is_relative_to(scratch):
-                local = replace(local, path=local.path.rename(self._path(local.digest)))
-        self._trim(local.path)
-        return local
+            uses.enter_context(self._copies.in_use(local.digest))
+            return self._copies.keep(local) if local.path.is_relative_to(scratch) else local
 
-    def _trim(self, newest: Path) -> None:
-        """Delete the oldest copies until the rest fits."""
-        copies = sorted((path for path in self._directory.iterdir() if path.is_file()), key=lambda p: p.stat().st_mtime)
-        total = sum(path.stat().st_size for path in copies)
-        for path in copies:
-            if total <= self._cache_bytes:
-                return
-            if path != newest:
-                total -= path.stat().st_size
-                path.unlink()
 
-    def _path(self, digest: str) -> Path:
-        return self._directory / digest
+def _seconds(facts: VideoFacts, choice: FrameChoice) -> float:
+    """Length of the chosen range, as far as the video covers it; like the frames' times, it counts from second 0."""
+    begin = float(facts.pts_seconds[0])
+    end = begin + facts.duration_s
+    first, last = (min(max(given, begin), end) for given in (choice.start_s or 0.0, choice.end_s or end))
+    return last - first
 
 
 def limits_of(settings: Settings) -> Limits:

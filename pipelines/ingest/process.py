@@ -31,7 +31,7 @@ _REPORTED: dict[int, type[Exception]] = {
     Kind.TOO_LARGE: VideoTooLarge,
     Kind.BACKEND_FAILED: BackendFailed,
 }
-# Not the event loop's own threads: those resolve names, and children that keep their readers waiting would hold them up.
+# Not the event loop's own threads: those resolve names, and children that keep their readers waiting would block them.
 _READERS = ThreadPoolExecutor(max_workers=64, thread_name_prefix="child-reader")
 
 

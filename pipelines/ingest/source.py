@@ -55,12 +55,24 @@ class SourcePolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalVideo:
-    """A file that may be decoded: its path, SHA-256 (hex) and size, and the demuxer that its first bytes call for."""
+    """A file that may be decoded: its path, SHA-256 (hex) and size, and the demuxer that its first bytes call for.
+
+    version: device, inode, size and modification time (ns) of the file when it was read
+    """
 
     path: Path
     digest: str
     bytes: int
     demuxer: str
+    version: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+    @property
+    def is_current(self) -> bool:
+        """True iff the file is still the one that was read: neither written to, nor replaced, nor gone."""
+        try:
+            return _version(os.stat(self.path)) == self.version
+        except OSError:
+            return False
 
 
 async def fetch(
@@ -107,11 +119,12 @@ def open_local(path: Path, limits: Limits) -> LocalVideo:
         if not path.is_file():
             raise SourceUnavailable("The path does not name a regular file.")
         with path.open("rb") as file:
-            _check_bytes(path.stat().st_size, limits)
+            stat = os.fstat(file.fileno())  # before the bytes, so that what is written meanwhile shows
+            _check_bytes(stat.st_size, limits)
             demuxer = demuxer_of(file.read(HEAD_BYTES))
             file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            return LocalVideo(path=path, digest=digest, bytes=file.tell(), demuxer=demuxer)
+            return LocalVideo(path=path, digest=digest, bytes=file.tell(), demuxer=demuxer, version=_version(stat))
     except OSError as error:
         raise SourceUnavailable(f"The file cannot be read: {error.strerror}.") from None
 
@@ -129,6 +142,10 @@ def _open_under_roots(url: str, policy: SourcePolicy, limits: Limits) -> LocalVi
 
 def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))  # unlike `resolve`, it raises nothing over a loop of links
+
+
+def _version(stat: os.stat_result) -> tuple[int, int, int, int]:
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _check_bytes(size: int, limits: Limits) -> None:
@@ -230,7 +247,9 @@ async def _download(
                 file.write(part)
                 head = (head + part)[:HEAD_BYTES] if len(head) < HEAD_BYTES else head
             demuxer = demuxer_of(head)
-    return LocalVideo(path=Path(file.name), digest=digest.hexdigest(), bytes=size, demuxer=demuxer)
+            file.flush()
+            version = _version(os.fstat(file.fileno()))
+    return LocalVideo(path=Path(file.name), digest=digest.hexdigest(), bytes=size, demuxer=demuxer, version=version)
 
 
 @contextmanager
