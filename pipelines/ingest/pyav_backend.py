@@ -1,7 +1,7 @@
 """Probing, and decoding where decord is wrong: PyAV with an explicit demuxer and no protocol but `file`.
 
 Runs inside the sandbox. A frame is known by its stamp: its presentation time in the stream's time base. AVI stores no
-time that survives B-frames, but has a constant rate: there the stamp is the frame's number.
+time of presentation: there the stamps are those of decoding in order, and a frame is found by its number.
 """
 
 from collections.abc import Iterator
@@ -63,13 +63,12 @@ def _probe(job: dict[str, Any]) -> None:
         packets = _packets(container, stream, job)
         base = stream.time_base
         origin = round(Fraction(container.start_time or 0, av.time_base) / base)
-        rate = stream.average_rate
         missing = stream.frames - len(packets) if job["demuxer"] == "mov" else 0
     edited = missing > 0 and _is_edited(job, len(packets) + missing)
     stamps, keys = _timeline(packets)
     last_duration = packets[-1].duration
     if job["demuxer"] == "avi":
-        base, origin, stamps, last_duration = 1 / Fraction(rate), 0, list(range(len(stamps))), 1
+        origin, last_duration = 0, max(last_duration, 1)
     if job["demuxer"] not in _SEEKABLE:
         keys = stamps[:1]
     whole = not edited and len(stamps) == len(packets) and all(packet.shown for packet in packets)
@@ -168,14 +167,15 @@ class _Walk:
         Where the decoder gave no frame for a target's stamp, the next one it gives stands in, under its own stamp.
         """
         position = self._start
-        for _, stamp, key in targets:
+        for index, stamp, key in targets:
             if key > position and self._can_seek:
                 self._frames = self._from_key(key)
-            found = next(((at, frame) for at, frame in self._frames if at >= stamp), None)
+            wanted = index if self._counted else stamp
+            found = next(((at, frame) for at, frame in self._frames if at >= wanted), None)
             if found is None:
                 raise UnsupportedVideo("The video ends before its container says.")
-            position = found[0]
-            yield found
+            position = stamp if self._counted else found[0]
+            yield position, found[1]
 
     def _from_start(self) -> Iterator[tuple[int, Any]]:
         for number, frame in enumerate(self._container.decode(self._stream)):

@@ -92,6 +92,28 @@ def test_an_edit_list_hides_frames(
     assert stream.stats.backends == {"pyav": 3}
 
 
+def test_a_gap_in_an_avi_is_kept(
+    tmp_path: Path,
+    open_stream: Callable[..., FrameStream],
+    picture: Callable[[int, int, int], np.ndarray],
+    numbers: Callable[[np.ndarray], list[int]],
+) -> None:
+    path = tmp_path / "gap.avi"
+    clock = [*range(10), *range(60, 70)]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25, options={"g": "4"})
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for pts in clock:
+            frame = av.VideoFrame.from_ndarray(picture(pts, 96, 64), format="rgb24")
+            frame.pts = pts
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    frames, times, indices = whole(open_stream(path, [0, 9, 10, 19]))
+    assert indices.tolist() == [0, 9, 10, 19]
+    assert numbers(frames) == [0, 9, 60, 69]
+    np.testing.assert_allclose(times, np.array([0, 9, 60, 69]) / 25, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", ["b-frames.mp4", "b-frames.mkv", "b-frames.ts", "open.mp4", "open.mkv", "open.ts"])
 def test_seeking_saves_the_way(name: str, make_clip: Callable[..., Path], local: Callable[[Path], LocalVideo]) -> None:
     codec, options, *_ = CLIPS[name]
