@@ -22,6 +22,7 @@ from pipelines.ingest.wire import Kind, send_array, send_json
 
 _THREADS = 2
 _SEEKABLE = {"mov", "matroska", "mpegts"}
+_STATING = {"matroska", "flv"}  # whose head may say how long it all lasts; elsewhere FFmpeg takes it from what is there
 
 
 class _Packet(NamedTuple):
@@ -63,7 +64,10 @@ def _probe(job: dict[str, Any]) -> None:
         packets = _packets(container, stream, job)
         base = stream.time_base
         origin = round(Fraction(container.start_time or 0, av.time_base) / base)
+        stated_s = None if container.duration is None else container.duration / av.time_base
         missing = stream.frames - len(packets) if job["demuxer"] == "mov" else 0
+    if job["demuxer"] in _STATING and stated_s is not None:
+        _check_whole(job, stated_s)
     edited = missing > 0 and _is_edited(job, len(packets) + missing)
     stamps, keys = _timeline(packets)
     last_duration = packets[-1].duration
@@ -104,6 +108,19 @@ def _is_edited(job: dict[str, Any], announced: int) -> bool:
     if found < announced:
         raise UnsupportedVideo(f"The file is cut short: it announces {announced} frames and holds {found}.")
     return True
+
+
+def _check_whole(job: dict[str, Any], stated_s: float) -> None:
+    """Raise UnsupportedVideo if all streams end long before the container says.
+
+    Sound may outlast the pictures, and containers count their last packets' lengths differently: less than a second
+    or a twentieth proves nothing.
+    """
+    with _open(job) as container:
+        packets = (packet for packet in container.demux() if packet.pts is not None)
+        last_s = max((float((packet.pts + (packet.duration or 0)) * packet.time_base) for packet in packets), default=0)
+    if last_s < stated_s - max(1.0, stated_s / 20):
+        raise UnsupportedVideo(f"The file is cut short: it announces {stated_s:.1f} s and holds {last_s:.1f} s.")
 
 
 def _timeline(packets: list[_Packet]) -> tuple[list[int], list[int]]:

@@ -371,6 +371,54 @@ def test_a_file_cut_short_says_what_it_announces_and_holds(
         probe(local(fast), limits)
 
 
+@pytest.mark.parametrize("name", ["b-frames.mkv", "b-frames.flv", "vp9.webm"])
+def test_a_container_that_holds_less_than_it_states_is_cut_short(
+    name: str, make_clip: Callable[..., Path], tmp_path: Path, local: Callable[[Path], LocalVideo], limits: Limits
+) -> None:
+    codec, options, *_ = CLIPS[name]
+    whole_clip = make_clip(f"long-{name}", codec, options, frames=200)
+    assert len(probe(local(whole_clip), limits)) == 200
+    cut = tmp_path / name
+    cut.write_bytes(whole_clip.read_bytes()[: whole_clip.stat().st_size * 6 // 10])
+    with pytest.raises(UnsupportedVideo, match=r"cut short: it announces 8\.\d s and holds \d\.\d s"):
+        probe(local(cut), limits)
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "flv"])
+def test_sound_may_outlast_the_pictures(
+    suffix: str, tmp_path: Path, local: Callable[[Path], LocalVideo], limits: Limits
+) -> None:
+    path = tmp_path / f"long-sound.{suffix}"
+    with av.open(str(path), "w") as container:
+        sound = container.add_stream("pcm_s16le", rate=44100, layout="mono")
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        quiet = av.AudioFrame.from_ndarray(np.zeros((1, 10 * 44100), np.int16), format="s16", layout="mono")
+        quiet.sample_rate, quiet.pts = 44100, 0
+        for pts in range(10):
+            frame = av.VideoFrame.from_ndarray(np.zeros((64, 96, 3), np.uint8), format="rgb24")
+            frame.pts = pts
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        container.mux(sound.encode(quiet))
+    assert len(probe(local(path), limits)) == 10
+
+
+def test_a_stream_that_states_no_length_is_taken_as_it_is(
+    tmp_path: Path, local: Callable[[Path], LocalVideo], limits: Limits
+) -> None:
+    path = tmp_path / "live.mkv"
+    with av.open(str(path), "w", options={"live": "1"}) as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for pts in range(100):
+            frame = av.VideoFrame.from_ndarray(np.zeros((64, 96, 3), np.uint8), format="rgb24")
+            frame.pts = pts
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert len(probe(local(path), limits)) == 100
+
+
 def test_damaged_files_never_crash_the_caller(
     make_clip: Callable[..., Path], tmp_path: Path, local: Callable[[Path], LocalVideo], limits: Limits
 ) -> None:
