@@ -16,7 +16,9 @@ from occam.stats import StageStats
 from pipelines.ingest.decode import FrameStream, route
 from pipelines.ingest.limits import Limits
 from pipelines.ingest.probe import VideoFacts, probe_async
+from pipelines.ingest.process import in_reader, walls_of_this_host
 from pipelines.ingest.sample import Sampling, sample
+from pipelines.ingest.sandbox import Sandbox
 from pipelines.ingest.source import LocalVideo, SourcePolicy, fetch, open_local
 from services.copies import Copies
 from services.messages import DecodedChunk, Described, FrameChoice, Video
@@ -44,6 +46,7 @@ class LocalMedia:
         )
         self._deadline_s = settings.deadline_s
         self._copies = Copies(Path(settings.directory, "videos"), settings.video_cache_bytes)
+        self._walls: Sandbox | None = None
         self._known: OrderedDict[str, _Known] = OrderedDict()
 
     async def describe(self, url: str, choice: FrameChoice, frames: int, digest: str | None) -> Described:
@@ -86,6 +89,12 @@ class LocalMedia:
         """See `services.decoder.Media`."""
         self._known.pop(digest, None)
         self._copies.forget(digest)
+
+    async def missing_walls(self) -> tuple[str, ...]:
+        """See `services.decoder.Media`."""
+        if self._walls is None:
+            self._walls = await in_reader(walls_of_this_host, self._limits)
+        return self._walls.missing
 
     async def _chunks(self, known: _Known, video: Video, chunk_frames: int) -> AsyncGenerator[DecodedChunk]:
         stream = FrameStream(

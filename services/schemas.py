@@ -129,12 +129,13 @@ class ModelList(BaseModel):
 
 
 class Ready(BaseModel):
-    """What is live: models, the cache tiers, and how durable sessions and videos are."""
+    """What is live: models, the cache tiers, how durable sessions and videos are, and what guards decoding."""
 
     status: Literal["ready"] = "ready"
     models: list[str]
     kv: str = Field(examples=["memory, private redis"])
     state: str = Field(examples=["private redis, lost when the service stops"])
+    sandbox: str = Field(description="Walls round decoding that the host lacks.", examples=["complete"])
 
 
 class ErrorDetail(BaseModel):

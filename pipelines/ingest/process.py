@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import select
 import subprocess
@@ -10,6 +11,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar, cast
 
@@ -23,6 +26,8 @@ from pipelines.ingest.source import LocalVideo
 from pipelines.ingest.wire import HEADER, MAX_TEXT_BYTES, BackendFailed, Kind
 
 T = TypeVar("T")
+
+_LOG = logging.getLogger(__name__)
 
 _ROOT = Path(__file__).parents[2]
 _COMMAND = ("-s", "-m", "pipelines.ingest.child")
@@ -127,9 +132,12 @@ class Child:
 
     def _receive_sandbox(self, size: int) -> Sandbox:
         try:
-            return Sandbox(**self.receive_json(size))
+            sandbox = Sandbox(**self.receive_json(size))
         except TypeError:
             raise ChildDied("the child did not say which walls stand") from None
+        if sandbox.missing:
+            _warn(sandbox.missing)
+        return sandbox
 
     def _read(self, size: int) -> bytes:
         if size > MAX_TEXT_BYTES:
@@ -156,6 +164,26 @@ class Child:
         status = self._process.wait()
         self._stderr.seek(max(os.fstat(self._stderr.fileno()).st_size - MAX_TEXT_BYTES, 0))
         return f"the child ended with status {status}: {self._stderr.read()!r}"
+
+
+def walls_of_this_host(limits: Limits, budget_s: float = 30.0) -> Sandbox:
+    """Start a child on nothing, to see which walls stand round it; raises ChildDied, DecodeTimeout."""
+    nothing = LocalVideo(path=Path(os.devnull), digest="", bytes=0, demuxer="mov")
+    child = Child("pyav", nothing, limits, budget_s, targets=[])
+    try:
+        with suppress(UnsupportedVideo):
+            child.receive()
+    finally:
+        child.close()
+    if child.sandbox is None:
+        raise ChildDied("the child did not say which walls stand")
+    return child.sandbox
+
+
+@cache
+def _warn(missing: tuple[str, ...]) -> None:
+    """Once a process: the host is the same for every video."""
+    _LOG.warning("videos are decoded in a sandbox without %s, which this host does not have", " and ".join(missing))
 
 
 def _spawn(stdin: IO[bytes], stderr: IO[bytes]) -> subprocess.Popen[bytes]:

@@ -10,7 +10,7 @@ import math
 import os
 import resource
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.ingest import seccomp
@@ -41,7 +41,7 @@ class Sandbox:
     @property
     def missing(self) -> tuple[str, ...]:
         """Names of the walls that the host does not have."""
-        return tuple(name for name, value in asdict(self).items() if not value)
+        return tuple(name for name, value in vars(self).items() if not value)
 
 
 def enter_sandbox(video: Path, *, memory_bytes: int, cpu_s: float) -> Sandbox:

@@ -398,7 +398,8 @@ def test_a_request_ends_at_its_deadline(play: Callable[..., None]) -> None:
 
 def test_sessions_need_their_store(play: Callable[..., None], own_redis: RedisServer) -> None:
     async def scene(service: World) -> None:
-        assert (await service.http.get("/readyz")).json()["models"] == [MODEL]
+        ready = (await service.http.get("/readyz")).json()
+        assert (ready["models"], ready["sandbox"]) == ([MODEL], "without landlock and namespaces")
         own_redis.kill()
         response = await service.http.get("/readyz")
         assert (response.status_code, response.json()["error"]["code"]) == (503, "store_unavailable")

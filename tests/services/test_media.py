@@ -268,6 +268,41 @@ def test_a_full_disk_is_said_so(site: Site, monkeypatch: pytest.MonkeyPatch) -> 
         asyncio.run(look(media, site.url("a")))
 
 
+OFF = "from pipelines.ingest import sandbox, seccomp; from pipelines.ingest.child import main; "
+
+
+@pytest.mark.parametrize(
+    ("off", "missing"),
+    [
+        ("seccomp.install = lambda: False; ", ("seccomp",)),
+        ("seccomp.install = lambda: False; sandbox._restrict_files = lambda *_: 0; ", ("landlock", "seccomp")),
+    ],
+)
+def test_walls_that_the_host_lacks_are_said_once_and_when_asked(
+    off: str,
+    missing: tuple[str, ...],
+    site: Site,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    process._warn.cache_clear()
+
+    async def scene() -> None:
+        whole = await site.media().missing_walls()
+        warnings = len(caplog.records)
+        monkeypatch.setattr(process, "_COMMAND", ("-s", "-c", OFF + off + "main()"))
+        media = site.media()
+        for name in site.digests:
+            await look(media, site.url(name))
+        gone = tuple(wall for wall in ("landlock", "seccomp", "namespaces") if wall in {*missing, *whole})
+        assert await media.missing_walls() == gone
+        assert [record.message for record in caplog.records[warnings:]] == [
+            f"videos are decoded in a sandbox without {' and '.join(gone)}, which this host does not have"
+        ]
+
+    asyncio.run(scene())
+
+
 @pytest.mark.parametrize(
     ("start_s", "end_s", "seconds"),
     [(None, None, 2.0), (None, 0.5, 0.0), (0.5, 1.5, 0.5), (1.5, None, 1.5), (2.8, None, 0.2), (2.5, 9.0, 0.5)],
