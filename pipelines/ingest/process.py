@@ -59,7 +59,7 @@ class Message(NamedTuple):
 
 
 class Child:
-    """A sandboxed process at work on one video.
+    """A sandboxed process at work on one video, which dies with the thread that started it.
 
     worker: `pyav`, `decord` or `self_test`
     budget_s: seconds that the child may keep its reader waiting, in all; then it is killed and DecodeTimeout raised
@@ -69,7 +69,7 @@ class Child:
         self.sandbox: Sandbox | None = None
         self._budget_s = self.left_s = budget_s
         job |= {"worker": worker, "path": str(video.path), "demuxer": video.demuxer}
-        job |= {"memory_bytes": limits.memory_bytes, "max_frames": limits.max_frames}
+        job |= {"parent": os.getpid(), "memory_bytes": limits.memory_bytes, "max_frames": limits.max_frames}
         job |= {"cpu_s": 2 * budget_s + 1}  # two decoding threads
         # Files and not pipes: a child that does not read, or says too much, cannot hold up its parent.
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
