@@ -29,6 +29,10 @@ class Media(Protocol):
         """Delete the local copy of a video or image."""
         ...
 
+    async def missing_walls(self) -> tuple[str, ...]:
+        """Walls of the decoding sandbox that this host does not have, by the names in `Sandbox`."""
+        ...
+
 
 class Decoder:
     """A thin shell round `Media` that keeps the work ledger."""
@@ -63,3 +67,7 @@ class Decoder:
     async def forget(self, digest: str) -> None:
         """See `Media.forget`."""
         await self._media.forget(digest)
+
+    async def missing_walls(self) -> tuple[str, ...]:
+        """See `Media.missing_walls`."""
+        return await self._media.missing_walls()

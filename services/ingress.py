@@ -50,7 +50,7 @@ class Ingress:
         problems.install(api)
         add_video_routes(api, self._videos, self._conversations)
         add_chat_routes(api, self._conversations)
-        add_operator_routes(api, self._settings, self._state, self._conversations)
+        add_operator_routes(api, self._settings, self._state, self._conversations, self._videos)
         return api
 
 
@@ -115,7 +115,9 @@ def add_chat_routes(api: FastAPI, conversations: Conversations) -> None:
         return ModelList(data=[ModelBody.of(name, model) for name, model in served.items()])
 
 
-def add_operator_routes(api: FastAPI, settings: Settings, state: State, conversations: Conversations) -> None:
+def add_operator_routes(
+    api: FastAPI, settings: Settings, state: State, conversations: Conversations, videos: Videos
+) -> None:
     """Probes and metrics."""
 
     @api.get("/healthz", tags=["operation"])
@@ -131,9 +133,14 @@ def add_operator_routes(api: FastAPI, settings: Settings, state: State, conversa
 
     @api.get("/readyz", responses=_ERRORS, tags=["operation"])
     async def readyz() -> Ready:
-        """Ready: models are warm and the store of sessions answers; says which tiers and which durability are live."""
+        """Ready: models are warm and the store of sessions answers; says which tiers, durability and walls are live."""
         await state.ping()
-        return Ready(models=list(await conversations.served()), kv=settings.kv_detail, state=settings.state_detail)
+        return Ready(
+            models=list(await conversations.served()),
+            kv=settings.kv_detail,
+            state=settings.state_detail,
+            sandbox=await videos.sandbox(),
+        )
 
     @api.get("/metrics", response_class=Response, tags=["operation"])
     async def prometheus() -> Response:

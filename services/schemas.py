@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from occam.types import MediaKind
+from pipelines.ingest.sample import MAX_FPS
 from services.messages import FrameChoice, PruningChoice, ServedModel
 from services.records import VideoRecord
 
@@ -23,7 +24,9 @@ class Options(Request):
     lambda2: float | None = Field(default=None, ge=0, description="Stage II threshold factor; 0 keeps every token.")
     start_s: float | None = Field(default=None, ge=0, description="Begin of the range that is looked at, in seconds.")
     end_s: float | None = Field(default=None, gt=0, description="End of the range that is looked at, in seconds.")
-    fps: float | None = Field(default=None, gt=0, description="Frames a second, instead of the model's fixed number.")
+    fps: float | None = Field(
+        default=None, gt=0, le=MAX_FPS, description="Frames a second, instead of the model's fixed number."
+    )
     max_frames: int | None = Field(default=None, ge=1, le=1024, description="At most so many frames.")
     session_id: str | None = Field(default=None, description="Session of an earlier answer, to ask a follow-up.")
     evidence: bool = Field(default=False, description="Whether the answer shall say which patches it rests on.")
@@ -131,12 +134,13 @@ class ModelList(BaseModel):
 
 
 class Ready(BaseModel):
-    """What is live: models, the cache tiers, and how durable sessions and videos are."""
+    """What is live: models, the cache tiers, how durable sessions and videos are, and what guards decoding."""
 
     status: Literal["ready"] = "ready"
     models: list[str]
     kv: str = Field(examples=["memory, private redis"])
     state: str = Field(examples=["private redis, lost when the service stops"])
+    sandbox: str = Field(description="Walls round decoding that the host lacks.", examples=["complete"])
 
 
 class ErrorDetail(BaseModel):

@@ -29,6 +29,7 @@ class Videos:
         self._conversations = conversations
         self._decoder = decoder
         self._workers = workers
+        self._missing_walls: tuple[str, ...] | None = None
         self._warming: set[asyncio.Task[None]] = set()
 
     async def add(self, url: str) -> VideoRecord:
@@ -51,6 +52,12 @@ class Videos:
         record = await self._state.video(video_id)
         await self._drop(record, await self._state.keys(video_id))
         await self._state.delete_video(video_id)
+
+    async def sandbox(self) -> str:
+        """What guards the decoding of a stranger's file, in words for `/readyz`; the decoder is asked once."""
+        if self._missing_walls is None:
+            self._missing_walls = await call(self._decoder, "missing_walls")
+        return f"without {' and '.join(self._missing_walls)}" if self._missing_walls else "complete"
 
     async def _warm(self, model: str, record: VideoRecord) -> None:
         keys: list[KVKey] = []

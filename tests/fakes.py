@@ -203,6 +203,9 @@ class FakeMedia:
     async def forget(self, digest: str) -> None:
         self._here.discard(digest)
 
+    async def missing_walls(self) -> tuple[str, ...]:
+        return ("landlock", "namespaces")
+
 
 def _ids(text: str) -> list[int]:
     return [ord(letter) for letter in text]

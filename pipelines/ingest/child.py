@@ -31,7 +31,9 @@ def main() -> None:
 
     os.environ.clear()
     os.chdir("/")
-    walls = sandbox.enter_sandbox(Path(job["path"]), memory_bytes=job["memory_bytes"], cpu_s=job["cpu_s"])
+    walls = sandbox.enter_sandbox(
+        Path(job["path"]), memory_bytes=job["memory_bytes"], cpu_s=job["cpu_s"], parent=job["parent"]
+    )
     wire.send_json(wire.Kind.SANDBOX, vars(walls))
     try:
         worker.run(job)

@@ -4,7 +4,6 @@ decord decodes where it is right, PyAV elsewhere (`route`); where decord fails, 
 is a video of one frame, which Pillow decodes.
 """
 
-import asyncio
 import logging
 import threading
 import time
@@ -19,7 +18,7 @@ from occam.errors import UnsupportedVideo
 from occam.types import FrameBatch
 from pipelines.ingest.limits import Limits
 from pipelines.ingest.probe import VideoFacts
-from pipelines.ingest.process import Child, ChildDied
+from pipelines.ingest.process import Child, ChildDied, in_reader
 from pipelines.ingest.sandbox import Sandbox
 from pipelines.ingest.source import LocalFile
 from pipelines.ingest.wire import BackendFailed, Kind
@@ -121,7 +120,7 @@ class FrameStream:
     async def chunks(self) -> AsyncIterator[FrameBatch]:
         """Iterate from an event loop, reading in a thread; cancelling it, or closing the iterator, kills the child."""
         try:
-            while (chunk := await asyncio.to_thread(next, self, None)) is not None:
+            while (chunk := await in_reader(next, self, None)) is not None:
                 yield chunk
         finally:
             self.close()

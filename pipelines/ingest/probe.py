@@ -1,5 +1,6 @@
 """What a container says about its video, read by a child process: a stranger's file is hostile to a prober too."""
 
+import asyncio
 import logging
 from dataclasses import dataclass
 from fractions import Fraction
@@ -9,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from occam.errors import UnsupportedVideo, VideoTooLarge
+from occam.types import MediaKind
 from pipelines.ingest.limits import Limits, check_pixels
-from pipelines.ingest.process import Child, ChildDied
+from pipelines.ingest.process import Child, ChildDied, in_reader
 from pipelines.ingest.sandbox import Sandbox
 from pipelines.ingest.source import LocalFile
 from pipelines.ingest.wire import Kind
@@ -74,15 +76,34 @@ def probe(video: LocalFile, limits: Limits, *, deadline_s: float = 30.0) -> Vide
 
     Raises UnsupportedVideo, VideoTooLarge, DecodeTimeout.
     """
-    child = Child("pillow" if video.kind == "image" else "pyav", video, limits, deadline_s, targets=[])
+    return _facts(_start(video, limits, deadline_s), video.kind, limits)
+
+
+async def probe_async(video: LocalFile, limits: Limits, *, deadline_s: float = 30.0) -> VideoFacts:
+    """`probe` for an event loop; cancelling it kills the child."""
+    child = _start(video, limits, deadline_s)
+    reading = asyncio.ensure_future(in_reader(_facts, child, video.kind, limits))
+    try:
+        return await asyncio.shield(reading)
+    except asyncio.CancelledError:
+        child.kill()
+        await asyncio.gather(reading, return_exceptions=True)  # its reader cannot be cancelled, and ends with it
+        raise
+
+
+def _start(video: LocalFile, limits: Limits, deadline_s: float) -> Child:
+    return Child("pillow" if video.kind == "image" else "pyav", video, limits, deadline_s, targets=[])
+
+
+def _facts(child: Child, kind: MediaKind, limits: Limits) -> VideoFacts:
     try:
         facts = _receive(child, limits)
     except ChildDied as death:
         _LOG.warning("probe: %s", death)
-        raise UnsupportedVideo(f"The {video.kind} makes the decoder crash.") from None
+        raise UnsupportedVideo(f"The {kind} makes the decoder crash.") from None
     finally:
         child.close()
-    check_pixels(video.kind, facts.width, facts.height, limits.pixels_of(video.kind))
+    check_pixels(kind, facts.width, facts.height, limits.pixels_of(kind))
     if facts.duration_s > limits.max_seconds:
         raise VideoTooLarge(
             f"The video lasts {facts.duration_s:.1f} s, longer than the limit of {limits.max_seconds:g} s."
@@ -99,7 +120,7 @@ def _receive(child: Child, limits: Limits) -> VideoFacts:
         raise ChildDied("the child did not say which walls stand")
     try:
         return VideoFacts(**_typed(fields), stamps=stamps, keys=keys, sandbox=child.sandbox)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise ChildDied(f"the child sent facts that are none: {error}") from None
 
 

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 
-from occam.errors import ForbiddenSource, SourceUnavailable, UnsupportedVideo
+from occam.errors import ForbiddenSource, Overloaded, SourceUnavailable, UnsupportedVideo
 from occam.types import MediaKind
 from pipelines.ingest.addresses import Resolver, checked_addresses, resolve
 from pipelines.ingest.data_url import image_bytes
@@ -27,21 +27,37 @@ from pipelines.ingest.policy import SourcePolicy
 from pipelines.ingest.sniff import HEAD_BYTES, kind_of, reader_of
 
 _PORTS = {"http": 80, "https": 443}
+_MAX_PORT = 65535
+_NO_URL = "The address is not a valid URL."
+
+Version = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalFile:
-    """A video or image on this disk: its path, SHA-256 (hex) and size, and the reader that its first bytes call for."""
+    """A video or image on this disk: its path, SHA-256 (hex) and size, and the reader that its first bytes call for.
+
+    version: device, inode, size and modification time (ns) of the file when it was read
+    """
 
     path: Path
     digest: str
     bytes: int
     reader: str
+    version: Version = (0, 0, 0, 0)
 
     @property
     def kind(self) -> MediaKind:
         """What the file is."""
         return kind_of(self.reader)
+
+    @property
+    def is_current(self) -> bool:
+        """True iff the file is still the one that was read: neither written to, nor replaced, nor gone."""
+        try:
+            return _version(os.stat(self.path)) == self.version
+        except OSError:
+            return False
 
 
 async def fetch(
@@ -56,12 +72,11 @@ async def fetch(
     """Bring the video or image at `url` to this machine; a new file lies in `directory`, whose owner deletes it.
 
     kind: what it must be, if that matters
-    Raises ForbiddenSource, SourceUnavailable, VideoTooLarge, UnsupportedVideo.
+    Raises ForbiddenSource, SourceUnavailable, VideoTooLarge, UnsupportedVideo; Overloaded if the disk takes no more.
     """
     if url[:5].lower() == "data:":
         return await asyncio.to_thread(_unpack, url, limits, directory, kind)
-    scheme = urlsplit(url).scheme.lower()
-    if scheme in ("", "file"):
+    if _scheme(url) in ("", "file"):
         return await asyncio.to_thread(_open_under_roots, url, policy, limits, kind)
     try:
         async with asyncio.timeout(limits.total_s), _client(policy, limits, resolver) as client:
@@ -74,6 +89,22 @@ async def fetch(
         ) from None
     except httpx.HTTPError as error:
         raise SourceUnavailable(f"The connection to the source failed ({type(error).__name__}).") from None
+    except (httpx.InvalidURL, UnicodeError):  # of this address or one it redirects to; IDNA's errors are the latter
+        raise ForbiddenSource(_NO_URL) from None
+    except OSError as error:
+        raise Overloaded(_no_room(error)) from None
+
+
+def _no_room(error: OSError) -> str:
+    return f"The file cannot be kept on this machine: {error.strerror}."
+
+
+def _scheme(url: str) -> str:
+    try:
+        url.encode()  # half a surrogate pair, which JSON can carry, is in no address and in no path
+        return urlsplit(url).scheme
+    except ValueError:
+        raise ForbiddenSource(_NO_URL) from None
 
 
 def open_local(path: Path, limits: Limits, kind: MediaKind | None = None) -> LocalFile:
@@ -86,10 +117,11 @@ def open_local(path: Path, limits: Limits, kind: MediaKind | None = None) -> Loc
         if not path.is_file():
             raise SourceUnavailable("The path does not name a regular file.")
         with path.open("rb") as file:
-            reader = _checked_reader(file.read(HEAD_BYTES), path.stat().st_size, limits, kind)
+            stat = os.fstat(file.fileno())  # before the bytes, so that what is written meanwhile shows
+            reader = _checked_reader(file.read(HEAD_BYTES), stat.st_size, limits, kind)
             file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            return LocalFile(path=path, digest=digest, bytes=file.tell(), reader=reader)
+            return LocalFile(path=path, digest=digest, bytes=file.tell(), reader=reader, version=_version(stat))
     except OSError as error:
         raise SourceUnavailable(f"The file cannot be read: {error.strerror}.") from None
 
@@ -109,6 +141,10 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))  # unlike `resolve`, it raises nothing over a loop of links
 
 
+def _version(stat: os.stat_result) -> Version:
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
 def _checked_reader(head: bytes, size: int, limits: Limits, kind: MediaKind | None) -> str:
     reader = reader_of(head)
     found = kind_of(reader)
@@ -123,15 +159,17 @@ def _unpack(url: str, limits: Limits, directory: Path, kind: MediaKind | None) -
     reader = _checked_reader(data[:HEAD_BYTES], len(data), limits, kind)
     digest = hashlib.sha256(data).hexdigest()
     path = directory / digest
-    path.write_bytes(data)
-    return LocalFile(path=path, digest=digest, bytes=len(data), reader=reader)
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise Overloaded(_no_room(error)) from None
+    return LocalFile(path=path, digest=digest, bytes=len(data), reader=reader, version=_version(path.stat()))
 
 
 def _checked_url(text: str, policy: SourcePolicy) -> httpx.URL:
-    try:
-        url = httpx.URL(text)
-    except httpx.InvalidURL:
-        raise ForbiddenSource("The address is not a valid URL.") from None
+    url = httpx.URL(text)
+    if (url.port or 0) > _MAX_PORT:
+        raise ForbiddenSource(_NO_URL)
     if url.scheme not in _PORTS:
         raise ForbiddenSource(f"Only http and https addresses are fetched, not {url.scheme[:20]!r}.")
     if not url.host:
@@ -173,7 +211,7 @@ class _PinnedTransport(httpx.AsyncHTTPTransport):
             )
             try:
                 return await super().handle_async_request(pinned)
-            except httpx.ConnectError:
+            except (httpx.ConnectError, httpx.ConnectTimeout):
                 if address == addresses[-1]:
                     raise
         raise AssertionError("checked_addresses never returns an empty list")
@@ -227,7 +265,9 @@ async def _download(
                 file.write(part)
                 head = (head + part)[:HEAD_BYTES] if len(head) < HEAD_BYTES else head
             reader = _checked_reader(head, size, limits, kind)
-    return LocalFile(path=Path(file.name), digest=digest.hexdigest(), bytes=size, reader=reader)
+            file.flush()
+            version = _version(os.fstat(file.fileno()))
+    return LocalFile(path=Path(file.name), digest=digest.hexdigest(), bytes=size, reader=reader, version=version)
 
 
 @contextmanager
