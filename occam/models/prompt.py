@@ -44,6 +44,19 @@ VICUNA = Format(
 """`USER: <media>\\n{question} ASSISTANT: {answer}</s>USER: ...`, of Video-LLaVA, LLaVA-1.5 and vicuna LLaVA-NeXT."""
 
 
+CHATML = Format(
+    opening=lambda system: (
+        f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n" if system else "<|im_start|>user\n"
+    ),
+    question="",
+    generation="<|im_end|>\n<|im_start|>assistant\n",
+    answer="",
+    following="\n<|im_start|>user\n",
+    end="<|im_end|>",
+)
+"""`<|im_start|>user\\n<media>{question}<|im_end|>\\n<|im_start|>assistant\\n{answer}<|im_end|>\\n...`, of Qwen3-VL."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """A tokenizer and its template; `placeholder` is the token that stands for visual tokens."""
@@ -59,12 +72,12 @@ class Prompt:
     @property
     def placeholder_id(self) -> int:
         """The id that stands for a visual token."""
-        return self._id(self.placeholder)
+        return self.id(self.placeholder)
 
     @property
     def end_id(self) -> int:
         """The id that ends a turn."""
-        return self._id(self.format.end)
+        return self.id(self.format.end)
 
     def prefix_ids(self, system: str) -> list[int]:
         """Ids in front of the media of a conversation; BOS where the tokenizer adds one."""
@@ -91,13 +104,14 @@ class Prompt:
     def behind(self, anchor: str, text: str) -> list[int]:
         """Ids of `text` as it is tokenized behind the special token `anchor`."""
         ids: list[int] = self.tokenizer.encode(anchor + text, add_special_tokens=False)
-        return ids[ids.index(self._id(anchor)) + 1 :]
+        return ids[ids.index(self.id(anchor)) + 1 :]
 
     def text(self, ids: list[int]) -> str:
         """Plain text of generated ids, special tokens left out."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
-    def _id(self, token: str) -> int:
+    def id(self, token: str) -> int:
+        """The id of one token of the vocabulary."""
         return int(self.tokenizer.convert_tokens_to_ids(token))
 
     def _refuse_control_tokens(self, text: str, param: str) -> None:

@@ -10,7 +10,10 @@ from occam.errors import UnknownModel
 from occam.models.base import VideoLM
 from occam.models.checkpoint import locate, weights_digest
 
-FAMILIES = {"video_llava": ("occam.models.video_llava", "VideoLlava")}
+FAMILIES = {
+    "qwen3_vl": ("occam.models.qwen3_vl", "Qwen3VL"),
+    "video_llava": ("occam.models.video_llava", "VideoLlava"),
+}
 """`model_type` of the checkpoint's config -> (module, adapter)."""
 
 
