@@ -78,7 +78,7 @@ class QwenTower:
         )
 
     def merged(self, features: Tensor, level: int | None = None) -> Tensor:
-        """What the language model gets of merge groups [..., M, C], by a DeepStack level's merger or the last: [..., C]."""
+        """Merge groups [..., M, C] as the language model gets them, [..., C]; by a DeepStack level's merger or the last."""
         merger: nn.Module = self.vision.merger if level is None else self.vision.deepstack_merger_list[level]
         merged: Tensor = merger(features.flatten(0, -2).contiguous())
         return merged.view(*features.shape[:-2], merged.shape[-1])
