@@ -13,8 +13,7 @@ from occam.config import EngineConfig, NoPruning, OccamToken, Pruning, SamplingP
 from occam.engine.engine import Engine
 from occam.tensors import PrefixState
 from occam.types import Answer, FrameBatch
-from tests.parity.oracle import Played
-from tests.parity.oracle_tower import Rule
+from tests.parity.oracle import Played, Rule
 
 QUESTIONS = ("what colour is the ball ?", "where does it go then ?")
 
@@ -73,7 +72,9 @@ def assert_same(replies: Sequence[Reply], expected: Sequence[Played], rule: Rule
         assert (counts.stage1, counts.stage2) == (int(played.stage1.sum()), int(played.stage2.sum()))
         assert reply.answer.turn.suffix_ids == tuple(played.suffix)
         for frame, stage1, stage2, scores in zip(
-            evidence.frames, played.stage1, played.stage2, played.scores, strict=True
+            evidence.frames,
+            *(t.split(played.sizes) for t in (played.stage1, played.stage2, played.scores)),
+            strict=True,
         ):
             assert frame.stage1.flatten().tolist() == stage1.tolist()
             assert frame.stage2.flatten().tolist() == stage2.tolist()

@@ -1,4 +1,4 @@
-"""The oracle's eye: the stock tower in eager attention, the register by forward hooks, stage I from whole maps.
+"""The oracle's eye for Video-LLaVA: the stock tower in eager attention, the register by hooks, stage I from whole maps.
 
 Shape suffixes: F frames, N tokens of a frame (CLS, P patches, the register last), K hidden units, C channels.
 """
@@ -6,34 +6,14 @@ Shape suffixes: F frames, N tokens of a frame (CLS, P patches, the register last
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Fault = Literal[
-    "positions repacked",
-    "survivors reused",
-    "tower softmax without register",
-    "decoder softmax without register",
-    "old register visible",
-]
+from tests.parity.oracle import Rule, Seen, Spoken, Token
 
-
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """What to prune by; `fault` names one deliberate mistake, for showing that the comparison would notice it."""
-
-    lambda1: float
-    lambda2: float
-    cut: int
-    register: Literal["neurons", "zero_token", "mean_threshold"] = "neurons"
-    neurons: Sequence[tuple[int, int]] = ()
-    evaluators: Literal["question", "turn"] = "turn"
-    min_tokens: int = 1
-    keep_cls: bool = False
-    placement: Literal["after_norm", "before_norm"] = "after_norm"
-    fault: Fault | None = None
+PREFIX, FIRST_TURN, NEXT_TURN = "USER: ", "\n{} ASSISTANT:", " USER: {} ASSISTANT:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +26,52 @@ class Frames:
     keep: Tensor
     scores: Tensor
     reference: Tensor
+
+
+class VideoLlavaEye:
+    """The stock model and a video's pixels [F, 3, H, W]."""
+
+    def __init__(self, model: Any, tokenizer: Any, pixels_FCHW: Tensor) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.pixels = pixels_FCHW
+        self.text_model = model.model.language_model
+        self.head = model.lm_head
+        self.end_id = tokenizer.eos_token_id
+
+    def see(self, rule: Rule | None) -> Seen:
+        """Prefix text, then what stage I kept, at the positions of the stock layout: CLS first in every frame."""
+        frames = look(self.model.model, self.pixels, rule, self.model.config.vision_feature_layer)
+        embed = self.text_model.get_input_embeddings().weight
+        prefix = self.tokenizer(PREFIX).input_ids
+        tokens = [Token(embed[token], (position,)) for position, token in enumerate(prefix)]
+        count, length = frames.features.shape[:2]
+        keep_cls = rule is None or rule.keep_cls
+        for frame in range(count):
+            for patch in range(-1, length - 1):
+                if frames.keep[frame, patch] if patch >= 0 else keep_cls:
+                    position = len(prefix) + frame * length + 1 + patch
+                    flat = frame * (length - 1) + patch if patch >= 0 else -1
+                    tokens.append(Token(frames.features[frame, 1 + patch], (position,), patch=flat))
+        return Seen(
+            tokens=tokens,
+            end=len(prefix) + count * length,
+            register=None if frames.register is None else frames.register[None],
+            keep=frames.keep.flatten(),
+            scores=frames.scores.flatten(),
+            reference=frames.reference.repeat_interleave(length - 1),
+            sizes=[length - 1] * count,
+        )
+
+    def say(self, question: str, first: bool) -> Spoken:
+        """The turn's ids in the template."""
+        template = FIRST_TURN if first else NEXT_TURN
+
+        def ids(text: str) -> list[int]:
+            return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+        start = len(ids(template.split("{}")[0]))
+        return Spoken(suffix=ids(template.format(question)), question=slice(start, start + len(ids(question))))
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from occam.kv.key import KVKey
 from occam.tensors import PrefixState
 from services.redis_store import RedisStore
 from tests.parity.harness import Reply, ask, load, pruning_of
-from tests.parity.oracle_tower import Rule
+from tests.parity.oracle import Rule
 
 
 def key_of(engine: Engine, rule: Rule, name: str) -> KVKey:

@@ -10,8 +10,8 @@ from occam.engine.engine import Engine
 from occam.models.checkpoint import embedded_models
 from tests.parity.checkpoint import pixels, random_frames
 from tests.parity.harness import ask, assert_same, build, load, pruning_of
-from tests.parity.oracle import converse
-from tests.parity.oracle_tower import Rule
+from tests.parity.oracle import Rule, converse
+from tests.parity.oracle_tower import VideoLlavaEye
 
 QUESTIONS = ("what color is the ball ?", "where is it at the end ?")
 STEPS = 8
@@ -32,7 +32,7 @@ def test_a_conversation_equals_the_oracle(folder: Path, pruned: bool) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rule = _shipped_rule(engine) if pruned else None
     frames = random_frames(engine.info.frames, size=engine.lm.pixels.crop)
-    expected = converse(stock, tokenizer, pixels(frames), QUESTIONS, rule, STEPS)
+    expected = converse(VideoLlavaEye(stock, tokenizer, pixels(frames)), QUESTIONS, rule, STEPS)
     pruning = pruning_of(rule)
     assert_same(ask(engine, build(engine, frames, pruning), QUESTIONS, pruning, STEPS), expected, rule)
 

@@ -14,7 +14,7 @@ import torch
 from occam.engine.engine import Engine
 from tests.parity.checkpoint import NEURONS, random_frames
 from tests.parity.harness import QUESTIONS, ask, build, load, pruning_of
-from tests.parity.oracle_tower import Rule
+from tests.parity.oracle import Rule
 from tests.parity.resume import everything, key_of, store
 from tests.redis_server import RedisServer
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.parity.checkpoint import NEURONS, PATCHES, pixels, random_frames
-from tests.parity.oracle import converse
-from tests.parity.oracle_tower import Rule, look
+from tests.parity.oracle import Rule, converse
+from tests.parity.oracle_tower import VideoLlavaEye, look
 
 QUESTIONS = ("what colour is the ball ?", "where does it go then ?")
 KEEP_ALL = Rule(lambda1=0, lambda2=0, cut=3, register="mean_threshold", keep_cls=True)
@@ -17,7 +17,7 @@ KEEP_ALL = Rule(lambda1=0, lambda2=0, cut=3, register="mean_threshold", keep_cls
 @pytest.mark.parametrize("rule", [None, KEEP_ALL], ids=["off", "keep all"])
 def test_without_pruning_it_is_the_stock_model(stock: Any, tokenizer: Any, count: int, rule: Rule | None) -> None:
     video = pixels(random_frames(count))
-    turn = converse(stock, tokenizer, video, QUESTIONS[:1], rule, steps=8)[0]
+    turn = converse(VideoLlavaEye(stock, tokenizer, video), QUESTIONS[:1], rule, steps=8)[0]
     placeholders = "<video>" * count * (PATCHES + 1)
     prompt = tokenizer(f"USER: {placeholders}\n{QUESTIONS[0]} ASSISTANT:", return_tensors="pt")
     out = stock.generate(
@@ -34,7 +34,7 @@ def test_without_pruning_it_is_the_stock_model(stock: Any, tokenizer: Any, count
 
 def test_the_second_turn_without_pruning_is_the_stock_model(stock: Any, tokenizer: Any) -> None:
     video = pixels(random_frames(3))
-    first, second = converse(stock, tokenizer, video, QUESTIONS, None, steps=8)
+    first, second = converse(VideoLlavaEye(stock, tokenizer, video), QUESTIONS, None, steps=8)
     prefix = tokenizer("USER: " + "<video>" * 3 * (PATCHES + 1)).input_ids
     ids = [*prefix, *first.suffix, *first.generated, tokenizer.eos_token_id, *second.suffix, *second.generated]
     with torch.no_grad():
@@ -67,6 +67,6 @@ def test_the_neuron_shift_moves_each_frames_own_maximum(stock: Any) -> None:
 
 def test_thresholds_cut_at_both_stages(stock: Any, tokenizer: Any) -> None:
     rule = Rule(lambda1=1.3, lambda2=1.7, cut=3, neurons=NEURONS)
-    for turn in converse(stock, tokenizer, pixels(random_frames(3)), QUESTIONS, rule, steps=1):
+    for turn in converse(VideoLlavaEye(stock, tokenizer, pixels(random_frames(3))), QUESTIONS, rule, steps=1):
         assert 0 < turn.stage2.sum() < turn.stage1.sum() < turn.stage1.numel()
         assert not (turn.stage2 & ~turn.stage1).any()

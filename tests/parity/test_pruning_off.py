@@ -11,8 +11,8 @@ from occam.engine.engine import Engine
 from occam.engine.prefix import encode
 from tests.parity.checkpoint import PATCHES, pixels, random_frames
 from tests.parity.harness import QUESTIONS, ask, assert_same, build, pruning_of, video_of
-from tests.parity.oracle import converse
-from tests.parity.oracle_tower import Rule
+from tests.parity.oracle import Rule, converse
+from tests.parity.oracle_tower import VideoLlavaEye
 
 KEEP_ALL = Rule(lambda1=0, lambda2=0, cut=3, register="mean_threshold", keep_cls=True)
 STEPS = 16
@@ -43,7 +43,7 @@ def test_one_question_equals_stock_generate(
 def test_a_follow_up_equals_one_long_stock_prompt(engine: Engine, stock: Any, tokenizer: Any) -> None:
     frames, pruning = random_frames(3), pruning_of(None)
     replies = ask(engine, build(engine, frames, pruning), QUESTIONS, pruning, STEPS)
-    assert_same(replies, converse(stock, tokenizer, pixels(frames), QUESTIONS, None, STEPS), None)
+    assert_same(replies, converse(VideoLlavaEye(stock, tokenizer, pixels(frames)), QUESTIONS, None, STEPS), None)
 
 
 def test_a_batch_of_two_lengths_equals_the_stock_model(engine: Engine, stock: Any, tokenizer: Any) -> None:

@@ -11,8 +11,8 @@ import torch
 from occam.engine.engine import Engine
 from tests.parity.checkpoint import LAYERS, NEURONS, pixels, random_frames
 from tests.parity.harness import QUESTIONS, Reply, ask, assert_same, build, load, pruning_of
-from tests.parity.oracle import Played, converse
-from tests.parity.oracle_tower import Fault, Rule, look
+from tests.parity.oracle import Fault, Played, Rule, converse
+from tests.parity.oracle_tower import VideoLlavaEye, look
 
 STEPS = 16
 FRAMES = random_frames(5, seed=2)
@@ -35,13 +35,13 @@ def with_lambdas(stock: Any, tokenizer: Any, rule: Rule, *, empty_frame: bool = 
     if empty_frame:
         lambda1 = float(ratios_FP.max(dim=1).values.sort().values[:2].mean())
     rule = replace(rule, lambda1=lambda1)
-    played = converse(stock, tokenizer, pixels(FRAMES), QUESTIONS, rule, 1)
+    played = converse(VideoLlavaEye(stock, tokenizer, pixels(FRAMES)), QUESTIONS, rule, 1)
     return replace(rule, lambda2=widest_gap(torch.cat([turn.scores.flatten() / turn.reference for turn in played])))
 
 
 def both(engine: Engine, stock: Any, tokenizer: Any, rule: Rule) -> tuple[list[Reply], list[Played]]:
     pruning = pruning_of(rule)
-    expected = converse(stock, tokenizer, pixels(FRAMES), QUESTIONS, rule, STEPS)
+    expected = converse(VideoLlavaEye(stock, tokenizer, pixels(FRAMES)), QUESTIONS, rule, STEPS)
     return ask(engine, build(engine, FRAMES, pruning), QUESTIONS, pruning, STEPS), expected
 
 
@@ -52,7 +52,7 @@ def test_every_cut(engine: Engine, stock: Any, tokenizer: Any, cut: int, empty_f
     replies, expected = both(engine, stock, tokenizer, rule)
     for turn in expected:
         assert 0 < turn.stage2.sum() < turn.stage1.sum() < turn.stage1.numel()
-        assert (turn.stage1.sum(dim=1) == 0).any() == empty_frame
+        assert any(not view.any() for view in turn.stage1.split(turn.sizes)) == empty_frame
     assert_same(replies, expected, rule)
 
 
@@ -101,7 +101,7 @@ def test_no_patch_of_any_frame_passes_stage_one(engine: Engine, stock: Any, toke
 def test_an_answer_that_ends_by_itself(checkpoint: Path, stock: Any, tokenizer: Any) -> None:
     """The end token is what the model gave, not what the engine appends; the next turn stands on it all the same."""
     rule = with_lambdas(stock, tokenizer, BASE)
-    fifth = converse(stock, tokenizer, pixels(FRAMES), QUESTIONS[:1], rule, 5)[0].generated[-1]
+    fifth = converse(VideoLlavaEye(stock, tokenizer, pixels(FRAMES)), QUESTIONS[:1], rule, 5)[0].generated[-1]
     engine, ending = load(checkpoint), deepcopy(stock)
     heads: tuple[Any, ...] = (engine.lm.decoder.head, ending.lm_head)
     for rows in (head.weight.data for head in heads):
@@ -134,6 +134,6 @@ def test_a_mistaken_oracle_is_noticed(
     honest: tuple[Rule, list[Reply]], stock: Any, tokenizer: Any, mistake: dict[str, Any]
 ) -> None:
     rule, replies = honest
-    mistaken = converse(stock, tokenizer, pixels(FRAMES), QUESTIONS, replace(rule, **mistake), STEPS)
+    mistaken = converse(VideoLlavaEye(stock, tokenizer, pixels(FRAMES)), QUESTIONS, replace(rule, **mistake), STEPS)
     with pytest.raises(AssertionError):
         assert_same(replies, mistaken, rule)
