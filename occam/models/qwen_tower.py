@@ -78,7 +78,7 @@ class QwenTower:
         )
 
     def merged(self, features: Tensor, level: int | None = None) -> Tensor:
-        """Merge groups [..., M, C] as the language model gets them, [..., C]; by a DeepStack level's merger or the last."""
+        """Merge groups [..., M, C] as [..., C] for the language model, by the last merger or a DeepStack level's."""
         merger: nn.Module = self.vision.merger if level is None else self.vision.deepstack_merger_list[level]
         merged: Tensor = merger(features.flatten(0, -2).contiguous())
         return merged.view(*features.shape[:-2], merged.shape[-1])

@@ -56,7 +56,7 @@ def write_checkpoint(folder: Path, seed: int = 0) -> Path:
         "processor_class": "Qwen3VLProcessor",
     }
     image = {"image_processor_type": "Qwen2VLImageProcessorFast", "size": _size(4, 30)}
-    video = {"video_processor_type": "Qwen3VLVideoProcessor", "size": _size(8, 60), "max_video_tokens": 9}
+    video = {"video_processor_type": "Qwen3VLVideoProcessor", "size": _size(3, 60), "max_video_tokens": 9}
     (folder / "preprocessor_config.json").write_text(json.dumps(shared | image))
     (folder / "video_preprocessor_config.json").write_text(json.dumps(shared | video))
     calibration = Calibration(

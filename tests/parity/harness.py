@@ -43,12 +43,26 @@ def video_of(frames: np.ndarray) -> FrameBatch:
     return FrameBatch(frames=frames, pts_seconds=np.arange(count) / 2, indices=np.arange(count), digest="0" * 64)
 
 
+def image_of(pixels: np.ndarray) -> FrameBatch:
+    """uint8 [H, W, 3] as an image."""
+    return FrameBatch(
+        frames=pixels[None], pts_seconds=np.zeros(1), indices=np.zeros(1, dtype=np.int64), digest="0" * 64, kind="image"
+    )
+
+
 def build(engine: Engine, frames: np.ndarray, pruning: Pruning, chunk_frames: int = 2) -> PrefixState:
     """A state from uint8 [T, H, W, 3], appended in chunks."""
-    video = video_of(frames)
-    state = engine.begin(pruning)
-    for start in range(0, len(video), chunk_frames):
-        state, _ = engine.append(state, video.chunk(start, min(start + chunk_frames, len(video))), pruning)
+    return see(engine, [video_of(frames)], pruning, chunk_frames=chunk_frames)
+
+
+def see(
+    engine: Engine, media: Sequence[FrameBatch], pruning: Pruning, system: str = "", chunk_frames: int = 2
+) -> PrefixState:
+    """A state of several media, each appended in chunks."""
+    state = engine.begin(pruning, system)
+    for each in media:
+        for start in range(0, len(each), chunk_frames):
+            state, _ = engine.append(state, each.chunk(start, min(start + chunk_frames, len(each))), pruning)
     return state
 
 

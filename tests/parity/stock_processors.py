@@ -1,15 +1,13 @@
-"""Run in another process: the stock `transformers` processors, which need torchvision, over a stand-in for it.
-
-python -m tests.parity.stock_processors JOBS RESULTS, both files of `torch.save`. Jobs are dicts: `checkpoint`, and the
-keywords of one call of the checkpoint's processor; `text` may be left out, then pixels alone are made. Results are
-dicts of what each call returned, or the message of the ValueError it raised.
+"""The stock `transformers` processors, which need torchvision, over a stand-in for it, in a process of their own.
 
 torchvision has no CPU wheel that fits every torch. The stand-in has the three functions that these processors call, as
 torchvision computes them on uint8 CPU tensors; all the rest (sizes, order, folding, patches, text) is stock.
 """
 
 import importlib.machinery
+import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
@@ -19,6 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+def process(checkpoint: Path, calls: Sequence[dict[str, Any]]) -> list[Any]:
+    """What the checkpoint's processor returns for each call's keywords; a ValueError that it raises, as its message."""
+    with tempfile.TemporaryDirectory() as folder:
+        jobs, results = Path(folder) / "jobs", Path(folder) / "results"
+        torch.save(list(calls), jobs)
+        command = ["-W", "error", "-m", "tests.parity.stock_processors", str(checkpoint), str(jobs), str(results)]
+        subprocess.run([sys.executable, *command], cwd=Path(__file__).parents[2], check=True)
+        returned: list[Any] = torch.load(results, weights_only=False)
+    return returned
 
 
 class InterpolationMode(Enum):
@@ -80,23 +89,20 @@ def install() -> None:
     sys.modules.update(modules)
 
 
-def main(jobs: Path, results: Path) -> None:
+def main(checkpoint: Path, jobs: Path, results: Path) -> None:
     install()
     torch.set_num_threads(1)
     from transformers import AutoProcessor
 
-    processors: dict[str, Any] = {}
-    made = []
-    for job in torch.load(jobs, weights_only=False):
-        checkpoint = job.pop("checkpoint")
-        processor = processors.setdefault(checkpoint, None) or AutoProcessor.from_pretrained(checkpoint)
-        processors[checkpoint] = processor
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    returned: list[Any] = []
+    for call in torch.load(jobs, weights_only=False):
         try:
-            made.append({"output": dict(processor(**job, return_tensors="pt"))})
+            returned.append(dict(processor(**call, return_tensors="pt")))
         except ValueError as error:
-            made.append({"error": str(error)})
-    torch.save(made, results)
+            returned.append(str(error))
+    torch.save(returned, results)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(*map(Path, sys.argv[1:]))
