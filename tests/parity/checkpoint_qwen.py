@@ -19,7 +19,7 @@ from occam.models.checkpoint import weights_digest
 
 PATCH, MERGE, TEMPORAL = 8, 2, 2
 SIDE = PATCH * MERGE
-LAYERS, DEPTH = 6, 4
+LAYERS, DEPTH, HEAD_DIM = 6, 4, 24
 NEURONS = ((0, 5), (1, 17), (1, 40), (2, 3))
 SPECIAL = (
     "<|endoftext|>",
@@ -103,7 +103,7 @@ def _model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3VLForCondition
         "num_hidden_layers": LAYERS,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "head_dim": 24,
+        "head_dim": HEAD_DIM,
         "max_position_embeddings": 1024,
         "initializer_range": 0.15,
         "rope_parameters": {
