@@ -22,6 +22,8 @@ Fault = Literal[
     "tower softmax without register",
     "decoder softmax without register",
     "old register visible",
+    "rows instead of columns",
+    "planes of the unmasked order",
 ]
 
 

@@ -60,9 +60,10 @@ def test_the_rotary_embedding_receives_stock_positions_under_every_mask(
     monkeypatch.setattr(type(lm.tower), "merged", lambda _, features, level=None: features[..., 0, :])
     monkeypatch.setattr(type(lm.prompt), "behind", functools.cache(type(lm.prompt).behind))
     output = _synthetic(patches_VP.shape)
+    mask = patches_VP >= 0
+    monkeypatch.setattr(prefix, "encode", lambda *_: lm.compose(media, output, mask, False))
     try:
         for number, mask in enumerate(masks(patches_VP.shape, MASKS // (2 * len(SIZES)))):
-            monkeypatch.setattr(prefix, "encode", lambda *_, mask=mask: lm.compose(media, output, mask, False))
             received.clear()
             state, _ = qwen_engine.append(start, media, pruning)
             kept = torch.ones(len(unpruned), dtype=torch.bool)
