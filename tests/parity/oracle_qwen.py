@@ -37,7 +37,7 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class Looked:
-    """Of a segment: merged features and planes [1 + levels, U, C], its register's [1 + levels, C], scores and keep [U]."""
+    """Of one segment: features and planes [1 + levels, U, C], its register's [1 + levels, C], scores and keep [U]."""
 
     features: Tensor
     register: Tensor | None

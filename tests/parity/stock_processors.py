@@ -1,6 +1,6 @@
 """The stock `transformers` processors, which need torchvision, over a stand-in for it, in a process of their own.
 
-torchvision has no CPU wheel that fits every torch. The stand-in has the three functions that these processors call, as
+torchvision has no CPU wheel that fits every torch. The stand-in has the five functions that these processors call, as
 torchvision computes them on uint8 CPU tensors; all the rest (sizes, order, folding, patches, text) is stock.
 """
 
@@ -52,6 +52,20 @@ def normalize(image: Tensor, mean: Tensor, std: Tensor, inplace: bool) -> Tensor
     return (image - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
 
 
+def pad(image: Tensor, padding: Sequence[int], fill: float | Sequence[float] = 0) -> Tensor:
+    """padding: left, top, right, bottom; fill: of all channels or of each."""
+    left, top, right, bottom = padding
+    channels, height, width = image.shape[-3:]
+    colour = torch.tensor(fill).expand(channels).to(image.dtype).view(-1, 1, 1)
+    padded = colour.expand(*image.shape[:-2], top + height + bottom, left + width + right).clone()
+    padded[..., top : top + height, left : left + width] = image
+    return padded
+
+
+def crop(image: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
+    return image[..., top : top + height, left : left + width]
+
+
 def grayscale_to_rgb(image: Tensor) -> Tensor:
     assert image.shape[-3] == 3
     return image
@@ -81,6 +95,8 @@ def install() -> None:
         "InterpolationMode": InterpolationMode,
         "resize": resize,
         "normalize": normalize,
+        "pad": pad,
+        "crop": crop,
         "grayscale_to_rgb": grayscale_to_rgb,
         "pil_to_tensor": None,
     }

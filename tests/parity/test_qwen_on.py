@@ -27,8 +27,8 @@ class Scene:
     segments: Sequence[Segment]
 
 
-def video(count: int, height: int, width: int) -> Scene:
-    frames = random_frames(count, height, width, seed=4)
+def video(count: int, height: int, width: int, seed: int = 4) -> Scene:
+    frames = random_frames(count, height, width, seed=seed)
     batch = FrameBatch(frames=frames, pts_seconds=np.arange(count) / FPS, indices=np.arange(count), digest="0" * 64)
     return Scene(media=[batch], segments=segments_of_video(frames, FPS))
 
@@ -46,6 +46,7 @@ def together(*scenes: Scene) -> Scene:
 
 
 VIDEO = video(5, 32, 64)
+WITH_A_DULL_GROUP = video(5, 32, 64, seed=2)
 SCENES = {
     "video": VIDEO,
     "image": image(80, 48),
@@ -90,9 +91,10 @@ def test_without_pruning_the_oracle_is_the_stock_model_too(both: Both) -> None:
 
 @pytest.mark.parametrize("empty_view", [False, True], ids=["", "a group keeps nothing"])
 @pytest.mark.parametrize("cut", [1, 2, LAYERS - 1])
-def test_every_cut(both: Both, cut: int, empty_view: bool) -> None:
+def test_every_cut(qwen_engine: Engine, qwen_stock: Any, qwen_tokenizer: Any, cut: int, empty_view: bool) -> None:
     """Below and above the DeepStack levels: planes are added before the cut, and behind it."""
-    rule = thresholds(both.eye, replace(BASE, cut=cut), empty_view=empty_view)
+    both = Both(qwen_engine, qwen_stock, qwen_tokenizer, WITH_A_DULL_GROUP if empty_view else VIDEO)
+    rule = thresholds(both.eye, replace(BASE, cut=cut))
     replies, expected = both(rule)
     for turn in expected:
         assert 0 < turn.stage2.sum() < turn.stage1.sum() < turn.stage1.numel()

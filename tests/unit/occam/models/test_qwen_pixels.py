@@ -87,7 +87,7 @@ def uncapped(checkpoint: Path, folder: Path) -> Path:
 
 
 def test_the_cap_and_the_budget_both_bind_somewhere(checkpoint: Path, tmp_path: Path) -> None:
-    """Otherwise the comparisons above compare less than they seem to."""
+    """Otherwise the comparisons compare less than they seem to."""
     capped = QwenPixels.load(checkpoint, "video")
     free = QwenPixels.load(uncapped(checkpoint, tmp_path), "video")
     assert capped.digest != free.digest
@@ -98,10 +98,11 @@ def test_the_cap_and_the_budget_both_bind_somewhere(checkpoint: Path, tmp_path: 
 
 def test_chunks_of_one_video_are_its_slices(checkpoint: Path) -> None:
     pixels = QwenPixels.load(checkpoint, "video")
-    video = media(random_frames(7, 120, 160), "video")
+    video = media(random_frames(29, 120, 160), "video")
+    assert pixels.size(video) < pixels.size(media(video.frames[:2], "video"))
     whole, (groups, rows, columns) = pixels(video)
-    chunks = [pixels(video.chunk(start, min(start + 2, 7))) for start in range(0, 7, 2)]
-    assert groups == 4
+    chunks = [pixels(video.chunk(start, min(start + 2, 29))) for start in range(0, 29, 2)]
+    assert groups == 15
     assert all(grid == (1, rows, columns) for _, grid in chunks)
     assert torch.equal(torch.cat([patches for patches, _ in chunks]), whole)
 
