@@ -11,6 +11,7 @@ from occam.models.base import VideoLM
 from occam.models.checkpoint import locate, weights_digest
 
 FAMILIES = {
+    "qwen3_vl": ("occam.models.qwen3_vl", "Qwen3VL"),
     "video_llava": ("occam.models.video_llava", "VideoLlava"),
     "llava": ("occam.models.llava", "Llava"),
     "llava_next": ("occam.models.llava", "LlavaNext"),
