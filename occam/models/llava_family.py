@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -35,7 +35,13 @@ Pixels = Callable[[NDArray[np.uint8]], Tensor]
 
 @dataclass(frozen=True)
 class LlavaFamily(ABC):
-    """The adapter; see `VideoLM` for what each method promises."""
+    """The adapter; see `VideoLM` for what each method promises.
+
+    media: what the family takes; frames: sampled of a video by default
+    """
+
+    media: ClassVar[tuple[MediaKind, ...]] = ("image",)
+    frames: ClassVar[int] = 1
 
     info: ModelInfo
     decoder: Decoder
@@ -54,8 +60,6 @@ class LlavaFamily(ABC):
         name: str,
         directory: Path,
         digest: str,
-        media: MediaKind,
-        frames: int,
         placeholder: str,
         template: Format,
     ) -> Self:
@@ -76,8 +80,8 @@ class LlavaFamily(ABC):
             digest=digest,
             text_digest=prompt.digest(directory),
             preprocessing=preprocess.VERSION,
-            frames=frames,
-            media=(media,),
+            frames=cls.frames,
+            media=cls.media,
             layers=text.num_hidden_layers,
             cut=round(text.num_hidden_layers / 3),
             max_positions=min(text.max_position_embeddings, window),

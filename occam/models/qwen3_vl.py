@@ -9,6 +9,7 @@ Legend: V views (temporal groups, or an image), P merge groups of patches in a v
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,7 +29,6 @@ from occam.registers import Neuron, TowerTrace
 from occam.tensors import MediaTokens
 from occam.types import FrameBatch, MediaKind
 
-FRAMES = 16
 AXES = 3
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 PADS: dict[MediaKind, str] = {"video": "<|video_pad|>", "image": "<|image_pad|>"}
@@ -37,6 +37,9 @@ PADS: dict[MediaKind, str] = {"video": "<|video_pad|>", "image": "<|image_pad|>"
 @dataclass(frozen=True)
 class Qwen3VL:
     """The adapter; see `VideoLM` for what each method promises."""
+
+    media: ClassVar[tuple[MediaKind, ...]] = tuple(PADS)
+    frames: ClassVar[int] = 16
 
     info: ModelInfo
     decoder: Decoder
@@ -58,8 +61,8 @@ class Qwen3VL:
             digest=digest,
             text_digest=prompt.digest(directory),
             preprocessing="-".join([VERSION, *(each.digest[:16] for each in pixels.values())]),
-            frames=FRAMES,
-            media=tuple(PADS),
+            frames=cls.frames,
+            media=cls.media,
             group=vision.temporal_patch_size,
             layers=text.num_hidden_layers,
             cut=round(text.num_hidden_layers * 10 / 36),
