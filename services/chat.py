@@ -9,7 +9,7 @@ from occam.config import SamplingParams
 from occam.errors import InvalidInput
 from services.answer_schemas import EXAMPLE_USAGE, EvidenceBody, OccamBody, TimingsBody, UsageBody
 from services.messages import Question, Reply
-from services.schemas import Options
+from services.schemas import MAX_TEXT, Options
 from services.state import new_id
 
 EXAMPLE_COMPLETION = {
@@ -116,6 +116,7 @@ class ChatRequest(BaseModel):
 
     def question(self) -> Question:
         """The request as a question; InvalidInput where its messages are no conversation about one video."""
+        _check_text(self.messages)
         system, history, text = _turns(self.messages)
         urls = {url for message in self.messages for url in message.urls}
         if len(urls) > 1:
@@ -195,6 +196,12 @@ def _extension(reply: Reply, evidence: bool) -> dict[str, Any]:
         "timings": TimingsBody.of(reply).model_dump(),
         "evidence": EvidenceBody.of(reply.finished.answer.evidence).model_dump() if evidence else None,
     }
+
+
+def _check_text(messages: list[Message]) -> None:
+    length = sum(len(message.text) for message in messages)
+    if length > MAX_TEXT:
+        raise InvalidInput(f"The messages have {length} characters of text, over the limit of {MAX_TEXT}.", "messages")
 
 
 def _turns(messages: list[Message]) -> tuple[str, tuple[tuple[str, str], ...], str]:

@@ -7,6 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from services.messages import FrameChoice, PruningChoice, ServedModel
 from services.records import VideoRecord
 
+MAX_TEXT = 32_768
+"""Characters of all texts of one request together; what they cost grows with the square of their length."""
+
 
 class Request(BaseModel):
     """A request body of our own: unknown fields are errors, since a misspelt option would be ignored in silence."""

@@ -110,7 +110,7 @@ class Engine:
 
     @torch.inference_mode()
     def begin(self, pruning: Pruning, system: str = "") -> PrefixState:
-        """The state of the text in front of the media."""
+        """The state of the text in front of the media; QuestionTooLong where that passes the model's positions."""
         return prefix.begin(self.lm, pruning, system)
 
     @torch.inference_mode()
@@ -119,8 +119,8 @@ class Engine:
     ) -> tuple[PrefixState, tuple[StageStats, ...]]:
         """The state with one chunk of frames, or one image, behind it; the only way a state gets media.
 
-        InvalidInput for a kind of media that the model does not take; VideoTooLarge where the unpruned frames pass the
-        model's positions.
+        InvalidInput for a kind of media that the model does not take; where the unpruned conversation passes the
+        model's positions, VideoTooLarge, or QuestionTooLong if most of it is the text in front.
         """
         if media.kind not in self.info.media:
             taken = " and ".join(self.info.media)
@@ -129,7 +129,10 @@ class Engine:
 
     @torch.inference_mode()
     def replay(self, state: PrefixState, turns: Sequence[Turn]) -> PrefixState:
-        """The state with finished turns behind it, from their ids; a state out of a cache comes to the device here."""
+        """The state with finished turns behind it, from their ids; a state out of a cache comes to the device here.
+
+        QuestionTooLong where the unpruned conversation passes the model's positions.
+        """
         state = state.to(self.config.device)
         for finished in turns:
             state = prefix.append_turn(self.lm, state, finished)
@@ -171,7 +174,7 @@ class Engine:
         """
         prompt = self.lm.prompt
         suffix, span = prompt.turn_ids(question, first=state.turns == 0)
-        prefix.check_length(self.lm, state, len(suffix), sampling.max_new_tokens)
+        prefix.check_length(self.lm, state, len(suffix), "question", sampling.max_new_tokens)
         with torch.inference_mode():
             prefilled = turn.prefill(self.lm, state, suffix, span, pruning, self.clock)
         started = self.clock()

@@ -54,7 +54,7 @@ def empty_state(lm: VideoLM, lower: int) -> PrefixState:
 def begin(lm: VideoLM, pruning: Pruning, system: str) -> PrefixState:
     """The state of the text in front of the media."""
     state = empty_state(lm, strategy_for(pruning).cut(lm.decoder.layers))
-    return append_text(lm, state, lm.prompt.prefix_ids(system))
+    return append_text(lm, state, lm.prompt.prefix_ids(system), "system")
 
 
 def append_media(
@@ -63,12 +63,7 @@ def append_media(
     """The state with one chunk of media behind it: encode, stage I, compact, lower layers."""
     started = clock()
     tokens = encode(lm, media, pruning)
-    if state.next_position + tokens.length > lm.info.max_positions:
-        raise VideoTooLarge(
-            f"The frames so far take {state.next_position + tokens.length} positions unpruned, the model has "
-            f"{lm.info.max_positions}. Ask for fewer frames.",
-            "max_frames",
-        )
+    check_media_length(lm, state, tokens.length)
     encoded = clock()
     grown = _grow(
         lm,
@@ -105,8 +100,13 @@ def encode(lm: VideoLM, media: FrameBatch, pruning: Pruning) -> MediaTokens:
     return lm.compose(media, output, mask.keep.view_as(output.scores), strategy.keep_cls)
 
 
-def append_text(lm: VideoLM, state: PrefixState, ids: Sequence[int]) -> PrefixState:
-    """The state with text behind it that every later token sees."""
+def append_text(lm: VideoLM, state: PrefixState, ids: Sequence[int], param: str) -> PrefixState:
+    """The state with text behind it that every later token sees; QuestionTooLong, which blames `param`."""
+    check_length(lm, state, len(ids), param)
+    return _append_ids(lm, state, ids)
+
+
+def _append_ids(lm: VideoLM, state: PrefixState, ids: Sequence[int]) -> PrefixState:
     if not ids:
         return state
     tokens = torch.tensor(ids, device=state.ids.device)
@@ -120,11 +120,13 @@ def append_turn(lm: VideoLM, state: PrefixState, turn: Turn) -> PrefixState:
     """The state with a finished turn behind it; the turn's register is seen by the turn, then leaves the state.
 
     One block [r; suffix; generated; closing], whether the turn ended a moment ago or is replayed from its ids.
+    QuestionTooLong where it passes the model's positions, its closing not counted: `stream` does not count it either.
     """
+    check_length(lm, state, len(turn.suffix_ids) + len(turn.generated_ids), "messages")
     ids = [*turn.suffix_ids, *turn.generated_ids, *turn.closing_ids]
     register = register_token(state)
     if register is None:
-        return replace(append_text(lm, state, ids), turns=state.turns + 1)
+        return replace(_append_ids(lm, state, ids), turns=state.turns + 1)
     tokens = torch.tensor([lm.prompt.placeholder_id, *ids], device=state.ids.device)
     text = torch.full_like(tokens, -1)
     grown = _grow(
@@ -167,15 +169,32 @@ def lower_cache(state: PrefixState) -> DynamicCache:
     return cache
 
 
-def check_length(lm: VideoLM, state: PrefixState, suffix: int, new_tokens: int) -> None:
-    """QuestionTooLong where the conversation would pass the model's positions, counted unpruned."""
-    length = state.next_position + suffix + new_tokens
+def check_length(lm: VideoLM, state: PrefixState, text: int, param: str, new_tokens: int = 0) -> None:
+    """QuestionTooLong where the conversation would pass the model's positions, counted unpruned.
+
+    Looked at before anything is computed: what a text costs grows with the square of its length.
+    """
+    length = state.next_position + text + new_tokens
     if length > lm.info.max_positions:
         raise QuestionTooLong(
             f"The conversation would take {length} positions unpruned ({new_tokens} of them for the answer), "
             f"the model has {lm.info.max_positions}.",
-            "question",
+            param,
         )
+
+
+def check_media_length(lm: VideoLM, state: PrefixState, length: int) -> None:
+    """Raise where a chunk of media passes the model's positions: the larger of text and frames is at fault."""
+    total, text = state.next_position + length, int((state.view < 0).cumprod(dim=0).sum())
+    if total <= lm.info.max_positions:
+        return
+    message = (
+        f"The text in front of the frames takes {text} positions, the frames so far {total - text} unpruned; "
+        f"the model has {lm.info.max_positions}. "
+    )
+    if text > total - text:
+        raise QuestionTooLong(message + "Shorten the text.", "system")
+    raise VideoTooLarge(message + "Ask for fewer frames.", "max_frames")
 
 
 def without(state: PrefixState, index: int) -> PrefixState:

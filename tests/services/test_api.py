@@ -331,6 +331,13 @@ def test_turns_of_one_session_do_not_run_side_by_side(play: Callable[..., None])
         ("/v1/chat/completions", chat(("assistant", "hello")), 422, "invalid_input", "messages"),
         (
             "/v1/chat/completions",
+            chat(("system", "a" * 32_766), ("user", [CLIP, {"type": "text", "text": "what?"}])),
+            422,
+            "invalid_input",
+            "messages",
+        ),
+        (
+            "/v1/chat/completions",
             chat(
                 ("user", [CLIP, {"type": "video_url", "video_url": {"url": "fake://b"}}, {"type": "text", "text": "?"}])
             ),

@@ -1,0 +1,83 @@
+"""What the engine promises besides parity, on a small random checkpoint: limits, sampling, and what is streamed."""
+
+from pathlib import Path
+
+import pytest
+
+from occam.config import NoPruning, SamplingParams
+from occam.engine import Engine
+from occam.errors import QuestionTooLong, VideoTooLarge
+from occam.tensors import PrefixState
+from occam.types import Turn
+from tests.parity.checkpoint import PATCHES, random_frames, write_checkpoint
+from tests.parity.harness import build, load, video_of
+
+POSITIONS = 512
+OFF = NoPruning()
+FRAMES = random_frames(2)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint: Path) -> Engine:
+    return load(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def state(engine: Engine) -> PrefixState:
+    return build(engine, FRAMES, OFF)
+
+
+def turn(words: int) -> Turn:
+    return Turn(suffix_ids=(20,), generated_ids=(21,) * (words - 1), closing_ids=(2,))
+
+
+def test_a_question_may_take_every_position_and_not_one_more(engine: Engine, state: PrefixState) -> None:
+    suffix, _ = engine.lm.prompt.turn_ids("what is", first=True)
+    room = POSITIONS - state.next_position - len(suffix)
+    pieces = engine.stream(state, "what is", OFF, SamplingParams(max_new_tokens=room))
+    assert isinstance(next(pieces), str)
+    with pytest.raises(QuestionTooLong, match=f"513 positions unpruned .{room + 1} of them.*has 512") as caught:
+        engine.ask(state, "what is", OFF, SamplingParams(max_new_tokens=room + 1))
+    assert caught.value.param == "question"
+
+
+def test_a_turn_that_passes_the_positions_is_not_replayed(engine: Engine, state: PrefixState) -> None:
+    room = POSITIONS - state.next_position
+    assert engine.replay(state, [turn(room)]).next_position == POSITIONS + 1, "the closing is no position of a question"
+    for turns in ([turn(room + 1)], [turn(room - 1), turn(1)], [turn(100_000)]):
+        with pytest.raises(QuestionTooLong, match="has 512") as caught:
+            engine.replay(state, turns)
+        assert caught.value.param == "messages"
+
+
+def test_a_system_text_that_passes_the_positions_is_refused_before_it_is_computed(engine: Engine) -> None:
+    room = POSITIONS - engine.begin(OFF).next_position
+    assert engine.begin(OFF, " ".join(["what"] * room)).next_position == POSITIONS
+    with pytest.raises(QuestionTooLong, match="513 positions") as caught:
+        engine.begin(OFF, " ".join(["what"] * (room + 1)))
+    assert caught.value.param == "system"
+
+
+def test_frames_that_pass_the_positions_say_so(engine: Engine) -> None:
+    begun = engine.begin(OFF)
+    fit = (POSITIONS - begun.next_position) // (PATCHES + 1)
+    frames = random_frames(fit + 1)
+    assert len(build(engine, frames[:fit], OFF).view_pts) == fit
+    with pytest.raises(
+        VideoTooLarge, match=rf"takes {len(begun)} positions, .*far {(fit + 1) * 17} .*has 512"
+    ) as caught:
+        build(engine, frames, OFF, chunk_frames=1)
+    assert caught.value.param == "max_frames"
+
+
+def test_where_the_text_takes_the_room_of_the_frames_the_text_is_at_fault(engine: Engine) -> None:
+    begun = engine.begin(OFF, " ".join(["what"] * 460))
+    state, _ = engine.append(begun, video_of(FRAMES), OFF)
+    with pytest.raises(QuestionTooLong, match=f"takes {len(begun)} positions") as caught:
+        engine.append(state, video_of(FRAMES), OFF)
+    assert caught.value.param == "system"
