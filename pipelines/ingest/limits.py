@@ -11,7 +11,8 @@ class Limits:
 
     max_bytes: size of the file
     max_seconds: length of its video stream
-    max_pixels: width times height of one frame
+    max_pixels: width times height of one frame; max_aspect: its longer side over its shorter, since a model scales the
+    shorter one up to its own size before it crops
     max_frames: frames in its video stream, since a decoder walks frames that nobody sampled
     connect_s, read_s, total_s: seconds to connect, to wait for the next bytes, and to fetch all of them
     redirects: hops that a fetch follows
@@ -21,6 +22,7 @@ class Limits:
     max_bytes: int = 1 << 30
     max_seconds: float = 3600.0
     max_pixels: int = 4096 * 2304
+    max_aspect: float = 32.0
     max_frames: int = 250_000
     connect_s: float = 5.0
     read_s: float = 10.0

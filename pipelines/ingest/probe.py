@@ -128,6 +128,12 @@ def _check(facts: VideoFacts, limits: Limits) -> None:
         raise VideoTooLarge(
             f"A frame has {facts.width} x {facts.height} = {pixels} pixels, over the limit of {limits.max_pixels}."
         )
+    aspect = max(facts.width, facts.height) / min(facts.width, facts.height)
+    if aspect > limits.max_aspect:
+        raise VideoTooLarge(
+            f"A frame has {facts.width} x {facts.height} pixels, one side {aspect:g} times the other, "
+            f"over the limit of {limits.max_aspect:g}."
+        )
     if facts.duration_s > limits.max_seconds:
         raise VideoTooLarge(
             f"The video lasts {facts.duration_s:.1f} s, longer than the limit of {limits.max_seconds:g} s."
