@@ -39,6 +39,7 @@ class FakeEngine:
             name=config.model,
             family="fake",
             digest="0" * 64,
+            config_digest="2" * 64,
             text_digest="1" * 64,
             preprocessing="fake",
             frames=8,

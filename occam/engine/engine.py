@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor
 
 from occam.config import EngineConfig, NoPruning, OccamToken, Pruning, SamplingParams
@@ -88,13 +89,16 @@ class Engine:
         info, config = self.info, self.config
         facts: dict[str, str | int | float] = {
             "model": info.digest,
+            "config": info.config_digest,
             "text": info.text_digest,
             "preprocessing": info.preprocessing,
             "device": torch.device(config.device).type,
+            "hardware": _hardware(torch.device(config.device)),
             "dtype": config.dtype,
             "threads": config.threads,
             "chunk_frames": config.chunk_frames,
             "torch": str(torch.__version__),
+            "transformers": transformers.__version__,
             "strategy": pruning.name,
         }
         if isinstance(pruning, OccamToken):
@@ -218,6 +222,11 @@ class Engine:
         )
         state, _ = self.append(self.begin(pruning), frames, pruning)
         self.ask(state, "what", pruning, SamplingParams(max_new_tokens=1))
+
+
+def _hardware(device: torch.device) -> str:
+    """What chooses the kernels, and by them the last bits: the CPU's instruction set, or the GPU's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
 
 
 def _next_token(tokens: Iterator[int]) -> int | None:

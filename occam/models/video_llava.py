@@ -16,7 +16,7 @@ from occam.calibration import Calibration
 from occam.config import EngineConfig, RegisterMode, RegisterPlacement
 from occam.models import preprocess
 from occam.models.base import ModelInfo, TowerOutput
-from occam.models.checkpoint import load_stock
+from occam.models.checkpoint import config_digest, load_stock
 from occam.models.clip_tower import ClipTower
 from occam.models.compact import compact_frames
 from occam.models.decoder import Decoder
@@ -50,6 +50,7 @@ class VideoLlava:
             name=name,
             family="video_llava",
             digest=digest,
+            config_digest=config_digest(directory),
             text_digest=prompt.digest(directory),
             preprocessing=preprocess.VERSION,
             frames=FRAMES,
