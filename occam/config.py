@@ -1,13 +1,19 @@
 """What can be chosen: frozen keyword-only dataclasses, validated when made, mutated by nobody."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from occam.errors import InvalidInput
 
 RegisterMode = Literal["neurons", "zero_token", "mean_threshold"]
 Evaluators = Literal["question", "turn"]
 RegisterPlacement = Literal["after_norm", "before_norm"]
+
+_MODES = {
+    "register": get_args(RegisterMode),
+    "evaluators": get_args(Evaluators),
+    "placement": get_args(RegisterPlacement),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +56,10 @@ class OccamToken:
             raise InvalidInput(f"cut must be at least 1, got {self.cut}.", "cut")
         if self.min_tokens < 0:
             raise InvalidInput(f"min_tokens must be at least 0, got {self.min_tokens}.", "min_tokens")
+        for field_name, known in _MODES.items():
+            value = getattr(self, field_name)
+            if value not in known:
+                raise InvalidInput(f"{field_name} must be one of {', '.join(known)}, got {value!r}.", field_name)
 
 
 Pruning = NoPruning | OccamToken

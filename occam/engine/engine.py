@@ -43,7 +43,7 @@ class Engine:
 
     @classmethod
     def load(cls, config: EngineConfig, clock: prefix.Clock = time.monotonic) -> "Engine":
-        """Load the model that `config` names; UnknownModel or InvalidInput where that cannot be."""
+        """Load the model that `config` names; UnknownModel, InvalidInput or NotCalibrated where that cannot be."""
         torch.set_num_threads(config.threads)
         lm = load_model(config)
         if config.chunk_frames % lm.info.group:
@@ -52,7 +52,9 @@ class Engine:
                 f"got {config.chunk_frames}.",
                 "chunk_frames",
             )
-        return cls(lm, config, clock)
+        engine = cls(lm, config, clock)
+        engine.pruning()
+        return engine
 
     @property
     def info(self) -> ModelInfo:
@@ -64,7 +66,8 @@ class Engine:
     ) -> Pruning:
         """The strategy a request names, with the model's calibrated defaults for what it leaves open.
 
-        NotCalibrated for `occam` on a model without an artefact; InvalidInput for an unknown name.
+        NotCalibrated for `occam` on a model without an artefact, or with one that lacks the neurons it names;
+        InvalidInput for an unknown name.
         """
         calibration = self.info.calibration
         name = strategy or ("none" if calibration is None else "occam")
@@ -78,11 +81,20 @@ class Engine:
                 "strategy",
             )
         defaults = calibration.defaults
+        self._check_neurons(defaults)
         return replace(
             defaults,
             lambda1=defaults.lambda1 if lambda1 is None else lambda1,
             lambda2=defaults.lambda2 if lambda2 is None else lambda2,
         )
+
+    def _check_neurons(self, pruning: Pruning) -> None:
+        """NotCalibrated where a register of neurons would have none: that is a zero token under a wrong name."""
+        wanted = isinstance(pruning, OccamToken) and pruning.register == "neurons"
+        if wanted and not (self.info.calibration and self.info.calibration.neurons):
+            raise NotCalibrated(
+                f"{self.info.name!r} has no register neurons. Run `occam calibrate {self.info.name}`.", "register"
+            )
 
     def key_facts(self, pruning: Pruning) -> dict[str, str | int | float]:
         """Every fact that two runs must share for their prefix states to be interchangeable; lambda2 is not one."""
@@ -114,7 +126,11 @@ class Engine:
 
     @torch.inference_mode()
     def begin(self, pruning: Pruning, system: str = "") -> PrefixState:
-        """The state of the text in front of the media; QuestionTooLong where that passes the model's positions."""
+        """The state of the text in front of the media.
+
+        QuestionTooLong where that passes the model's positions; NotCalibrated for a register of neurons without any.
+        """
+        self._check_neurons(pruning)
         return prefix.begin(self.lm, pruning, system)
 
     @torch.inference_mode()

@@ -1,12 +1,15 @@
 """What the engine promises besides parity, on a small random checkpoint: limits, sampling, and what is streamed."""
 
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from occam.config import NoPruning, SamplingParams
+from occam.config import NoPruning, OccamToken, SamplingParams
 from occam.engine import Engine
-from occam.errors import QuestionTooLong, VideoTooLarge
+from occam.errors import NotCalibrated, QuestionTooLong, VideoTooLarge
 from occam.tensors import PrefixState
 from occam.types import Turn
 from tests.parity.checkpoint import PATCHES, random_frames, write_checkpoint
@@ -14,6 +17,7 @@ from tests.parity.harness import build, load, video_of
 
 POSITIONS = 512
 OFF = NoPruning()
+NEURONS = OccamToken(lambda1=0.5, lambda2=1.0, cut=3, register="neurons")
 FRAMES = random_frames(2)
 
 
@@ -81,3 +85,16 @@ def test_where_the_text_takes_the_room_of_the_frames_the_text_is_at_fault(engine
     with pytest.raises(QuestionTooLong, match=f"takes {len(begun)} positions") as caught:
         engine.append(state, video_of(FRAMES), OFF)
     assert caught.value.param == "system"
+
+
+def test_register_neurons_that_are_not_there_are_no_zero_token(checkpoint: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+    artefact = folder / "occam.json"
+    artefact.write_text(json.dumps(json.loads(artefact.read_text()) | {"neurons": []}))
+    with pytest.raises(NotCalibrated, match="no register neurons"):
+        load(folder)
+    artefact.unlink()
+    bare = load(folder)
+    with pytest.raises(NotCalibrated, match="no register neurons"):
+        bare.begin(NEURONS)
+    assert len(bare.begin(replace(NEURONS, register="zero_token"))) > 0
