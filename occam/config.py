@@ -65,9 +65,16 @@ class OccamToken:
 Pruning = NoPruning | OccamToken
 
 
+LEAST_TEMPERATURE = 1e-3
+SEEDS = (-(2**63), 2**63 - 1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How an answer is decoded: greedy at temperature 0, else seeded nucleus sampling."""
+    """How an answer is decoded: greedy at temperature 0, else seeded nucleus sampling.
+
+    temperature: 0, or from `LEAST_TEMPERATURE` (below it, logits divided by it overflow) to 2; seed: within `SEEDS`
+    """
 
     max_new_tokens: int = 64
     temperature: float = 0.0
@@ -77,10 +84,14 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise InvalidInput(f"max_new_tokens must be at least 1, got {self.max_new_tokens}.", "max_tokens")
-        if not 0 <= self.temperature <= 2:
-            raise InvalidInput(f"temperature must lie in 0..2, got {self.temperature}.", "temperature")
+        if self.temperature != 0 and not LEAST_TEMPERATURE <= self.temperature <= 2:
+            raise InvalidInput(
+                f"temperature must be 0 or lie in {LEAST_TEMPERATURE:g}..2, got {self.temperature:g}.", "temperature"
+            )
         if not 0 < self.top_p <= 1:
             raise InvalidInput(f"top_p must lie in (0, 1], got {self.top_p}.", "top_p")
+        if not SEEDS[0] <= self.seed <= SEEDS[1]:
+            raise InvalidInput(f"seed must lie in {SEEDS[0]}..{SEEDS[1]}, got {self.seed}.", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)

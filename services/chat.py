@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from occam.config import SamplingParams
+from occam.config import SEEDS, SamplingParams
 from occam.errors import InvalidInput
 from services.answer_schemas import EXAMPLE_USAGE, EvidenceBody, OccamBody, TimingsBody, UsageBody
 from services.messages import Question, Reply
@@ -108,7 +108,7 @@ class ChatRequest(BaseModel):
     max_completion_tokens: int | None = Field(default=None, ge=1, le=4096)
     temperature: float = Field(default=0.0, ge=0, le=2, description="0 (unlike OpenAI's): the likeliest answer.")
     top_p: float = Field(default=1.0, gt=0, le=1)
-    seed: int = 0
+    seed: int = Field(default=0, ge=SEEDS[0], le=SEEDS[1])
     n: Literal[1] = 1
     stream: bool = False
     stream_options: StreamOptions = Field(default_factory=StreamOptions)

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from occam.config import SEEDS
 from services.messages import FrameChoice, PruningChoice, ServedModel
 from services.records import VideoRecord
 
@@ -53,7 +54,7 @@ class QueryRequest(Options):
     model: str | None = Field(default=None, description="One of `GET /v1/models`; the first one if left out.")
     max_tokens: int = Field(default=64, ge=1, le=4096)
     temperature: float = Field(default=0.0, ge=0, le=2)
-    seed: int = 0
+    seed: int = Field(default=0, ge=SEEDS[0], le=SEEDS[1])
     stream: bool = Field(default=False, description="Server-sent events: `text` pieces, then the whole `answer`.")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from occam.calibration import Calibration
-from occam.config import OccamToken
+from occam.config import OccamToken, SamplingParams
 from occam.errors import InvalidInput
 
 PRUNING = OccamToken(lambda1=0.5, lambda2=1.0, cut=3, register="zero_token")
@@ -35,6 +35,26 @@ def test_a_pruning_that_cannot_be_names_its_field(change: dict[str, Any]) -> Non
     with pytest.raises(InvalidInput, match=next(iter(change))) as caught:
         replace(PRUNING, **change)
     assert caught.value.param == next(iter(change))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": 9e-4},
+        {"temperature": 2.1},
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"seed": 2**63},
+        {"seed": -(2**63) - 1},
+    ],
+    ids=str,
+)
+def test_sampling_that_cannot_be_names_its_field(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match=f"{next(iter(wrong))} must") as caught:
+        SamplingParams(**wrong)
+    assert caught.value.param == next(iter(wrong))
 
 
 def test_an_artefact_is_read_as_it_was_written(tmp_path: Path) -> None:
