@@ -18,13 +18,14 @@ from torch import Tensor
 
 from occam.config import EngineConfig, NoPruning, OccamToken, Pruning, SamplingParams
 from occam.engine import prefix, turn
+from occam.engine.evidence import counts_of, evidence_of
 from occam.engine.sampling import Sampler
 from occam.errors import InvalidInput, NotCalibrated
 from occam.models.base import ModelInfo, VideoLM
 from occam.models.registry import load_model
-from occam.stats import StageStats, VisualTokenCounts
-from occam.tensors import PrefixState, RetentionMask
-from occam.types import Answer, Evidence, FrameBatch, FrameEvidence, Turn
+from occam.stats import StageStats
+from occam.tensors import PrefixState
+from occam.types import Answer, FrameBatch, Turn
 
 WARM_UP_SIZE = (224, 224)
 
@@ -187,7 +188,7 @@ class Engine:
         sampling: SamplingParams,
         on_logits: Callable[[Tensor], None] = _ignore,
     ) -> Iterator[str | Answer]:
-        """Pieces of text as they are decoded, then the answer.
+        """Pieces of text as they are decoded, which together are the answer's, then the answer.
 
         on_logits: called with the float32 logits [vocabulary] of every generated position. QuestionTooLong where the
         unpruned conversation and `max_new_tokens` pass the model's positions.
@@ -206,13 +207,16 @@ class Engine:
             ids.append(token)
             longer = prompt.text(ids)
             # A character of several tokens decodes to U+FFFD until its last one.
-            if len(longer) > len(text) and longer.startswith(text) and not longer.endswith("\ufffd"):
-                yield longer[len(text) :]
+            if (piece := _behind(text, longer)) and not longer.endswith("\ufffd"):
+                yield piece
                 text = longer
+        whole = prompt.text(ids)
+        if piece := _behind(text, whole):
+            yield piece
         ended = ids[-1] == prompt.end_id
         generated = StageStats(stage="generate", started_s=started, ended_s=self.clock(), tokens_out=len(ids))
         yield Answer(
-            text=prompt.text(ids),
+            text=whole,
             turn=Turn(
                 suffix_ids=tuple(suffix), generated_ids=tuple(ids), closing_ids=() if ended else (prompt.end_id,)
             ),
@@ -220,8 +224,8 @@ class Engine:
             prompt_tokens=len(state) + len(suffix),
             reused_tokens=len(state),
             completion_tokens=len(ids),
-            visual_tokens=_counts(state, prefilled.mask),
-            evidence=_evidence(state, prefilled.mask),
+            visual_tokens=counts_of(state, prefilled.mask),
+            evidence=evidence_of(state, prefilled.mask),
             stats=(*prefilled.stats, generated),
         )
 
@@ -240,6 +244,11 @@ class Engine:
         self.ask(state, "what", pruning, SamplingParams(max_new_tokens=1))
 
 
+def _behind(text: str, longer: str) -> str:
+    """What `longer` has behind `text`; nothing where it begins otherwise."""
+    return longer.removeprefix(text) if longer.startswith(text) else ""
+
+
 def _hardware(device: torch.device) -> str:
     """What chooses the kernels, and by them the last bits: the CPU's instruction set, or the GPU's name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
@@ -249,43 +258,3 @@ def _next_token(tokens: Iterator[int]) -> int | None:
     """One step of decoding; inference mode is left between steps, since a generator may be resumed anywhere."""
     with torch.inference_mode():
         return next(tokens, None)
-
-
-def _counts(state: PrefixState, mask: RetentionMask | None) -> VisualTokenCounts:
-    stage1 = state.stage1
-    return VisualTokenCounts(
-        encoded=state.encoded, stage1=stage1, stage2=stage1 if mask is None else int(mask.keep.sum())
-    )
-
-
-def _evidence(state: PrefixState, mask: RetentionMask | None) -> Evidence:
-    """The masks as a grid for every view; without stage II every stage I survivor is kept and has no score."""
-    sizes = state.view_grid.prod(dim=1)
-    starts = torch.cat([sizes.new_zeros(1), sizes.cumsum(dim=0)])
-    tested = state.patch >= 0
-    where = starts[state.view[tested].cpu()] + state.patch[tested].cpu()
-    total = int(starts[-1])
-    stage1 = torch.zeros(total, dtype=torch.bool)
-    stage1[where] = True
-    stage2, scores = stage1.clone(), torch.full((total,), torch.nan)
-    if mask is not None:
-        stage2[where] = mask.keep.cpu()
-        scores[where] = mask.scores.cpu()
-
-    def evidence_of(view: int) -> FrameEvidence:
-        rows, columns = state.view_grid[view].tolist()
-        own = slice(int(starts[view]), int(starts[view + 1]))
-        return FrameEvidence(
-            index=int(state.view_index[view]),
-            pts_s=float(state.view_pts[view]),
-            of=rows * columns,
-            grid=(rows, columns),
-            stage1=stage1[own].view(rows, columns).numpy(),
-            stage2=stage2[own].view(rows, columns).numpy(),
-            scores=scores[own].view(rows, columns).numpy(),
-        )
-
-    return Evidence(
-        threshold=float("nan") if mask is None else float(mask.threshold),
-        frames=tuple(evidence_of(view) for view in range(len(sizes))),
-    )

@@ -4,14 +4,18 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from occam.config import NoPruning, OccamToken, SamplingParams
+from occam.config import LEAST_TEMPERATURE, SEEDS, NoPruning, OccamToken, SamplingParams
 from occam.engine import Engine
+from occam.engine.sampling import Sampler
 from occam.errors import NotCalibrated, QuestionTooLong, VideoTooLarge
+from occam.models.prompt import Prompt
 from occam.tensors import PrefixState
-from occam.types import Turn
+from occam.types import Answer, Turn
 from tests.parity.checkpoint import PATCHES, random_frames, write_checkpoint
 from tests.parity.harness import build, load, video_of
 
@@ -98,3 +102,51 @@ def test_register_neurons_that_are_not_there_are_no_zero_token(checkpoint: Path,
     with pytest.raises(NotCalibrated, match="no register neurons"):
         bare.begin(NEURONS)
     assert len(bare.begin(replace(NEURONS, register="zero_token"))) > 0
+
+
+class Spelled:
+    """The model's own prompt, with answers that are spelled byte by byte: tokens cut characters in two."""
+
+    def __init__(self, prompt: Prompt, said: str) -> None:
+        self.prompt = prompt
+        self.said = said.encode()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.prompt, name)
+
+    def text(self, ids: list[int]) -> str:
+        return self.said[: len(ids)].decode(errors="replace").strip()
+
+
+@pytest.mark.parametrize("tokens", range(1, 11))
+def test_pieces_are_tails_of_whole_characters_and_together_the_answer(
+    engine: Engine, state: PrefixState, tokens: int
+) -> None:
+    said = "n\u00e9 \U0001f642 ok"
+    lm: Any = engine.lm
+    lm = replace(lm, prompt=Spelled(lm.prompt, said))
+    *pieces, answer = Engine(lm, engine.config).stream(state, "what", OFF, SamplingParams(max_new_tokens=tokens))
+    assert isinstance(answer, Answer)
+    assert "".join(map(str, pieces)) == answer.text == said.encode()[:tokens].decode(errors="replace").strip()
+    assert all(len(str(piece).strip()) == 1 for piece in pieces)
+    assert not any("\ufffd" in str(piece) for piece in pieces[:-1]), "only an answer cut short ends inside a character"
+
+
+def test_the_nucleus_is_the_fewest_likeliest_tokens_that_reach_top_p() -> None:
+    logits = torch.tensor([0.1, 0.5, 0.3, 0.1]).log()
+
+    def drawn(top_p: float) -> set[int]:
+        sampler = Sampler(SamplingParams(temperature=1.0, top_p=top_p, seed=3))
+        return {sampler(logits) for _ in range(200)}
+
+    assert drawn(0.4) == drawn(1e-9) == {1}
+    assert drawn(0.6) == drawn(0.79) == {1, 2}
+    assert drawn(1.0) == {0, 1, 2, 3}
+
+
+def test_the_least_temperature_is_nearly_greedy_and_a_seed_says_it_again() -> None:
+    logits = torch.tensor([900.0, 1000.0, 999.0])
+    assert Sampler(SamplingParams(temperature=LEAST_TEMPERATURE))(logits) == Sampler(SamplingParams())(logits) == 1
+    runs = [Sampler(SamplingParams(temperature=2.0, seed=seed)) for seed in (*SEEDS, SEEDS[0])]
+    first, other, again = ([sampler(logits / 500) for _ in range(50)] for sampler in runs)
+    assert first == again != other
