@@ -94,6 +94,9 @@ class FakeEngine:
             ),
         )
 
+    def fits(self, pruning: Pruning, state: PrefixState) -> bool:
+        return state.shape == self.begin(pruning).shape
+
     def replay(self, state: PrefixState, turns: Sequence[Turn]) -> PrefixState:
         ids = [i for turn in turns for i in (*turn.suffix_ids, *turn.generated_ids, *turn.closing_ids)]
         return _state(torch.cat([state.ids, torch.tensor(ids)]), _visual(state), frames=len(state.view_pts))

@@ -148,6 +148,12 @@ class Engine:
             raise InvalidInput(f"{self.info.name} takes {taken} input, not {media.kind}.", "model")
         return prefix.append_media(self.lm, state, media, pruning, self.clock)
 
+    def fits(self, pruning: Pruning, state: PrefixState) -> bool:
+        """Whether a state out of a cache is of this engine's shape and length: another would end the request later."""
+        own = prefix.empty_state(self.lm, pruning)
+        times = bool(state.view_pts.isfinite().all())
+        return state.shape == own.shape and state.next_position <= self.info.max_positions and times
+
     @torch.inference_mode()
     def replay(self, state: PrefixState, turns: Sequence[Turn]) -> PrefixState:
         """The state with finished turns behind it, from their ids; a state out of a cache comes to the device here.

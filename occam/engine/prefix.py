@@ -22,9 +22,9 @@ from occam.types import FrameBatch, Turn
 Clock = Callable[[], float]
 
 
-def empty_state(lm: VideoLM, lower: int) -> PrefixState:
-    """A state of no tokens with `lower` layers."""
-    model = lm.decoder.model
+def empty_state(lm: VideoLM, pruning: Pruning) -> PrefixState:
+    """A state of no tokens, with the layers below the cut."""
+    model, lower = lm.decoder.model, strategy_for(pruning).cut(lm.decoder.layers)
     none = model.embed_tokens.weight.new_zeros
     attention = model.layers[0].self_attn
     heads = attention.k_proj.out_features // attention.head_dim
@@ -53,8 +53,7 @@ def empty_state(lm: VideoLM, lower: int) -> PrefixState:
 
 def begin(lm: VideoLM, pruning: Pruning, system: str) -> PrefixState:
     """The state of the text in front of the media."""
-    state = empty_state(lm, strategy_for(pruning).cut(lm.decoder.layers))
-    return append_text(lm, state, lm.prompt.prefix_ids(system), "system")
+    return append_text(lm, empty_state(lm, pruning), lm.prompt.prefix_ids(system), "system")
 
 
 def append_media(

@@ -150,3 +150,25 @@ def test_the_least_temperature_is_nearly_greedy_and_a_seed_says_it_again() -> No
     runs = [Sampler(SamplingParams(temperature=2.0, seed=seed)) for seed in (*SEEDS, SEEDS[0])]
     first, other, again = ([sampler(logits / 500) for _ in range(50)] for sampler in runs)
     assert first == again != other
+
+
+def test_a_cached_state_fits_if_it_could_be_ones_own(engine: Engine) -> None:
+    own = build(engine, FRAMES, NEURONS)
+    assert engine.fits(NEURONS, own)
+    assert engine.fits(NEURONS, engine.replay(own, [turn(3)]))
+    assert engine.fits(OFF, build(engine, FRAMES, OFF))
+    cut = own.keys[0].shape[0] - 1
+    other: dict[str, PrefixState] = {
+        "of another cut": build(engine, FRAMES, OFF),
+        "no layers": replace(own, keys=(), values=()),
+        "fewer heads": replace(own, keys=tuple(k[:cut] for k in own.keys), values=tuple(v[:cut] for v in own.values)),
+        "narrower heads": replace(own, keys=tuple(k[..., 1:] for k in own.keys), values=own.values),
+        "narrower": replace(own, hidden=own.hidden[:, 1:]),
+        "another dtype": replace(own, hidden=own.hidden.bfloat16()),
+        "more axes": replace(own, positions=own.positions.expand(3, -1)),
+        "more levels": replace(own, register_sum=own.register_sum.expand(2, -1)),
+        "planes": replace(own, planes=(own.hidden,)),
+        "past the positions": replace(own, next_position=POSITIONS + 1),
+        "out of time": replace(own, view_pts=own.view_pts * float("nan")),
+    }
+    assert not [name for name, state in other.items() if engine.fits(NEURONS, state)]
