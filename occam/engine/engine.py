@@ -13,12 +13,12 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-import transformers
 from torch import Tensor
 
 from occam.config import EngineConfig, NoPruning, OccamToken, Pruning, SamplingParams
 from occam.engine import prefix, turn
 from occam.engine.evidence import counts_of, evidence_of
+from occam.engine.facts import key_facts
 from occam.engine.sampling import Sampler
 from occam.errors import InvalidInput, NotCalibrated
 from occam.models.base import ModelInfo, VideoLM
@@ -99,31 +99,7 @@ class Engine:
 
     def key_facts(self, pruning: Pruning) -> dict[str, str | int | float]:
         """Every fact that two runs must share for their prefix states to be interchangeable; lambda2 is not one."""
-        info, config = self.info, self.config
-        facts: dict[str, str | int | float] = {
-            "model": info.digest,
-            "config": info.config_digest,
-            "text": info.text_digest,
-            "preprocessing": info.preprocessing,
-            "device": torch.device(config.device).type,
-            "hardware": _hardware(torch.device(config.device)),
-            "dtype": config.dtype,
-            "threads": config.threads,
-            "chunk_frames": config.chunk_frames,
-            "torch": str(torch.__version__),
-            "transformers": transformers.__version__,
-            "strategy": pruning.name,
-        }
-        if isinstance(pruning, OccamToken):
-            facts |= {
-                "cut": pruning.cut,
-                "lambda1": pruning.lambda1,
-                "register": pruning.register,
-                "placement": pruning.placement,
-                "keep_cls": pruning.keep_cls,
-                "neurons": info.calibration.digest if info.calibration else "",
-            }
-        return facts
+        return key_facts(self.info, self.config, pruning)
 
     @torch.inference_mode()
     def begin(self, pruning: Pruning, system: str = "") -> PrefixState:
@@ -253,11 +229,6 @@ class Engine:
 def _behind(text: str, longer: str) -> str:
     """What `longer` has behind `text`; nothing where it begins otherwise."""
     return longer.removeprefix(text) if longer.startswith(text) else ""
-
-
-def _hardware(device: torch.device) -> str:
-    """What chooses the kernels, and by them the last bits: the CPU's instruction set, or the GPU's name."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
 
 
 def _next_token(tokens: Iterator[int]) -> int | None:

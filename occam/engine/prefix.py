@@ -53,7 +53,9 @@ def empty_state(lm: VideoLM, pruning: Pruning) -> PrefixState:
 
 def begin(lm: VideoLM, pruning: Pruning, system: str) -> PrefixState:
     """The state of the text in front of the media."""
-    return append_text(lm, empty_state(lm, pruning), lm.prompt.prefix_ids(system), "system")
+    state, ids = empty_state(lm, pruning), lm.prompt.prefix_ids(system)
+    check_length(lm, state, len(ids), "system")
+    return append_text(lm, state, ids)
 
 
 def append_media(
@@ -99,13 +101,8 @@ def encode(lm: VideoLM, media: FrameBatch, pruning: Pruning) -> MediaTokens:
     return lm.compose(media, output, mask.keep.view_as(output.scores), strategy.keep_cls)
 
 
-def append_text(lm: VideoLM, state: PrefixState, ids: Sequence[int], param: str) -> PrefixState:
-    """The state with text behind it that every later token sees; QuestionTooLong, which blames `param`."""
-    check_length(lm, state, len(ids), param)
-    return _append_ids(lm, state, ids)
-
-
-def _append_ids(lm: VideoLM, state: PrefixState, ids: Sequence[int]) -> PrefixState:
+def append_text(lm: VideoLM, state: PrefixState, ids: Sequence[int]) -> PrefixState:
+    """The state with text behind it that every later token sees; the caller has checked its length."""
     if not ids:
         return state
     tokens = torch.tensor(ids, device=state.ids.device)
@@ -125,7 +122,7 @@ def append_turn(lm: VideoLM, state: PrefixState, turn: Turn) -> PrefixState:
     ids = [*turn.suffix_ids, *turn.generated_ids, *turn.closing_ids]
     register = register_token(state)
     if register is None:
-        return replace(_append_ids(lm, state, ids), turns=state.turns + 1)
+        return replace(append_text(lm, state, ids), turns=state.turns + 1)
     tokens = torch.tensor([lm.prompt.placeholder_id, *ids], device=state.ids.device)
     text = torch.full_like(tokens, -1)
     grown = _grow(

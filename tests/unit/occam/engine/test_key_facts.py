@@ -70,7 +70,7 @@ def test_how_the_engine_runs_is_a_fact(
     ("place", "value"),
     [
         ("torch.__version__", "0"),
-        ("occam.engine.engine.transformers.__version__", "0"),
+        ("occam.engine.facts.transformers.__version__", "0"),
         ("torch.backends.cpu.get_cpu_capability", lambda: "ABACUS"),
     ],
 )
