@@ -172,9 +172,9 @@ def check_length(lm: VideoLM, state: PrefixState, text: int, param: str, new_tok
     """
     length = state.next_position + text + new_tokens
     if length > lm.info.max_positions:
+        share = f" ({new_tokens} of them for the answer)" if new_tokens else ""
         raise QuestionTooLong(
-            f"The conversation would take {length} positions unpruned ({new_tokens} of them for the answer), "
-            f"the model has {lm.info.max_positions}.",
+            f"The conversation would take {length} positions unpruned{share}, the model has {lm.info.max_positions}.",
             param,
         )
 

@@ -20,10 +20,9 @@ def test_two_turns_are_what_the_checkpoints_own_template_renders() -> None:
     assert isinstance(lm, VideoLlava)
     prompt, form = lm.prompt, lm.prompt.format
     rendered = prompt.tokenizer.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
-    assert rendered == "".join(
-        [form.opening(""), prompt.placeholder, form.question, QUESTIONS[0], form.generation, form.answer, ANSWER]
-        + [form.end, form.following, QUESTIONS[1], form.generation]
-    )
+    opened = form.opening("") + prompt.placeholder + form.question + QUESTIONS[0] + form.generation
+    answered = form.answer + ANSWER + form.end
+    assert rendered == opened + answered + form.following + QUESTIONS[1] + form.generation
     first, _ = prompt.turn_ids(QUESTIONS[0], first=True)
     second, _ = prompt.turn_ids(QUESTIONS[1], first=False)
     asked = [*prompt.prefix_ids(""), prompt.placeholder_id, *first]
