@@ -2,7 +2,7 @@
 
     OccamError
     ├── InvalidInput            the caller's request cannot be served as it stands
-    │   ├── UnsupportedVideo    the bytes are not a video that can be decoded; says what is wrong with them
+    │   ├── UnsupportedVideo    the bytes are no video or image that can be decoded; says what is wrong with them
     │   ├── VideoTooLarge       a limit on bytes, seconds, pixels or frames; names the limit and the value
     │   ├── ForbiddenSource     the address is not one that may be fetched
     │   ├── SourceUnavailable   the address may be fetched, and did not give the bytes
@@ -48,13 +48,13 @@ class InvalidInput(OccamError, ValueError):
 
 
 class UnsupportedVideo(InvalidInput):
-    """The bytes are not a video that can be decoded."""
+    """The bytes are not a video, or not a still image, that can be decoded."""
 
     code = "unsupported_video"
 
 
 class VideoTooLarge(InvalidInput):
-    """The video passes a limit on bytes, seconds, pixels or frames."""
+    """The video or image passes a limit on bytes, seconds, pixels or frames."""
 
     code = "video_too_large"
 

@@ -35,7 +35,7 @@ EXAMPLE_ANSWER: dict[str, Any] = {
 
 
 class VisualTokensBody(BaseModel):
-    """Patch tokens of the video: what the tower produced, what stage I kept, what stage II kept for this question."""
+    """Patch tokens of the media: what the tower produced, what stage I kept, what stage II kept for this question."""
 
     encoded: int
     stage1: int
@@ -51,7 +51,7 @@ class UsageBody(BaseModel):
     completion_tokens: int
     visual_tokens: VisualTokensBody
     cached_tokens: int = Field(description="Prompt tokens whose lower layers came from a cache.")
-    video_seconds: float = Field(description="Length of the range of the video that was looked at.")
+    video_seconds: float = Field(description="Length of the range of the video that was looked at; images have none.")
     gpu_seconds: float = Field(description="Seconds of encoding, prefill and decoding on the device.")
 
 
@@ -138,7 +138,7 @@ class EvidenceBody(BaseModel):
 class OccamBody(BaseModel):
     """What Occam did for an answer: where the video's state came from, and how it was pruned."""
 
-    cache: Tier = Field(description="Tier that had the video's state; `none`: it was computed for this answer.")
+    cache: Tier = Field(description="Tier that had the media's state; `none`: it was computed for this answer.")
     strategy: str
     lambda1: float | None
     lambda2: float | None

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 from occam.config import OccamToken, Pruning
 from occam.engine import Engine
-from occam.kv.key import KVKey
+from occam.kv.key import KVKey, MediumKey
 from occam.stats import StageStats, Usage
 from occam.tensors import PrefixState
 from occam.types import Answer, Turn
-from services.messages import Finished, PruningChoice, Tier, Video
+from services.messages import Finished, Medium, PruningChoice, Tier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +27,16 @@ class Prefix:
     stats: tuple[StageStats, ...] = ()
 
 
-def key_of(engine: Engine, video: Video, pruning: Pruning, system: str) -> KVKey:
-    """The key of a video's state: what every tier knows it by."""
+def key_of(engine: Engine, media: Sequence[Medium], pruning: Pruning, system: str) -> KVKey:
+    """The key of the state behind media: what every tier knows it by."""
     return KVKey(
-        video_digest=video.digest,
-        frame_indices=video.indices,
+        media=tuple(
+            MediumKey(
+                kind=medium.kind, digest=medium.digest, frame_indices=medium.indices, decode_backend=medium.decoder
+            )
+            for medium in media
+        ),
         facts={**engine.key_facts(pruning), "system": system},
-        decode_backend=video.decoder,
     )
 
 
@@ -55,7 +58,13 @@ def timed(events: Iterator[str | Answer]) -> Iterator[tuple[str | Answer, float]
 
 
 def finish(
-    answer: Answer, busy_s: float, prefix: Prefix, video: Video, pruning: Pruning, turns: Sequence[Turn], evidence: bool
+    answer: Answer,
+    busy_s: float,
+    prefix: Prefix,
+    media: Sequence[Medium],
+    pruning: Pruning,
+    turns: Sequence[Turn],
+    evidence: bool,
 ) -> Finished:
     """The end of an answer.
 
@@ -68,7 +77,7 @@ def finish(
         completion_tokens=answer.completion_tokens,
         visual_tokens=answer.visual_tokens,
         cached_tokens=prefix.cached_tokens,
-        video_seconds=video.seconds,
+        video_seconds=sum(medium.seconds for medium in media),
         gpu_seconds=built_s + busy_s,
     )
     return Finished(

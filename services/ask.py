@@ -1,4 +1,4 @@
-"""`occam ask`: one video, its questions, one process. No Ray, no Redis."""
+"""`occam ask`: one video or image, its questions, one process. No Ray, no Redis."""
 
 import asyncio
 import time
@@ -15,7 +15,7 @@ from occam.stats import StageStats
 from occam.types import Answer, Turn
 from services.answers import Prefix, finish, key_of, timed
 from services.media import LocalMedia
-from services.messages import Described, FrameChoice, PruningChoice, Reply
+from services.messages import Described, FrameChoice, PruningChoice, Reply, Source
 from services.settings import Settings, model_name
 
 SESSION = "local"
@@ -44,7 +44,7 @@ def ask(settings: Settings, errand: Errand, note: Note, piece: Note) -> Iterator
     engine = Engine.load(settings.engine(settings.models[0]))
     pruning = engine.pruning(errand.pruning.strategy, errand.pruning.lambda1, errand.pruning.lambda2)
     started = time.monotonic()
-    note("fetching the video")
+    note("fetching the file")
     described, prefix = asyncio.run(_prefix(settings, errand, engine, pruning, note))
     fetched = described.stats
     turns: tuple[Turn, ...] = ()
@@ -63,15 +63,15 @@ async def _prefix(
     settings: Settings, errand: Errand, engine: Engine, pruning: Pruning, note: Note
 ) -> tuple[Described, Prefix]:
     with _media(settings, errand.source) as (media, url):
-        described = await media.describe(url, errand.frames, engine.info.frames, None)
-        video = described.video
+        described = await media.describe(Source(url=url, kind=None), errand.frames, engine.info.frames, None)
+        medium = described.medium
         state = engine.begin(pruning)
         stats: list[StageStats] = []
-        async for chunk in media.decode(video, engine.config.chunk_frames):
+        async for chunk in media.decode(medium, engine.config.chunk_frames):
             state, work = engine.append(state, chunk.frames, pruning)
             stats += (chunk.stats, *work)
-            note(f"{len(state.view_pts)} of {len(video.indices)} frames encoded")
-    key = key_of(engine, video, pruning, system="")
+            note(f"{len(state.view_pts)} of {len(medium.indices)} frames encoded")
+    key = key_of(engine, (medium,), pruning, system="")
     return described, Prefix(state=state, key=key, tier="none", cached_tokens=0, stats=tuple(stats))
 
 
@@ -103,7 +103,7 @@ def _answer(
         ttft_s = time.monotonic() - started if ttft_s is None else ttft_s
         if isinstance(event, Answer):
             return Reply(
-                finished=finish(event, busy_s, prefix, described.video, pruning, turns, errand.evidence),
+                finished=finish(event, busy_s, prefix, (described.medium,), pruning, turns, errand.evidence),
                 session_id=SESSION,
                 model=model_name(engine.config.model),
                 stats=(*prefix.stats, *event.stats),

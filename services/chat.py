@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from occam.config import SEEDS, SamplingParams
 from occam.errors import InvalidInput
 from services.answer_schemas import EXAMPLE_USAGE, EvidenceBody, OccamBody, TimingsBody, UsageBody
-from services.messages import Question, Reply
+from services.messages import Question, Reply, Source
 from services.schemas import MAX_TEXT, Options
 from services.state import new_id
 
@@ -35,19 +35,34 @@ EXAMPLE_COMPLETION = {
 }
 
 
-class Url(BaseModel):
-    """An address in a content part."""
+class VideoUrl(BaseModel):
+    """Where a video is."""
 
     url: str = Field(min_length=1, max_length=8192)
 
 
+class ImageUrl(BaseModel):
+    """Where an image is, or the image itself. JPEG, PNG and WebP are taken, still ones."""
+
+    url: str = Field(min_length=1, description="An address, or `data:image/...;base64,...`.")
+
+
 class ContentPart(BaseModel):
-    """One part of a message's content."""
+    """One part of a message's content. Media stand before the text in the prompt, in the order they are given."""
 
     type: Literal["text", "video_url", "image_url"]
     text: str | None = None
-    video_url: Url | None = None
-    image_url: Url | None = None
+    video_url: VideoUrl | None = None
+    image_url: ImageUrl | None = None
+
+    @property
+    def source(self) -> Source | None:
+        """The medium that the part brings, if it is one that does."""
+        if self.type == "video_url" and self.video_url is not None:
+            return Source(url=self.video_url.url, kind="video")
+        if self.type == "image_url" and self.image_url is not None:
+            return Source(url=self.image_url.url, kind="image")
+        return None
 
 
 class Message(BaseModel):
@@ -64,13 +79,11 @@ class Message(BaseModel):
         return "\n".join(part.text for part in self.content if part.type == "text" and part.text)
 
     @property
-    def urls(self) -> list[str]:
-        """Addresses of the videos in this message."""
+    def sources(self) -> list[Source]:
+        """The media that the message brings."""
         if isinstance(self.content, str):
             return []
-        if any(part.type == "image_url" for part in self.content):
-            raise InvalidInput("This model takes videos, not images. Use a video_url part.", "messages")
-        return [part.video_url.url for part in self.content if part.video_url is not None]
+        return [part.source for part in self.content if part.source is not None]
 
 
 class StreamOptions(BaseModel):
@@ -97,7 +110,20 @@ class ChatRequest(BaseModel):
                         }
                     ],
                     "occam": {"strategy": "occam", "evidence": True},
-                }
+                },
+                {
+                    "model": "qwen3-vl",
+                    "messages": [
+                        {
+                            "role": "user",
+                            "content": [
+                                {"type": "image_url", "image_url": {"url": "https://example.org/before.jpg"}},
+                                {"type": "image_url", "image_url": {"url": "https://example.org/after.jpg"}},
+                                {"type": "text", "text": "What has changed?"},
+                            ],
+                        }
+                    ],
+                },
             ]
         }
     )
@@ -115,16 +141,13 @@ class ChatRequest(BaseModel):
     occam: Options = Field(default_factory=Options)
 
     def question(self) -> Question:
-        """The request as a question; InvalidInput where its messages are no conversation about one video."""
+        """The request as a question; InvalidInput where its messages are no conversation about media."""
         _check_text(self.messages)
         system, history, text = _turns(self.messages)
-        urls = {url for message in self.messages for url in message.urls}
-        if len(urls) > 1:
-            raise InvalidInput(f"A conversation has one video, the messages have {len(urls)}.", "messages")
         return Question(
             text=text,
             model=self.model,
-            url=next(iter(urls), None),
+            sources=_sources(self.messages),
             session_id=self.occam.session_id,
             frames=self.occam.frame_choice,
             pruning=self.occam.pruning_choice,
@@ -202,6 +225,18 @@ def _check_text(messages: list[Message]) -> None:
     length = sum(len(message.text) for message in messages)
     if length > MAX_TEXT:
         raise InvalidInput(f"The messages have {length} characters of text, over the limit of {MAX_TEXT}.", "messages")
+
+
+def _sources(messages: list[Message]) -> tuple[Source, ...]:
+    """The media of the first turn, in order; a later message may repeat them, InvalidInput if it brings others."""
+    roles = [message.role for message in messages]
+    first = roles.index("assistant") if "assistant" in roles else len(messages)
+    sources = tuple(source for message in messages[:first] for source in message.sources)
+    if any(source not in sources for message in messages[first:] for source in message.sources):
+        raise InvalidInput(
+            "All media of a conversation come with its first turn. Begin a new one to show more.", "messages"
+        )
+    return sources
 
 
 def _turns(messages: list[Message]) -> tuple[str, tuple[tuple[str, str], ...], str]:

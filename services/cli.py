@@ -32,10 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="occam", description="Questions about videos, answered from pruned tokens.")
+    parser = argparse.ArgumentParser(
+        prog="occam", description="Questions about videos and images, answered from pruned tokens."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", help="run the service until SIGTERM"))
-    _add_ask(commands.add_parser("ask", help="ask about one video, in this process"))
+    _add_ask(commands.add_parser("ask", help="ask about one video or image, in this process"))
     _add_calibrate(commands.add_parser("calibrate", help="measure what a checkpoint needs for pruning, and keep it"))
     _add_registers(commands.add_parser("registers", help="find the neurons behind a checkpoint's attention sinks"))
     models = commands.add_parser("models", help="list the models inside the package")
@@ -52,7 +54,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_ask(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SOURCE", help="path or http(s) URL of a video")
+    parser.add_argument("source", metavar="SOURCE", help="path or http(s) URL of a video or image")
     parser.add_argument("question", metavar="QUESTION")
     parser.add_argument("--follow-up", action="append", default=[], metavar="Q", help="ask on, may be repeated")
     parser.add_argument("--model", help="embedded model, checkpoint directory or hub name (OCCAM_MODELS)")

@@ -1,8 +1,8 @@
-"""From a question to an answer: session, video, worker, ledger. Both HTTP dialects come through here."""
+"""From a question to an answer: session, media, worker, ledger. Both HTTP dialects come through here."""
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -11,9 +11,22 @@ from ray.serve.handle import DeploymentHandle
 
 from occam.errors import EngineFailure, InvalidInput, UnknownModel
 from occam.stats import StageStats
+from occam.types import MediaKind
 from services import metrics
 from services.errors import DeadlineExceeded, NotFound, ReplicaLost
-from services.messages import Ask, Described, Event, Finished, FrameChoice, Question, Reply, ServedModel, Text
+from services.messages import (
+    Ask,
+    Described,
+    Event,
+    Finished,
+    FrameChoice,
+    Medium,
+    Question,
+    Reply,
+    ServedModel,
+    Source,
+    Text,
+)
 from services.records import Session
 from services.remote import call, stream
 from services.settings import Settings
@@ -43,18 +56,28 @@ class Conversations:
                 self._served[name] = await call(worker, "describe")
         return self._served
 
-    async def describe(self, model: str, url: str, choice: FrameChoice, digest: str | None = None) -> Described:
-        """A video's facts and the frames that `model` takes of it."""
+    async def describe(self, model: str, source: Source, choice: FrameChoice, digest: str | None = None) -> Described:
+        """A medium's facts and the frames that `model` takes of it."""
         served = await self.served()
-        described: Described = await call(self._decoder, "describe", url, choice, served[model].frames, digest)
+        described: Described = await call(self._decoder, "describe", source, choice, served[model].frames, digest)
         return described
 
-    def model(self, name: str | None) -> str:
-        """The served model of that name, the first one for None; UnknownModel where there is none."""
-        name = name or next(iter(self._workers))
-        if name not in self._workers:
+    async def model(self, name: str | None, kinds: Collection[MediaKind]) -> str:
+        """The served model of that name, for None the first one that takes media of all `kinds`.
+
+        UnknownModel where there is none of that name, InvalidInput where it does not take them.
+        """
+        if name is not None and name not in self._workers:
             raise UnknownModel(f"There is no model {name!r}; there are: {', '.join(self._workers)}.", "model")
-        return name
+        served = await self.served()
+        refusals = []
+        for candidate in self._workers if name is None else (name,):
+            media = served[candidate].media
+            missing = sorted(set(kinds) - set(media))
+            if not missing:
+                return candidate
+            refusals.append(f"{candidate} takes {' and '.join(media)} input, not {' and '.join(missing)}.")
+        raise InvalidInput(" ".join(refusals), "model")
 
     async def answer(self, question: Question) -> AsyncGenerator[Text | Reply]:
         """The answer's pieces, then the reply; the session is kept before the reply is given out."""
@@ -103,34 +126,46 @@ class Conversations:
             if session.video_id is not None:
                 await self._state.video(session.video_id)
             return session, ()
-        model = self.model(question.model)
-        described = await self._video(model, question)
+        model, media, stats = await self._media(question)
         session = Session(
             id=new_id("session"),
             model=model,
             video_id=question.video_id,
-            video=described.video,
+            media=media,
             pruning=question.pruning,
             system=question.system,
             turns=(),
         )
-        return session, described.stats
+        return session, stats
 
-    async def _video(self, model: str, question: Question) -> Described:
-        if question.video_id is None:
-            if question.url is None:
-                raise InvalidInput("The conversation has no video. Give a video_url part or a session_id.", "messages")
-            return await self.describe(model, question.url, question.frames)
-        record = await self._state.video(question.video_id)
-        if question.frames == FrameChoice() and model == self.model(None):
-            return Described(video=record.video, stats=())
-        return await self.describe(model, record.video.url, question.frames, record.video.digest)
+    async def _media(self, question: Question) -> tuple[str, tuple[Medium, ...], tuple[StageStats, ...]]:
+        """The model, the media with the frames that it takes of them, and what finding these out took."""
+        if question.video_id is not None:
+            model = await self.model(question.model, {"video"})
+            described = [await self._posted(model, question.video_id, question.frames)]
+        else:
+            _check_sources(question, self._settings.max_images)
+            model = await self.model(question.model, {source.kind for source in question.sources if source.kind})
+            described = await asyncio.gather(
+                *(
+                    self.describe(model, source, question.frames if source.kind == "video" else FrameChoice())
+                    for source in question.sources
+                )
+            )
+        stats = tuple(stage for each in described for stage in each.stats)
+        return model, tuple(each.medium for each in described), stats
+
+    async def _posted(self, model: str, video_id: str, frames: FrameChoice) -> Described:
+        video = (await self._state.video(video_id)).video
+        if frames == FrameChoice() and model == await self.model(None, {"video"}):
+            return Described(medium=video, stats=())
+        return await self.describe(model, Source(url=video.url, kind="video"), frames, video.digest)
 
     async def _events(self, question: Question, session: Session) -> AsyncGenerator[Event]:
         """The worker's events; if its process dies before anything went out, another one answers instead."""
         worker = self._workers[session.model]
         ask = Ask(
-            video=session.video,
+            media=session.media,
             pruning=session.pruning,
             system=session.system,
             turns=session.turns,
@@ -168,13 +203,33 @@ async def last(pieces: AsyncGenerator[Text | Reply]) -> Reply:
     raise EngineFailure("The answer ended without its end.")
 
 
+def _check_sources(question: Question, max_images: int) -> None:
+    """InvalidInput where the media are none, or more than one conversation has."""
+    kinds = [source.kind for source in question.sources]
+    if not kinds:
+        raise InvalidInput(
+            "The conversation has no media. Give a video_url or image_url part, or a session_id.", "messages"
+        )
+    if kinds.count("video") > 1:
+        raise InvalidInput(f"A conversation has one video, the messages have {kinds.count('video')}.", "messages")
+    if kinds.count("image") > max_images:
+        raise InvalidInput(
+            f"The messages have {kinds.count('image')} images, more than the limit of {max_images}.", "messages"
+        )
+    if question.frames != FrameChoice() and "video" not in kinds:
+        raise InvalidInput("start_s, end_s, fps and max_frames choose frames of a video, and there is none.", "occam")
+
+
 def _check_same(question: Question, session: Session) -> None:
     """A session stays with what it was begun with: what a follow-up says of it again must agree."""
     if question.video_id not in (None, session.video_id):
         raise NotFound("There is no session with this id for this video.", "session_id")
     asked: dict[str, tuple[Any, Any]] = {
         "model": (question.model, session.model),
-        "url": (question.url, session.video.url),
+        "media": (
+            tuple(source.address for source in question.sources) or None,
+            tuple(medium.url for medium in session.media),
+        ),
         "system": (question.system or None, session.system),
         "strategy": (question.pruning.strategy, session.pruning.strategy),
         "lambda1": (question.pruning.lambda1, session.pruning.lambda1),
@@ -182,7 +237,9 @@ def _check_same(question: Question, session: Session) -> None:
     }
     for name, (new, old) in asked.items():
         if new not in (None, old):
-            raise InvalidInput(f"The session was begun with another {name}; begin a new one to change it.", name)
+            raise InvalidInput(
+                f"The session keeps the {name} that it was begun with; begin a new one to change it.", name
+            )
     if question.frames != FrameChoice():
         raise InvalidInput("The frames of a session are chosen by its first question.", "start_s")
     if question.history and len(question.history) != len(session.turns):

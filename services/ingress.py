@@ -43,12 +43,14 @@ class Ingress:
         self._videos = Videos(self._state, self._conversations, decoder, workers)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        api = FastAPI(title="Occam", version="1", description="Questions about videos, answered from pruned tokens.")
+        api = FastAPI(
+            title="Occam", version="1", description="Questions about videos and images, answered from pruned tokens."
+        )
         api.add_middleware(Ledger)
         problems.install(api)
         add_video_routes(api, self._videos, self._conversations)
         add_chat_routes(api, self._conversations)
-        add_operator_routes(api, self._settings, self._state, self._conversations)
+        add_operator_routes(api, self._settings, self._state, self._conversations, self._videos)
         return api
 
 
@@ -100,7 +102,7 @@ def add_chat_routes(api: FastAPI, conversations: Conversations) -> None:
 
     @api.post("/v1/chat/completions", response_model=None, responses={**_ERRORS, 200: _CHAT}, tags=["chat"])
     async def chat(body: ChatRequest, request: Request) -> Response | dict[str, Any]:
-        """Chat about a video, as OpenAI's clients do it; `occam` in request and answer is this service's extension."""
+        """Chat about a video or images, as OpenAI's clients do it; `occam` in request and answer is our extension."""
         pieces = conversations.answer(body.question())
         if body.stream:
             return await events.respond(request, events.chat_events(pieces, body))
@@ -113,7 +115,9 @@ def add_chat_routes(api: FastAPI, conversations: Conversations) -> None:
         return ModelList(data=[ModelBody.of(name, model) for name, model in served.items()])
 
 
-def add_operator_routes(api: FastAPI, settings: Settings, state: State, conversations: Conversations) -> None:
+def add_operator_routes(
+    api: FastAPI, settings: Settings, state: State, conversations: Conversations, videos: Videos
+) -> None:
     """Probes and metrics."""
 
     @api.get("/healthz", tags=["operation"])
@@ -129,9 +133,14 @@ def add_operator_routes(api: FastAPI, settings: Settings, state: State, conversa
 
     @api.get("/readyz", responses=_ERRORS, tags=["operation"])
     async def readyz() -> Ready:
-        """Ready: models are warm and the store of sessions answers; says which tiers and which durability are live."""
+        """Ready: models are warm and the store of sessions answers; says which tiers, durability and walls are live."""
         await state.ping()
-        return Ready(models=list(await conversations.served()), kv=settings.kv_detail, state=settings.state_detail)
+        return Ready(
+            models=list(await conversations.served()),
+            kv=settings.kv_detail,
+            state=settings.state_detail,
+            sandbox=await videos.sandbox(),
+        )
 
     @api.get("/metrics", response_class=Response, tags=["operation"])
     async def prometheus() -> Response:

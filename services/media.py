@@ -1,38 +1,42 @@
-"""Videos on this node: fetched under guard, kept by digest, probed once, decoded in a child process."""
+"""Videos and images on this node: fetched under guard, kept by digest, probed once, decoded in a child process."""
 
 import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, aclosing, suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from occam.errors import SourceUnavailable
+from occam.errors import InvalidInput, SourceUnavailable
 from occam.stats import StageStats
 from pipelines.ingest.decode import FrameStream, route
 from pipelines.ingest.limits import Limits
-from pipelines.ingest.probe import VideoFacts, probe
+from pipelines.ingest.policy import SourcePolicy
+from pipelines.ingest.probe import VideoFacts, probe_async
+from pipelines.ingest.process import in_reader, walls_of_this_host
 from pipelines.ingest.sample import Sampling, sample
-from pipelines.ingest.source import LocalVideo, SourcePolicy, fetch, open_local
-from services.messages import DecodedChunk, Described, FrameChoice, Video
+from pipelines.ingest.sandbox import Sandbox
+from pipelines.ingest.source import LocalFile, fetch, open_local
+from services.copies import Copies
+from services.messages import DecodedChunk, Described, FrameChoice, Medium, Source
 from services.settings import Settings
 
-_PACKAGES = {"decord": "decord", "pyav": "av"}
+_PACKAGES = {"decord": "decord", "pyav": "av", "pillow": "pillow"}
 _REMEMBERED = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Known:
-    local: LocalVideo
+    local: LocalFile
     facts: VideoFacts
 
 
 class LocalMedia:
-    """The media of one node's decoder, in `videos/` under the service's directory."""
+    """The media of one node's decoder, in `media/` under the service's directory."""
 
     def __init__(self, settings: Settings) -> None:
         self._limits = limits_of(settings)
@@ -42,14 +46,14 @@ class LocalMedia:
             file_roots=tuple(Path(root) for root in settings.file_roots),
         )
         self._deadline_s = settings.deadline_s
-        self._cache_bytes = settings.video_cache_bytes
-        self._directory = Path(settings.directory, "videos")
-        self._directory.mkdir(parents=True, exist_ok=True)
+        self._copies = Copies(Path(settings.directory, "media"), settings.video_cache_bytes)
+        self._walls: Sandbox | None = None
         self._known: OrderedDict[str, _Known] = OrderedDict()
 
-    async def describe(self, url: str, choice: FrameChoice, frames: int, digest: str | None) -> Described:
+    async def describe(self, source: Source, choice: FrameChoice, frames: int, digest: str | None) -> Described:
         """See `services.decoder.Media`."""
-        known, stats = await self._open(url, digest)
+        with ExitStack() as uses:
+            known, stats = await self._open(source, digest, uses)
         facts = known.facts
         sampling = Sampling(
             frames=None if choice.fps else frames,
@@ -60,24 +64,45 @@ class LocalMedia:
         )
         indices = sample(facts.pts_seconds, sampling)
         backend = route(known.local, facts)
-        video = Video(
-            url=url,
+        medium = Medium(
+            kind=known.local.kind,
+            url=source.address,
             digest=known.local.digest,
             duration_s=facts.duration_s,
             frames=len(facts),
             indices=tuple(indices.tolist()),
-            seconds=min(choice.end_s or facts.duration_s, facts.duration_s) - (choice.start_s or 0.0),
+            seconds=_seconds(facts, choice),
             decoder=f"{backend} {version(_PACKAGES[backend])}",
         )
-        return Described(video=video, stats=stats)
+        return Described(medium=medium, stats=stats)
 
-    async def decode(self, video: Video, chunk_frames: int) -> AsyncGenerator[DecodedChunk]:
+    async def decode(self, medium: Medium, chunk_frames: int) -> AsyncGenerator[DecodedChunk]:
         """See `services.decoder.Media`."""
-        known, _ = await self._open(video.url, video.digest)
+        with ExitStack() as uses:
+            known, _ = await self._open(Source(url=medium.url, kind=medium.kind), medium.digest, uses)
+            async with aclosing(self._chunks(known, medium, chunk_frames)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+            # A copy is never written to; a file under a root is its owner's, and was opened anew by the decoder.
+            if known.local.path != self._copies.path(medium.digest) and not known.local.is_current:
+                raise SourceUnavailable("The file changed while it was decoded.", "url")
+
+    async def forget(self, digest: str) -> None:
+        """See `services.decoder.Media`."""
+        self._known.pop(digest, None)
+        self._copies.forget(digest)
+
+    async def missing_walls(self) -> tuple[str, ...]:
+        """See `services.decoder.Media`."""
+        if self._walls is None:
+            self._walls = await in_reader(walls_of_this_host, self._limits)
+        return self._walls.missing
+
+    async def _chunks(self, known: _Known, medium: Medium, chunk_frames: int) -> AsyncGenerator[DecodedChunk]:
         stream = FrameStream(
             known.local,
             known.facts,
-            np.array(video.indices),
+            np.array(medium.indices),
             self._limits,
             chunk_frames=chunk_frames,
             deadline_s=self._deadline_s,
@@ -92,21 +117,21 @@ class LocalMedia:
         finally:
             stream.close()
 
-    async def forget(self, digest: str) -> None:
-        """See `services.decoder.Media`."""
-        self._known.pop(digest, None)
-        self._path(digest).unlink(missing_ok=True)
+    async def _open(self, source: Source, digest: str | None, uses: ExitStack) -> tuple[_Known, tuple[StageStats, ...]]:
+        """The local file and its facts; fetched if its bytes are not here, probed if nobody has yet.
 
-    async def _open(self, url: str, digest: str | None) -> tuple[_Known, tuple[StageStats, ...]]:
-        """The local copy and its facts; fetched if its bytes are not here, probed if nobody has yet."""
-        known = self._known.get(digest or "")
-        if known is not None and known.local.path.exists():
-            self._known.move_to_end(known.local.digest)
-            return known, ()
+        uses: what holds the file here until the caller is through with it
+        """
+        if digest is not None:
+            uses.enter_context(self._copies.in_use(digest))
+            known = self._known.get(digest)
+            if known is not None and known.local.is_current:
+                self._known.move_to_end(digest)
+                return known, ()
         started = time.monotonic()
-        local = await self._local(url, digest)
+        local = await self._local(source, digest, uses)
         fetched = time.monotonic()
-        facts = await asyncio.to_thread(probe, local, self._limits)
+        facts = await probe_async(local, self._limits)
         known = self._known[local.digest] = _Known(local=local, facts=facts)
         if len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
@@ -115,40 +140,40 @@ class LocalMedia:
             StageStats(stage="probe", started_s=fetched, ended_s=time.monotonic()),
         )
 
-    async def _local(self, url: str, digest: str | None) -> LocalVideo:
-        """The copy that is here, or a fresh one; SourceUnavailable if its bytes are not those of `digest`."""
-        if digest is not None and self._path(digest).exists():
-            return await asyncio.to_thread(open_local, self._path(digest), self._limits)
-        with TemporaryDirectory(dir=self._directory) as scratch:
-            local = await fetch(url, self._policy, self._limits, Path(scratch))
+    async def _local(self, source: Source, digest: str | None, uses: ExitStack) -> LocalFile:
+        """The copy that is here, or a fresh one; SourceUnavailable if the bytes of `digest` are not to be had."""
+        if digest is not None and self._copies.path(digest).exists():
+            with suppress(InvalidInput):  # a damaged copy is as good as none
+                copy = await asyncio.to_thread(open_local, self._copies.path(digest), self._limits)
+                if copy.digest == digest:
+                    return copy
+        if digest is not None and source.url.startswith("data:"):
+            # Its address is a digest by now: the bytes came once, with the request.
+            raise SourceUnavailable("The image came inside an earlier request and is not kept any more. Send it again.")
+        with self._copies.scratch() as scratch:
+            local = await fetch(source.url, self._policy, self._limits, scratch, kind=source.kind)
             if digest not in (None, local.digest):
-                raise SourceUnavailable("The address gives another video now than when it was first fetched.", "url")
-            if local.path.is_relative_to(scratch):
-                local = replace(local, path=local.path.rename(self._path(local.digest)))
-        self._trim(local.path)
-        return local
+                raise SourceUnavailable("The address gives another file now than when it was first fetched.", "url")
+            uses.enter_context(self._copies.in_use(local.digest))
+            return self._copies.keep(local) if local.path.is_relative_to(scratch) else local
 
-    def _trim(self, newest: Path) -> None:
-        """Delete the oldest copies until the rest fits."""
-        copies = sorted((path for path in self._directory.iterdir() if path.is_file()), key=lambda p: p.stat().st_mtime)
-        total = sum(path.stat().st_size for path in copies)
-        for path in copies:
-            if total <= self._cache_bytes:
-                return
-            if path != newest:
-                total -= path.stat().st_size
-                path.unlink()
 
-    def _path(self, digest: str) -> Path:
-        return self._directory / digest
+def _seconds(facts: VideoFacts, choice: FrameChoice) -> float:
+    """Length of the chosen range, as far as the video covers it; like the frames' times, it counts from second 0."""
+    begin = float(facts.pts_seconds[0])
+    end = begin + facts.duration_s
+    first, last = (min(max(given, begin), end) for given in (choice.start_s or 0.0, choice.end_s or end))
+    return last - first
 
 
 def limits_of(settings: Settings) -> Limits:
-    """The limits that the settings put on a video."""
+    """The limits that the settings put on a video or image."""
     return Limits(
         max_bytes=settings.max_video_bytes,
         max_seconds=settings.max_video_seconds,
         max_pixels=settings.max_video_pixels,
+        max_image_bytes=settings.max_image_bytes,
+        max_image_pixels=settings.max_image_pixels,
         max_frames=settings.max_video_frames,
         total_s=settings.deadline_s,
     )

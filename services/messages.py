@@ -1,12 +1,13 @@
 """What crosses between the parts of the service: frozen plain data, so that all of it pickles."""
 
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Literal
 
 from occam.config import SamplingParams
 from occam.kv.key import KVKey
 from occam.stats import StageStats, Usage
-from occam.types import Answer, FrameBatch, Turn
+from occam.types import Answer, FrameBatch, MediaKind, Turn
 
 Tier = Literal["memory", "redis", "none"]
 
@@ -34,13 +35,28 @@ class PruningChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Video:
-    """A video as the decoder described it: its bytes by digest, its facts, and the frames that are wanted of it.
+class Source:
+    """A video or an image as a user names it; `kind` is None where its bytes shall say."""
 
-    frames: frames in the source; indices: those that are wanted; seconds: length of the range they were taken from
-    decoder: backend and version that decodes them
+    url: str
+    kind: MediaKind | None
+
+    @property
+    def address(self) -> str:
+        """The URL as it is remembered: of one that holds the image itself, only a digest."""
+        inside = self.url[:5].lower() == "data:"
+        return f"data:{sha256(self.url.encode()).hexdigest()}" if inside else self.url
+
+
+@dataclass(frozen=True, kw_only=True)
+class Medium:
+    """A video or an image as the decoder described it: its bytes by digest, its facts, and the frames that are wanted.
+
+    url: its source's address; frames: frames in the source; indices: those that are wanted
+    seconds: length of the range they were taken from; decoder: backend and version that decodes them
     """
 
+    kind: MediaKind
     url: str
     digest: str
     duration_s: float
@@ -52,9 +68,9 @@ class Video:
 
 @dataclass(frozen=True, kw_only=True)
 class Described:
-    """A described video, and what finding that out took (fetch and probe; nothing where the file was there)."""
+    """A described medium, and what finding that out took (fetch and probe; nothing where the file was there)."""
 
-    video: Video
+    medium: Medium
     stats: tuple[StageStats, ...]
 
 
@@ -71,11 +87,12 @@ class DecodedChunk:
 class Ask:
     """One question for a worker.
 
+    media: in the order of the prompt, all in front of the first turn
     turns: the session so far as ids; history: (question, answer) texts before it, where there is no session
     evidence: whether the answer shall carry the kept patches of every frame
     """
 
-    video: Video
+    media: tuple[Medium, ...]
     pruning: PruningChoice
     system: str
     turns: tuple[Turn, ...]
@@ -96,8 +113,8 @@ class Text:
 class Finished:
     """The end of an answer.
 
-    turns: the whole conversation as ids, this turn included; pruning: as resolved; key: of the video's cached state
-    cache: the tier that the video's state came from; stats: what this request made the node do
+    turns: the whole conversation as ids, this turn included; pruning: as resolved; key: of the media's cached state
+    cache: the tier that the media's state came from; stats: what this request made the node do
     """
 
     answer: Answer
@@ -119,6 +136,7 @@ class ServedModel:
     name: str
     family: str
     digest: str
+    media: tuple[MediaKind, ...]
     frames: int
     max_positions: int
     calibrated: bool
@@ -127,7 +145,7 @@ class ServedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One question as either dialect puts it. The video is named by id, by address, or by the session.
+    """One question as either dialect puts it. Its media are named by a video's id, by address, or by the session.
 
     streamed: whether pieces of the answer go out as they come, so that the answer cannot be begun anew
     """
@@ -135,7 +153,7 @@ class Question:
     text: str
     model: str | None = None
     video_id: str | None = None
-    url: str | None = None
+    sources: tuple[Source, ...] = ()
     session_id: str | None = None
     frames: FrameChoice = field(default_factory=FrameChoice)
     pruning: PruningChoice = field(default_factory=PruningChoice)

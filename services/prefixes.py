@@ -1,4 +1,4 @@
-"""The state of a video in front of any question: from a cache tier, or built from frames as they are decoded."""
+"""The state of media in front of any question: from a cache tier, or built from frames as they are decoded."""
 
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -17,14 +17,14 @@ from services import metrics
 from services.answers import Prefix, key_of
 from services.engine_thread import EngineThread
 from services.errors import ReplicaLost
-from services.messages import DecodedChunk, Tier, Video
+from services.messages import DecodedChunk, Medium, Tier
 from services.single_flight import SingleFlight
 
-Chunks = Callable[[Video, int], AsyncGenerator[DecodedChunk]]
+Chunks = Callable[[Medium, int], AsyncGenerator[DecodedChunk]]
 
 
 class Prefixes:
-    """States of videos and of conversations over them, for one engine."""
+    """States of media and of conversations over them, for one engine."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Prefixes:
         tiers: TieredStore,
         chunks: Chunks,
     ) -> None:
-        """name: of the model, in metrics; chunks: frames of a video, by the decoder."""
+        """name: of the model, in metrics; chunks: frames of a medium, by the decoder."""
         self._name = name
         self._engine = engine
         self._thread = thread
@@ -44,15 +44,17 @@ class Prefixes:
         self._chunks = chunks
         self._flights: SingleFlight[Prefix] = SingleFlight()
 
-    async def conversation(self, video: Video, pruning: Pruning, system: str, turns: Sequence[Turn]) -> Prefix:
-        """The state behind finished turns: of this replica's memory, else the video's state and the turns replayed."""
-        key = key_of(self._engine, video, pruning, system)
+    async def conversation(
+        self, media: Sequence[Medium], pruning: Pruning, system: str, turns: Sequence[Turn]
+    ) -> Prefix:
+        """The state behind finished turns: of this replica's memory, else the media's state and the turns replayed."""
+        key = key_of(self._engine, media, pruning, system)
         if not turns:
-            return await self.video(video, pruning, system)
+            return await self.media(media, pruning, system)
         conversation_key = _behind(key, turns)
         if (state := await self._memory.get(conversation_key)) is not None:
             return Prefix(state=state, key=key, tier="memory", cached_tokens=len(state))
-        prefix = await self.video(video, pruning, system)
+        prefix = await self.media(media, pruning, system)
         started = time.monotonic()
         state = await self._thread.run(self._engine.replay, prefix.state, turns)
         replayed = len(state) - len(prefix.state)
@@ -67,45 +69,46 @@ class Prefixes:
         await self._memory.put(conversation_key, state)
         return replace(prefix, state=state, stats=(*prefix.stats, stats))
 
-    async def video(self, video: Video, pruning: Pruning, system: str) -> Prefix:
-        """The state behind the frames; requests for one key that come together build it once."""
-        key = key_of(self._engine, video, pruning, system)
-        prefix, own = await self._flights.run(key.digest, lambda: self._find_or_build(key, video, pruning, system))
+    async def media(self, media: Sequence[Medium], pruning: Pruning, system: str) -> Prefix:
+        """The state behind the media; requests for one key that come together build it once."""
+        key = key_of(self._engine, media, pruning, system)
+        prefix, own = await self._flights.run(key.digest, lambda: self._find_or_build(key, media, pruning, system))
         if own:
             return prefix
         return replace(prefix, tier="memory", cached_tokens=len(prefix.state), stats=())
 
     async def forget(self, keys: Sequence[KVKey]) -> None:
-        """Drop videos' states from every tier; states of conversations are reached through them and age out."""
+        """Drop media's states from every tier; states of conversations are reached through them and age out."""
         for key in keys:
             await self._tiers.delete(key)
 
-    async def _find_or_build(self, key: KVKey, video: Video, pruning: Pruning, system: str) -> Prefix:
+    async def _find_or_build(self, key: KVKey, media: Sequence[Medium], pruning: Pruning, system: str) -> Prefix:
         found = await self._tiers.get(key, partial(self._engine.fits, pruning))
         if found.state is not None:
             tier: Tier = "memory" if found.tier == "memory" else "redis"
             return Prefix(state=found.state, key=key, tier=tier, cached_tokens=len(found.state))
         try:
-            prefix = await self._build(key, video, pruning, system)
+            prefix = await self._build(key, media, pruning, system)
         except ReplicaLost:
-            prefix = await self._build(key, video, pruning, system)
+            prefix = await self._build(key, media, pruning, system)
         await self._tiers.put(key, prefix.state)
         return prefix
 
-    async def _build(self, key: KVKey, video: Video, pruning: Pruning, system: str) -> Prefix:
+    async def _build(self, key: KVKey, media: Sequence[Medium], pruning: Pruning, system: str) -> Prefix:
         engine = self._engine
         state = await self._thread.run(engine.begin, pruning, system)
         stats: list[StageStats] = []
-        async with aclosing(self._chunks(video, engine.config.chunk_frames)) as chunks:
-            async for chunk in chunks:
-                state, work = await self._thread.run(engine.append, state, chunk.frames, pruning)
-                metrics.BATCH_FRAMES.observe(len(chunk.frames))
-                metrics.record_work(self._name, work)
-                stats += (chunk.stats, *work)
+        for medium in media:
+            async with aclosing(self._chunks(medium, engine.config.chunk_frames)) as chunks:
+                async for chunk in chunks:
+                    state, work = await self._thread.run(engine.append, state, chunk.frames, pruning)
+                    metrics.BATCH_FRAMES.observe(len(chunk.frames))
+                    metrics.record_work(self._name, work)
+                    stats += (chunk.stats, *work)
         return Prefix(state=state, key=key, tier="none", cached_tokens=0, stats=tuple(stats))
 
 
 def _behind(key: KVKey, turns: Sequence[Turn]) -> KVKey:
-    """The key of a conversation's state, in memory only: the video's, and the exact ids of the turns."""
+    """The key of a conversation's state, in memory only: the media's, and the exact ids of the turns."""
     ids = sha256(repr([(turn.suffix_ids, turn.generated_ids, turn.closing_ids) for turn in turns]).encode())
     return replace(key, facts={**key.facts, "turns": ids.hexdigest()})

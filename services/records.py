@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from occam.types import Turn
-from services.messages import PruningChoice, Video
+from services.messages import Medium, PruningChoice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,7 +12,7 @@ class VideoRecord:
     """A video that was posted. `failed` says that its frames cannot be had, with the error's code and message."""
 
     id: str
-    video: Video
+    video: Medium
     status: Literal["processing", "ready", "failed"]
     error_code: str = ""
     error: str = ""
@@ -20,12 +20,12 @@ class VideoRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """A conversation over one video: everything that is needed to go on with it on any replica."""
+    """A conversation over its media: everything that is needed to go on with it on any replica."""
 
     id: str
     model: str
     video_id: str | None
-    video: Video
+    media: tuple[Medium, ...]
     pruning: PruningChoice
     system: str
     turns: tuple[Turn, ...]

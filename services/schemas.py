@@ -5,6 +5,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from occam.config import SEEDS
+from occam.types import MediaKind
+from pipelines.ingest.sample import MAX_FPS
 from services.messages import FrameChoice, PruningChoice, ServedModel
 from services.records import VideoRecord
 
@@ -26,7 +28,9 @@ class Options(Request):
     lambda2: float | None = Field(default=None, ge=0, description="Stage II threshold factor; 0 keeps every token.")
     start_s: float | None = Field(default=None, ge=0, description="Begin of the range that is looked at, in seconds.")
     end_s: float | None = Field(default=None, gt=0, description="End of the range that is looked at, in seconds.")
-    fps: float | None = Field(default=None, gt=0, description="Frames a second, instead of the model's fixed number.")
+    fps: float | None = Field(
+        default=None, gt=0, le=MAX_FPS, description="Frames a second, instead of the model's fixed number."
+    )
     max_frames: int | None = Field(default=None, ge=1, le=1024, description="At most so many frames.")
     session_id: str | None = Field(default=None, description="Session of an earlier answer, to ask a follow-up.")
     evidence: bool = Field(default=False, description="Whether the answer shall say which patches it rests on.")
@@ -51,7 +55,9 @@ class QueryRequest(Options):
     )
 
     question: str = Field(min_length=1, max_length=8192)
-    model: str | None = Field(default=None, description="One of `GET /v1/models`; the first one if left out.")
+    model: str | None = Field(
+        default=None, description="One of `GET /v1/models`; the first one that takes videos if left out."
+    )
     max_tokens: int = Field(default=64, ge=1, le=4096)
     temperature: float = Field(default=0.0, ge=0, le=2)
     seed: int = Field(default=0, ge=SEEDS[0], le=SEEDS[1])
@@ -102,7 +108,8 @@ class ModelBody(BaseModel):
     owned_by: str = "occam"
     family: str
     digest: str = Field(description="SHA-256 of the weights.")
-    frames: int = Field(description="Frames sampled by default.")
+    media: list[MediaKind] = Field(description="What it takes: `video_url` parts, `image_url` parts, or both.")
+    frames: int = Field(description="Frames sampled by default of a video.")
     max_positions: int
     calibrated: bool = Field(description="Whether strategy `occam` can run.")
     defaults: dict[str, str | float | None] = Field(description="Pruning of questions that choose none.")
@@ -115,6 +122,7 @@ class ModelBody(BaseModel):
             id=name,
             family=served.family,
             digest=served.digest,
+            media=list(served.media),
             frames=served.frames,
             max_positions=served.max_positions,
             calibrated=served.calibrated,
@@ -130,12 +138,13 @@ class ModelList(BaseModel):
 
 
 class Ready(BaseModel):
-    """What is live: models, the cache tiers, and how durable sessions and videos are."""
+    """What is live: models, the cache tiers, how durable sessions and videos are, and what guards decoding."""
 
     status: Literal["ready"] = "ready"
     models: list[str]
     kv: str = Field(examples=["memory, private redis"])
     state: str = Field(examples=["private redis, lost when the service stops"])
+    sandbox: str = Field(description="Walls round decoding that the host lacks.", examples=["complete"])
 
 
 class ErrorDetail(BaseModel):

@@ -26,9 +26,10 @@ class Settings:
     state_url: sessions and videos: `auto` (a private server) or the URL of a Redis without eviction
     allowed_hosts: hosts that may be fetched (empty: every public one); allow_private_hosts: host:port, private or not
     file_roots: directories of which files may be named by path (none by default)
+    max_images: images in one conversation
     workers: replicas per model; max_ongoing: requests that one replica takes at a time; max_queued: waiting behind them
     kv_memory_bytes: states in one worker's memory; kv_entry_bytes: largest state that goes into the shared tier
-    directory: node-local files (fetched videos, metrics); a fresh private one where empty
+    directory: node-local files (fetched videos and images, metrics); a fresh private one where empty
     kv_detail, state_detail: what `auto` came to, in words for `/readyz`; the launcher fills them in
     """
 
@@ -46,6 +47,9 @@ class Settings:
     max_video_seconds: float = 3600.0
     max_video_pixels: int = 4096 * 2304
     max_video_frames: int = 250_000
+    max_image_bytes: int = 32 << 20
+    max_image_pixels: int = 50_000_000
+    max_images: int = 16
     video_cache_bytes: int = 8 << 30
     deadline_s: float = 120.0
     device: str = "cpu"

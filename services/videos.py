@@ -9,7 +9,7 @@ from ray.serve.handle import DeploymentHandle
 from occam.errors import InvalidInput, OccamError
 from occam.kv.key import KVKey
 from services.conversations import Conversations
-from services.messages import FrameChoice
+from services.messages import FrameChoice, Source
 from services.records import VideoRecord
 from services.remote import broadcast, call
 from services.state import State, new_id
@@ -29,13 +29,14 @@ class Videos:
         self._conversations = conversations
         self._decoder = decoder
         self._workers = workers
+        self._missing_walls: tuple[str, ...] | None = None
         self._warming: set[asyncio.Task[None]] = set()
 
     async def add(self, url: str) -> VideoRecord:
         """Fetch and describe the video; its frames are encoded for the default model behind the answer's back."""
-        model = self._conversations.model(None)
-        described = await self._conversations.describe(model, url, FrameChoice())
-        record = VideoRecord(id=new_id("video"), video=described.video, status="processing")
+        model = await self._conversations.model(None, {"video"})
+        described = await self._conversations.describe(model, Source(url=url, kind="video"), FrameChoice())
+        record = VideoRecord(id=new_id("video"), video=described.medium, status="processing")
         await self._state.save_video(record)
         task = asyncio.create_task(self._warm(model, record))
         self._warming.add(task)
@@ -51,6 +52,12 @@ class Videos:
         record = await self._state.video(video_id)
         await self._drop(record, await self._state.keys(video_id))
         await self._state.delete_video(video_id)
+
+    async def sandbox(self) -> str:
+        """What guards the decoding of a stranger's file, in words for `/readyz`; the decoder is asked once."""
+        if self._missing_walls is None:
+            self._missing_walls = await call(self._decoder, "missing_walls")
+        return f"without {' and '.join(self._missing_walls)}" if self._missing_walls else "complete"
 
     async def _warm(self, model: str, record: VideoRecord) -> None:
         keys: list[KVKey] = []

@@ -14,7 +14,7 @@ from occam.types import Turn
 from services import metrics
 from services.answers import choice_of, finish, timed
 from services.engine_thread import EngineThread
-from services.messages import Ask, Event, ServedModel, Text, Video
+from services.messages import Ask, Event, Medium, ServedModel, Text
 from services.prefixes import Prefixes
 from services.remote import stream
 from services.settings import Settings, model_name
@@ -42,15 +42,16 @@ class Worker:
             name=self._name,
             family=info.family,
             digest=info.digest,
+            media=info.media,
             frames=info.frames,
             max_positions=info.max_positions,
             calibrated=info.calibrated,
             pruning=choice_of(self._engine.pruning()),
         )
 
-    async def warm(self, video: Video) -> KVKey:
-        """Build or find the state of a video with the default pruning; its key."""
-        return (await self._prefixes.video(video, self._engine.pruning(), system="")).key
+    async def warm(self, medium: Medium) -> KVKey:
+        """Build or find the state of a medium with the default pruning; its key."""
+        return (await self._prefixes.media((medium,), self._engine.pruning(), system="")).key
 
     async def forget(self, keys: Sequence[KVKey]) -> None:
         """Drop cached states."""
@@ -64,7 +65,7 @@ class Worker:
                 choice = ask.pruning
                 pruning = self._engine.pruning(choice.strategy, choice.lambda1, choice.lambda2)
                 turns = (*await self._remembered(ask.history), *ask.turns)
-                prefix = await self._prefixes.conversation(ask.video, pruning, ask.system, turns)
+                prefix = await self._prefixes.conversation(ask.media, pruning, ask.system, turns)
                 stage = "generate"
                 events = timed(self._engine.stream(prefix.state, ask.question, pruning, ask.sampling))
                 async with aclosing(self._thread.iterate(events)) as steps:
@@ -74,7 +75,7 @@ class Worker:
                         else:
                             metrics.record_work(self._name, event.stats)
                             metrics.record_evidence(self._name, event.evidence)
-                            yield finish(event, busy_s, prefix, ask.video, pruning, turns, ask.evidence)
+                            yield finish(event, busy_s, prefix, ask.media, pruning, turns, ask.evidence)
             except asyncio.CancelledError:
                 metrics.CANCELLATIONS.labels(stage).inc()
                 raise

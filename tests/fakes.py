@@ -18,19 +18,22 @@ from occam.errors import InvalidInput, SourceUnavailable, UnsupportedVideo
 from occam.models.base import ModelInfo
 from occam.stats import StageStats, VisualTokenCounts
 from occam.tensors import PrefixState
-from occam.types import Answer, Evidence, FrameBatch, FrameEvidence, Turn
-from services.messages import DecodedChunk, Described, FrameChoice, Video
+from occam.types import Answer, Evidence, FrameBatch, FrameEvidence, MediaKind, Turn
+from services.messages import DecodedChunk, Described, FrameChoice, Medium, Source
 from services.settings import Settings
 
 PATCHES = 4
 END = 0
+MEDIA: dict[str, tuple[MediaKind, ...]] = {"fake-images": ("image",), "fake-both": ("video", "image")}
 
 
 class FakeEngine:
-    """An engine whose answer is a digest of everything in the state and of the question.
+    """An engine whose answer is a digest of its name, of everything in the state and of the question.
 
+    It takes videos, or what `MEDIA` says of its name.
     Each frame becomes `PATCHES` tokens with ids of its brightness; stage I keeps half of them, stage II one a frame.
-    Words in the question make it behave: `slow` (50 ms a word), `crash` (a bug), `pid` (says its process).
+    Words in the question make it behave: `slow` (50 ms a word), `crash` (a bug), `pid` (says its process), `who` (says
+    its name).
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -43,7 +46,7 @@ class FakeEngine:
             text_digest="1" * 64,
             preprocessing="fake",
             frames=8,
-            media=("video",),
+            media=MEDIA.get(config.model, ("video",)),
             layers=2,
             cut=1,
             max_positions=4096,
@@ -75,6 +78,8 @@ class FakeEngine:
         self, state: PrefixState, frames: FrameBatch, pruning: Pruning
     ) -> tuple[PrefixState, tuple[StageStats, ...]]:
         started = time.monotonic()
+        if frames.kind not in self.info.media:
+            raise InvalidInput(f"{self.info.name} does not take this kind: {frames.kind}.", "model")
         count = frames.frames.shape[0]
         kept = PATCHES // 2
         brightness = torch.from_numpy(frames.frames.reshape(count, -1)[:, 0].astype(np.int64)).repeat_interleave(kept)
@@ -111,10 +116,12 @@ class FakeEngine:
         if "crash" in question:
             raise RuntimeError("a bug")
         frames = len(state.view_pts)
-        seen = sha256(repr((state.ids.tolist(), question)).encode()).hexdigest()[:8]
+        seen = sha256(repr((self.info.name, state.ids.tolist(), question)).encode()).hexdigest()[:8]
         words = [f"saw {frames} frames", f" turn {int((state.ids == END).sum())}", f" digest {seen}"]
         if "pid" in question:
             words.append(f" pid {os.getpid()}")
+        if "who" in question:
+            words.append(f" by {self.info.name}")
         if "slow" in question:
             words += [" and"] * 40
         words = words[: sampling.max_new_tokens]
@@ -139,50 +146,59 @@ class FakeEngine:
 class FakeMedia:
     """Media by name: `fake://NAME?frames=16&delay=0.1` is a video of 16 frames whose chunks take 0.1 s each.
 
+    Asked for as an image, it is one frame whose brightness depends on its name.
     `fake://missing` cannot be fetched, `fake://corrupt` cannot be decoded.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._here: set[str] = set()
 
-    async def describe(self, url: str, choice: FrameChoice, frames: int, digest: str | None) -> Described:
-        parts = urlsplit(url)
+    async def describe(self, source: Source, choice: FrameChoice, frames: int, digest: str | None) -> Described:
+        parts = urlsplit(source.url)
+        kind = source.kind or "video"
         if parts.hostname == "missing":
             raise SourceUnavailable("The source answered with status 404.", "url")
         if choice.start_s and choice.start_s > 100:
             raise InvalidInput("start_s lies behind the end of the video.", "start_s")
         options = parse_qs(parts.query)
-        total = int(options.get("frames", ["16"])[0])
-        wanted = min(frames, choice.max_frames or frames)
+        total = 1 if kind == "image" else int(options.get("frames", ["16"])[0])
+        wanted = min(frames, choice.max_frames or frames, total)
         digest = sha256(parts.netloc.encode()).hexdigest()
         stats: tuple[StageStats, ...] = ()
         if digest not in self._here:
             now = time.monotonic()
             stats = (StageStats(stage="fetch", started_s=now - 0.25, ended_s=now),)
             self._here.add(digest)
-        video = Video(
-            url=url,
+        medium = Medium(
+            kind=kind,
+            url=source.address,
             digest=digest,
-            duration_s=total / 8,
+            duration_s=0.0 if kind == "image" else total / 8,
             frames=total,
             indices=tuple(int(choice.start_s or 0) + i * total // wanted for i in range(wanted)),
-            seconds=total / 8,
+            seconds=0.0 if kind == "image" else total / 8,
             decoder="fake 1",
         )
-        return Described(video=video, stats=stats)
+        return Described(medium=medium, stats=stats)
 
-    async def decode(self, video: Video, chunk_frames: int) -> AsyncGenerator[DecodedChunk]:
-        delay = float(parse_qs(urlsplit(video.url).query).get("delay", ["0"])[0])
-        for start in range(0, len(video.indices), chunk_frames):
-            indices = np.array(video.indices[start : start + chunk_frames])
-            if "corrupt" in video.url and start:
+    async def decode(self, medium: Medium, chunk_frames: int) -> AsyncGenerator[DecodedChunk]:
+        delay = float(parse_qs(urlsplit(medium.url).query).get("delay", ["0"])[0])
+        for start in range(0, len(medium.indices), chunk_frames):
+            indices = np.array(medium.indices[start : start + chunk_frames])
+            if "corrupt" in medium.url and start:
                 raise UnsupportedVideo("The video breaks off after 2 of 8 frames.")
             started = time.monotonic()
             await asyncio.sleep(delay)
-            frames = np.zeros((len(indices), 8, 8, 3), np.uint8) + indices[:, None, None, None].astype(np.uint8)
+            shades = indices.astype(np.uint8) if medium.kind == "video" else np.uint8([int(medium.digest[:2], 16)])
+            frames = np.zeros((len(indices), 8, 8, 3), np.uint8) + shades[:, None, None, None]
             yield DecodedChunk(
                 frames=FrameBatch(
-                    frames=frames, pts_seconds=indices / 8.0, indices=indices.astype(np.int64), digest=video.digest
+                    frames=frames,
+                    pts_seconds=indices / 8.0,
+                    indices=indices.astype(np.int64),
+                    digest=medium.digest,
+                    kind=medium.kind,
+                    planned=len(medium.indices),
                 ),
                 backend="fake",
                 stats=StageStats(stage="decode", started_s=started, ended_s=time.monotonic()),
@@ -190,6 +206,9 @@ class FakeMedia:
 
     async def forget(self, digest: str) -> None:
         self._here.discard(digest)
+
+    async def missing_walls(self) -> tuple[str, ...]:
+        return ("landlock", "namespaces")
 
 
 def _ids(text: str) -> list[int]:

@@ -5,7 +5,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from occam.kv.key import KVKey
+from occam.kv.key import KVKey, MediumKey
 from occam.tensors import PrefixState
 
 BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
@@ -66,7 +66,8 @@ def assert_same(a: PrefixState, b: PrefixState) -> None:
 
 def make_key(name: str = "video") -> KVKey:
     """A key that differs from another exactly if the names do."""
-    return KVKey(video_digest=name, frame_indices=(0, 5), facts={"cut": 2}, decode_backend="decord 0.6.0")
+    medium = MediumKey(kind="video", digest=name, frame_indices=(0, 5), decode_backend="decord 0.6.0")
+    return KVKey(media=(medium,), facts={"cut": 2})
 
 
 def _list(value: object) -> list[object]:

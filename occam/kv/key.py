@@ -6,40 +6,59 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from occam.kv.codec import CODEC_VERSION
+from occam.types import MediaKind
 
 Fact = str | int | float | bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediumKey:
+    """One video or image of a state.
+
+    digest: SHA-256 (hex) of the source's bytes; never its address
+    frame_indices: exact indices of the sampled frames in the source's presentation order
+    decode_backend: decoder and version that produced the pixels, as `decord 0.6.0`
+    """
+
+    kind: MediaKind
+    digest: str
+    frame_indices: tuple[int, ...]
+    decode_backend: str
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class KVKey:
     """What one prefix state was computed from; two keys name the same state iff their digests are equal.
 
-    video_digest: SHA-256 (hex) of the source's bytes; never its address
-    frame_indices: exact indices of the sampled frames in the source's presentation order
+    media: all of them, in the order of the prompt
     facts: what the engine says of itself: model, tokenizer and template digests, dtype, device kind, threads, cut,
     strategy and its parameters (lambda2 acts after the state and is none), register artefact, chunking, preprocessing
-    decode_backend: decoder and version that produced the pixels, as `decord 0.6.0`
     tenant_salt: separates tenants, so that none can probe what another has asked about
     """
 
-    video_digest: str
-    frame_indices: tuple[int, ...]
+    media: tuple[MediumKey, ...]
     facts: Mapping[str, Fact]
-    decode_backend: str
     tenant_salt: str = ""
     codec_version: int = CODEC_VERSION
 
     def __repr__(self) -> str:
-        return f"KVKey({self.digest[:12]}, {len(self.frame_indices)} frames of {self.video_digest[:8]})"
+        media = ", ".join(f"{len(medium.frame_indices)} of {medium.kind} {medium.digest[:8]}" for medium in self.media)
+        return f"KVKey({self.digest[:12]}, frames: {media})"
 
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of the key's canonical form; raises TypeError on a fact that has none."""
         canonical = {
-            "video_digest": _tagged(self.video_digest),
-            "frame_indices": [_tagged(index) for index in self.frame_indices],
+            "media": [
+                {
+                    "kind": _tagged(medium.kind),
+                    "digest": _tagged(medium.digest),
+                    "frame_indices": [_tagged(index) for index in medium.frame_indices],
+                    "decode_backend": _tagged(medium.decode_backend),
+                }
+                for medium in self.media
+            ],
             "facts": {name: _tagged(fact) for name, fact in self.facts.items()},
-            "decode_backend": _tagged(self.decode_backend),
             "tenant_salt": _tagged(self.tenant_salt),
             "codec_version": _tagged(self.codec_version),
         }

@@ -33,7 +33,9 @@ class ClipTower:
 
     @classmethod
     def of(cls, vision: CLIPVisionModel, config: PretrainedConfig) -> "ClipTower":
-        """The tower of a LLaVA-style model; InvalidInput where it mixes several feature layers."""
+        """The tower of a LLaVA-style model; InvalidInput where it is not CLIP's, or mixes several feature layers."""
+        if config.vision_config.model_type != "clip_vision_model":
+            raise InvalidInput(f"Vision towers of type {config.vision_config.model_type!r} are not supported.", "model")
         if not isinstance(config.vision_feature_layer, int):
             raise InvalidInput("Checkpoints that mix several vision feature layers are not supported.", "model")
         return cls(vision, config.vision_feature_layer)

@@ -1,6 +1,6 @@
 """The one place where a retention mask becomes shorter tensors.
 
-Legend: F frames, P patches of a frame, C channels, N tokens kept.
+Legend: F passes of the tower (frames, tiles), P patches of each, N tokens of the unpruned chunk, K tokens kept.
 """
 
 from dataclasses import dataclass
@@ -10,30 +10,52 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class KeptTokens:
-    """Tower features that go on to the projector, in the stock model's order.
+class Layout:
+    """The sequence that the stock model makes of a chunk's tower tokens, unpruned.
 
-    features: [N, C]; offsets: int64 [N], position in the unpruned chunk; view: int64 [N]; patch: int64 [N], -1 for CLS
+    source: int64 [N], index into the tower's F * (1 + P) tokens, CLS first in every pass; negative for a token that
+    does not come from the tower, and is never pruned
+    view, patch: int64 [N], the view as users see it, and the patch in its grid, -1 for all that is none
+    grid: int64 [V, 2], rows and columns of the views; frame: int64 [V], frame of the chunk that each shows
     """
 
-    features: Tensor
+    source: Tensor
+    view: Tensor
+    patch: Tensor
+    grid: Tensor
+    frame: Tensor
+
+    @classmethod
+    def of_frames(cls, frames: int, side: int, with_cls: bool) -> "Layout":
+        """Frames of side * side patches, one behind the other, with or without their CLS tokens."""
+        tokens = 1 + side * side
+        source = torch.arange(frames * tokens).view(frames, tokens)[:, 0 if with_cls else 1 :].flatten()
+        return cls(
+            source=source,
+            view=source // tokens,
+            patch=source % tokens - 1,
+            grid=torch.tensor([[side, side]]).expand(frames, 2),
+            frame=torch.arange(frames),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class KeptTokens:
+    """The tokens of a layout that go on to the language model, in its order.
+
+    offsets: int64 [K], position in the unpruned chunk; source, view, patch: int64 [K], as in the layout
+    """
+
     offsets: Tensor
+    source: Tensor
     view: Tensor
     patch: Tensor
 
 
-def compact_frames(features_FNC: Tensor, keep_FP: Tensor, keep_cls: bool) -> KeptTokens:
-    """Drop the patches that stage I rejects; what is kept keeps the position it has in the stock sequence.
-
-    features_FNC: CLS first, then P patches a frame; keep_FP: bool
-    """
-    frames, tokens, _ = features_FNC.shape
-    cls_F1 = torch.full((frames, 1), keep_cls, dtype=torch.bool, device=keep_FP.device)
+def compact(layout: Layout, keep_FP: Tensor, keep_cls: bool) -> KeptTokens:
+    """Drop the patches that stage I rejects (bool `keep_FP`); what is kept keeps the position it has unpruned."""
+    cls_F1 = torch.full_like(keep_FP[:, :1], keep_cls)
     keep = torch.cat([cls_F1, keep_FP], dim=1).flatten()
-    offsets = keep.nonzero().squeeze(1)
-    return KeptTokens(
-        features=features_FNC.flatten(0, 1)[offsets],
-        offsets=offsets,
-        view=offsets // tokens,
-        patch=offsets % tokens - 1,
-    )
+    source, view, patch = (tensor.to(keep.device) for tensor in (layout.source, layout.view, layout.patch))
+    offsets = ((source < 0) | keep[source]).nonzero().squeeze(1)
+    return KeptTokens(offsets=offsets, source=source[offsets], view=view[offsets], patch=patch[offsets])

@@ -10,43 +10,80 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from occam.errors import InvalidInput
+
 VERSION = "clip-1"
 """Goes into the cache key: a change of these pixels is a change of every state."""
 
 
+LONGEST = 200
+"""Largest ratio of an image's edges: beyond it, a resize by the shortest edge takes all memory for a crop of it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClipPixels:
-    """Shortest edge to `size` (bicubic, antialiased, on uint8), centre crop to `crop`, scale, normalise."""
+    """Shortest edge to `size` (bicubic, antialiased, on uint8), centre crop to `crop`, scale, normalise.
+
+    pad: first pad to a square, in the mean colour
+    """
 
     size: int
     crop: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    pad: bool = False
 
     @classmethod
     def load(cls, directory: Path) -> "ClipPixels":
         """From the checkpoint's `preprocessor_config.json`."""
         content = json.loads((directory / "preprocessor_config.json").read_text())
         crop = content["crop_size"]
+        pads = str(content.get("image_processor_type")).startswith("LlavaImageProcessor")
         return cls(
             size=content["size"]["shortest_edge"],
             crop=crop["height"] if isinstance(crop, dict) else crop,
             mean=tuple(content["image_mean"]),
             std=tuple(content["image_std"]),
+            pad=pads and content.get("do_pad", False),
         )
 
     def __call__(self, frames: NDArray[np.uint8]) -> Tensor:
-        """float32 [T, 3, crop, crop] of uint8 [T, H, W, 3]."""
+        """float32 [T, 3, crop, crop] of uint8 [T, H, W, 3]; InvalidInput for an image that is all edge."""
         height, width = frames.shape[1:3]
-        short = min(height, width)
-        target = (int(height * self.size / short), int(width * self.size / short))
+        if max(height, width) > LONGEST * min(height, width):
+            raise InvalidInput(
+                f"The image's edges are {width} x {height}; the longer may be {LONGEST} times the shorter.", "image"
+            )
         images = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
-        if target != (height, width):
-            images = F.interpolate(images, size=target, mode="bicubic", antialias=True)
-        images = _centre_crop(images, self.crop)
-        # The stock processors fold the scale into mean and std; the order decides the last bits.
-        mean, std = (torch.tensor(v).view(1, 3, 1, 1) * 255.0 for v in (self.mean, self.std))
-        return (images.float() - mean) / std
+        if self.pad:
+            images = _pad_to_square(images, self.mean)
+        height, width = images.shape[2:]
+        short = min(height, width)
+        images = resize(images, (int(height * self.size / short), int(width * self.size / short)))
+        return normalise(_centre_crop(images, self.crop), self.mean, self.std)
+
+
+def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 [T, 3, H, W] to (height, width) `size`: bicubic and antialiased, as the stock processors do it."""
+    if size == tuple(images.shape[2:]):
+        return images
+    return F.interpolate(images, size=size, mode="bicubic", antialias=True)
+
+
+def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """float32 of uint8 [T, 3, H, W]; the scale is folded into mean and std, and the order decides the last bits."""
+    scaled_mean, scaled_std = (torch.tensor(v).view(1, 3, 1, 1) * 255.0 for v in (mean, std))
+    return (images.float() - scaled_mean) / scaled_std
+
+
+def _pad_to_square(images: Tensor, mean: tuple[float, ...]) -> Tensor:
+    count, channels, height, width = images.shape
+    edge = max(height, width)
+    top, left = (edge - height) // 2, (edge - width) // 2
+    colour = torch.tensor([int(value * 255) for value in mean], dtype=torch.uint8).view(1, channels, 1, 1)
+    square = colour.expand(count, channels, edge, edge).clone()
+    square[:, :, top : top + height, left : left + width] = images
+    return square
 
 
 def _centre_crop(images: Tensor, crop: int) -> Tensor:

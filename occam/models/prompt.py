@@ -14,9 +14,9 @@ from occam.models.checkpoint import text_digest
 class Format:
     """The literal texts of a template, media first in the first turn.
 
-    opening(system): everything before the media; question: between media and question; generation: behind a question
-    answer: between that and an answer's text; following: between the end of an answer and the next question
-    end: the token that ends an answer
+    opening(system): everything before the media; media_end: what closes each chunk of media, and is part of it
+    question: between media and question; generation: behind a question; answer: between that and an answer's text
+    following: between the end of an answer and the next question; end: the token that ends an answer
     """
 
     opening: Callable[[str], str]
@@ -25,12 +25,13 @@ class Format:
     answer: str
     following: str
     end: str
+    media_end: str = ""
 
     @property
     def digest_text(self) -> str:
         """What the cache key needs to know of the template."""
-        texts = (self.opening("system"), self.question, self.generation, self.answer, self.following, self.end)
-        return "\0".join(texts)
+        literals = (self.media_end, self.question, self.generation, self.answer, self.following, self.end)
+        return "\0".join((self.opening("system"), *literals))
 
 
 VICUNA = Format(
@@ -42,6 +43,29 @@ VICUNA = Format(
     end="</s>",
 )
 """`USER: <media>\\n{question} ASSISTANT: {answer}</s>USER: ...`, of Video-LLaVA, LLaVA-1.5 and vicuna LLaVA-NeXT."""
+
+MISTRAL = Format(
+    opening=lambda system: f"<<SYS>>\n{system}\n<</SYS>>\n\n[INST] " if system else "[INST] ",
+    question="\n",
+    generation=" [/INST]",
+    answer=" ",
+    following="[INST] ",
+    end="</s>",
+)
+"""`[INST] <media>\\n{question} [/INST] {answer}</s>[INST] ...`, of LLaVA-NeXT on Mistral-Instruct."""
+
+
+CHATML = Format(
+    opening=lambda system: (
+        f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n" if system else "<|im_start|>user\n"
+    ),
+    question="",
+    generation="<|im_end|>\n<|im_start|>assistant\n",
+    answer="",
+    following="\n<|im_start|>user\n",
+    end="<|im_end|>",
+)
+"""`<|im_start|>user\\n<media>{question}<|im_end|>\\n<|im_start|>assistant\\n{answer}<|im_end|>\\n...`, of Qwen3-VL."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +83,12 @@ class Prompt:
     @property
     def placeholder_id(self) -> int:
         """The id that stands for a visual token."""
-        return self._id(self.placeholder)
+        return self.id(self.placeholder)
 
     @property
     def end_id(self) -> int:
         """The id that ends a turn."""
-        return self._id(self.format.end)
+        return self.id(self.format.end)
 
     def prefix_ids(self, system: str) -> list[int]:
         """Ids in front of the media of a conversation; BOS where the tokenizer adds one."""
@@ -75,9 +99,9 @@ class Prompt:
     def turn_ids(self, question: str, first: bool) -> tuple[list[int], tuple[int, int]]:
         """Ids behind the media (first turn) or the last turn's end, and the span of the question itself in them."""
         self._refuse_control_tokens(question, "question")
-        anchor, before = (self.placeholder, self.format.question) if first else (self.format.end, self.format.following)
-        ids = self.behind(anchor, before + question + self.format.generation)
-        start = _common_prefix(ids, self.behind(anchor, before))
+        before = self.format.question if first else self.format.following
+        ids = self._behind_past(before + question + self.format.generation, first)
+        start = _common_prefix(ids, self._behind_past(before, first))
         generation = self.tokenizer.encode(self.format.generation, add_special_tokens=False)
         stop = len(ids) - _common_prefix(ids[::-1], generation[::-1])
         return ids, (min(start, stop), stop)
@@ -92,13 +116,25 @@ class Prompt:
     def behind(self, anchor: str, text: str) -> list[int]:
         """Ids of `text` as it is tokenized behind the special token `anchor`."""
         ids: list[int] = self.tokenizer.encode(anchor + text, add_special_tokens=False)
-        return ids[ids.index(self._id(anchor)) + 1 :]
+        return ids[ids.index(self.id(anchor)) + 1 :]
+
+    @property
+    def media_end_ids(self) -> list[int]:
+        """Ids that close a chunk of media, behind its visual tokens."""
+        return self.behind(self.placeholder, self.format.media_end)
 
     def text(self, ids: list[int]) -> str:
         """Plain text of generated ids, special tokens left out."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
-    def _id(self, token: str) -> int:
+    def _behind_past(self, text: str, first: bool) -> list[int]:
+        """Ids of `text` behind the media and what closes them (first turn), or behind the end of an answer."""
+        if not first:
+            return self.behind(self.format.end, text)
+        return self.behind(self.placeholder, self.format.media_end + text)[len(self.media_end_ids) :]
+
+    def id(self, token: str) -> int:
+        """The id of one token of the vocabulary."""
         return int(self.tokenizer.convert_tokens_to_ids(token))
 
     def _refuse_control_tokens(self, text: str, param: str) -> None:

@@ -10,7 +10,12 @@ from occam.errors import InvalidInput, UnknownModel
 from occam.models.base import VideoLM
 from occam.models.checkpoint import locate, weights_digest
 
-FAMILIES = {"video_llava": ("occam.models.video_llava", "VideoLlava")}
+FAMILIES = {
+    "qwen3_vl": ("occam.models.qwen3_vl", "Qwen3VL"),
+    "video_llava": ("occam.models.video_llava", "VideoLlava"),
+    "llava": ("occam.models.llava", "Llava"),
+    "llava_next": ("occam.models.llava", "LlavaNext"),
+}
 """`model_type` of the checkpoint's config -> (module, adapter)."""
 
 

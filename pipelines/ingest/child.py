@@ -16,6 +16,7 @@ from occam.errors import UnsupportedVideo, VideoTooLarge
 _WORKERS = {
     "pyav": "pipelines.ingest.pyav_backend",
     "decord": "pipelines.ingest.decord_backend",
+    "pillow": "pipelines.ingest.pillow_backend",
     "self_test": "pipelines.ingest.self_test",
 }
 
@@ -30,7 +31,9 @@ def main() -> None:
 
     os.environ.clear()
     os.chdir("/")
-    walls = sandbox.enter_sandbox(Path(job["path"]), memory_bytes=job["memory_bytes"], cpu_s=job["cpu_s"])
+    walls = sandbox.enter_sandbox(
+        Path(job["path"]), memory_bytes=job["memory_bytes"], cpu_s=job["cpu_s"], parent=job["parent"]
+    )
     wire.send_json(wire.Kind.SANDBOX, vars(walls))
     try:
         worker.run(job)

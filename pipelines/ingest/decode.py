@@ -1,9 +1,9 @@
 """Decoding in a child process that can be killed, chunk by chunk: the first is there long before the last.
 
-decord decodes where it is right, PyAV elsewhere (`route`); where decord fails, a new child goes on with PyAV.
+decord decodes where it is right, PyAV elsewhere (`route`); where decord fails, a new child goes on with PyAV. An image
+is a video of one frame, which Pillow decodes.
 """
 
-import asyncio
 import logging
 import threading
 import time
@@ -18,26 +18,28 @@ from occam.errors import UnsupportedVideo
 from occam.types import FrameBatch
 from pipelines.ingest.limits import Limits
 from pipelines.ingest.probe import VideoFacts
-from pipelines.ingest.process import Child, ChildDied
+from pipelines.ingest.process import Child, ChildDied, in_reader
 from pipelines.ingest.sandbox import Sandbox
-from pipelines.ingest.source import LocalVideo
+from pipelines.ingest.source import LocalFile
 from pipelines.ingest.wire import BackendFailed, Kind
 
 _LOG = logging.getLogger(__name__)
 
-Backend = Literal["decord", "pyav"]
+Backend = Literal["decord", "pyav", "pillow"]
 _DECORD_CODECS = {"h264", "hevc", "mpeg4", "vp8", "vp9", "libvpx", "libvpx-vp9"}
 _DECORD_FORMATS = {"yuv420p", "yuvj420p"}
 
 
-def route(video: LocalVideo, facts: VideoFacts) -> Backend:
+def route(video: LocalFile, facts: VideoFacts) -> Backend:
     """Name the backend that decodes this video correctly.
 
     decord has no AV1 and no GIF, fails below a width of 32, and gives wrong frames with edit lists, in open groups of
     pictures, in transport streams and in AVI with B-frames; beyond 8 bits its colours are off.
     """
+    if video.kind == "image":
+        return "pillow"
     right = (
-        video.demuxer in ("mov", "matroska")
+        video.reader in ("mov", "matroska")
         and facts.codec in _DECORD_CODECS
         and facts.pix_fmt in _DECORD_FORMATS
         and min(facts.width, facts.height) >= 32
@@ -76,7 +78,7 @@ class FrameStream:
 
     def __init__(
         self,
-        video: LocalVideo,
+        video: LocalFile,
         facts: VideoFacts,
         indices: npt.NDArray[np.int64],
         limits: Limits,
@@ -118,7 +120,7 @@ class FrameStream:
     async def chunks(self) -> AsyncIterator[FrameBatch]:
         """Iterate from an event loop, reading in a thread; cancelling it, or closing the iterator, kills the child."""
         try:
-            while (chunk := await asyncio.to_thread(next, self, None)) is not None:
+            while (chunk := await in_reader(next, self, None)) is not None:
                 yield chunk
         finally:
             self.close()
@@ -139,6 +141,8 @@ class FrameStream:
             pts_seconds=self._facts.pts_seconds[places],
             indices=places,
             digest=self._video.digest,
+            kind=self._video.kind,
+            planned=len(self._indices),
         )
 
     def _receive(self, frame: npt.NDArray[np.uint8]) -> int:
@@ -177,8 +181,8 @@ class FrameStream:
             self._child.close()
             if self._closed:
                 raise StopIteration
-            if self._backend == "pyav":
-                raise UnsupportedVideo(f"The video makes the decoder crash. {self._progress}") from None
+            if self._backend != "decord":
+                raise UnsupportedVideo(f"The {self._video.kind} makes the decoder crash. {self._progress}") from None
             self._child = self._start("pyav", self._child.left_s)
 
     @property

@@ -1,5 +1,6 @@
 """What a container says about its video, read by a child process: a stranger's file is hostile to a prober too."""
 
+import asyncio
 import logging
 from dataclasses import dataclass
 from fractions import Fraction
@@ -9,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from occam.errors import UnsupportedVideo, VideoTooLarge
-from pipelines.ingest.limits import Limits
-from pipelines.ingest.process import Child, ChildDied
+from occam.types import MediaKind
+from pipelines.ingest.limits import Limits, check_aspect, check_pixels
+from pipelines.ingest.process import Child, ChildDied, in_reader
 from pipelines.ingest.sandbox import Sandbox
-from pipelines.ingest.source import LocalVideo
+from pipelines.ingest.source import LocalFile
 from pipelines.ingest.wire import Kind
 
 _LOG = logging.getLogger(__name__)
@@ -69,20 +71,44 @@ class VideoFacts:
         return len(self) / self.duration_s if self.duration_s > 0 else 0.0
 
 
-def probe(video: LocalVideo, limits: Limits, *, deadline_s: float = 30.0) -> VideoFacts:
-    """Read the timeline of the video's best video stream, and decode one frame.
+def probe(video: LocalFile, limits: Limits, *, deadline_s: float = 30.0) -> VideoFacts:
+    """Read the timeline of the video's best video stream, and decode one frame; an image is a video of one.
 
     Raises UnsupportedVideo, VideoTooLarge, DecodeTimeout.
     """
-    child = Child("pyav", video, limits, deadline_s, targets=[])
+    return _facts(_start(video, limits, deadline_s), video.kind, limits)
+
+
+async def probe_async(video: LocalFile, limits: Limits, *, deadline_s: float = 30.0) -> VideoFacts:
+    """`probe` for an event loop; cancelling it kills the child."""
+    child = _start(video, limits, deadline_s)
+    reading = asyncio.ensure_future(in_reader(_facts, child, video.kind, limits))
+    try:
+        return await asyncio.shield(reading)
+    except asyncio.CancelledError:
+        child.kill()
+        await asyncio.gather(reading, return_exceptions=True)  # its reader cannot be cancelled, and ends with it
+        raise
+
+
+def _start(video: LocalFile, limits: Limits, deadline_s: float) -> Child:
+    return Child("pillow" if video.kind == "image" else "pyav", video, limits, deadline_s, targets=[])
+
+
+def _facts(child: Child, kind: MediaKind, limits: Limits) -> VideoFacts:
     try:
         facts = _receive(child, limits)
     except ChildDied as death:
         _LOG.warning("probe: %s", death)
-        raise UnsupportedVideo("The video makes the decoder crash.") from None
+        raise UnsupportedVideo(f"The {kind} makes the decoder crash.") from None
     finally:
         child.close()
-    _check(facts, limits)
+    check_pixels(kind, facts.width, facts.height, limits.pixels_of(kind))
+    check_aspect(kind, facts.width, facts.height, limits.max_aspect)
+    if facts.duration_s > limits.max_seconds:
+        raise VideoTooLarge(
+            f"The video lasts {facts.duration_s:.1f} s, longer than the limit of {limits.max_seconds:g} s."
+        )
     return facts
 
 
@@ -95,7 +121,7 @@ def _receive(child: Child, limits: Limits) -> VideoFacts:
         raise ChildDied("the child did not say which walls stand")
     try:
         return VideoFacts(**_typed(fields), stamps=stamps, keys=keys, sandbox=child.sandbox)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise ChildDied(f"the child sent facts that are none: {error}") from None
 
 
@@ -120,21 +146,3 @@ def _typed(fields: dict[str, Any]) -> dict[str, Any]:
     if max(*map(abs, numbers.values()), base.numerator, base.denominator) > _MAX_UNITS:
         raise ValueError("a number is out of all proportion")
     return {**numbers, **names, "time_base": base, "plain": bool(fields["plain"])}
-
-
-def _check(facts: VideoFacts, limits: Limits) -> None:
-    pixels = facts.width * facts.height
-    if pixels > limits.max_pixels:
-        raise VideoTooLarge(
-            f"A frame has {facts.width} x {facts.height} = {pixels} pixels, over the limit of {limits.max_pixels}."
-        )
-    aspect = max(facts.width, facts.height) / min(facts.width, facts.height)
-    if aspect > limits.max_aspect:
-        raise VideoTooLarge(
-            f"A frame has {facts.width} x {facts.height} pixels, one side {aspect:g} times the other, "
-            f"over the limit of {limits.max_aspect:g}."
-        )
-    if facts.duration_s > limits.max_seconds:
-        raise VideoTooLarge(
-            f"The video lasts {facts.duration_s:.1f} s, longer than the limit of {limits.max_seconds:g} s."
-        )

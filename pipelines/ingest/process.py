@@ -1,14 +1,20 @@
 """The parent's side of the child process: starting it, reading from it within a budget of time, killing it."""
 
+import asyncio
 import json
+import logging
 import os
 import select
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +22,12 @@ import numpy.typing as npt
 from occam.errors import DecodeTimeout, UnsupportedVideo, VideoTooLarge
 from pipelines.ingest.limits import Limits
 from pipelines.ingest.sandbox import Sandbox
-from pipelines.ingest.source import LocalVideo
+from pipelines.ingest.source import LocalFile
 from pipelines.ingest.wire import HEADER, MAX_TEXT_BYTES, BackendFailed, Kind
+
+T = TypeVar("T")
+
+_LOG = logging.getLogger(__name__)
 
 _ROOT = Path(__file__).parents[2]
 _COMMAND = ("-s", "-m", "pipelines.ingest.child")
@@ -26,6 +36,13 @@ _REPORTED: dict[int, type[Exception]] = {
     Kind.TOO_LARGE: VideoTooLarge,
     Kind.BACKEND_FAILED: BackendFailed,
 }
+# Not the event loop's own threads: those resolve names, and children that keep their readers waiting would block them.
+_READERS = ThreadPoolExecutor(max_workers=64, thread_name_prefix="child-reader")
+
+
+async def in_reader(read: Callable[..., T], *args: object) -> T:
+    """Await `read(*args)`, which reads from a child, in a thread; cancelling leaves the thread to the child's end."""
+    return await asyncio.get_running_loop().run_in_executor(_READERS, read, *args)
 
 
 class ChildDied(Exception):
@@ -42,17 +59,19 @@ class Message(NamedTuple):
 
 
 class Child:
-    """A sandboxed process at work on one video.
+    """A sandboxed process at work on one video or image, which dies with the thread that started it.
 
-    worker: `pyav`, `decord` or `self_test`
+    worker: `pyav`, `decord`, `pillow` or `self_test`
     budget_s: seconds that the child may keep its reader waiting, in all; then it is killed and DecodeTimeout raised
     """
 
-    def __init__(self, worker: str, video: LocalVideo, limits: Limits, budget_s: float, **job: Any) -> None:
+    def __init__(self, worker: str, video: LocalFile, limits: Limits, budget_s: float, **job: Any) -> None:
         self.sandbox: Sandbox | None = None
+        self._kind = video.kind
         self._budget_s = self.left_s = budget_s
-        job |= {"worker": worker, "path": str(video.path), "demuxer": video.demuxer}
-        job |= {"memory_bytes": limits.memory_bytes, "max_frames": limits.max_frames}
+        job |= {"worker": worker, "path": str(video.path), "reader": video.reader}
+        job |= {"parent": os.getpid(), "memory_bytes": limits.memory_bytes, "max_frames": limits.max_frames}
+        job |= {"max_pixels": limits.pixels_of(video.kind)}
         job |= {"cpu_s": 2 * budget_s + 1}  # two decoding threads
         # Files and not pipes: a child that does not read, or says too much, cannot hold up its parent.
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
@@ -115,9 +134,12 @@ class Child:
 
     def _receive_sandbox(self, size: int) -> Sandbox:
         try:
-            return Sandbox(**self.receive_json(size))
+            sandbox = Sandbox(**self.receive_json(size))
         except TypeError:
             raise ChildDied("the child did not say which walls stand") from None
+        if sandbox.missing:
+            _warn(sandbox.missing)
+        return sandbox
 
     def _read(self, size: int) -> bytes:
         if size > MAX_TEXT_BYTES:
@@ -133,7 +155,7 @@ class Child:
             self.left_s -= time.monotonic() - began
             if not ready:
                 self.kill()
-                raise DecodeTimeout(f"The video was not decoded within {self._budget_s:g} s.")
+                raise DecodeTimeout(f"The {self._kind} was not decoded within {self._budget_s:g} s.")
             got = os.readv(self._pipe.fileno(), [view])
             if not got:
                 raise ChildDied(self._cause_of_death())
@@ -144,6 +166,26 @@ class Child:
         status = self._process.wait()
         self._stderr.seek(max(os.fstat(self._stderr.fileno()).st_size - MAX_TEXT_BYTES, 0))
         return f"the child ended with status {status}: {self._stderr.read()!r}"
+
+
+def walls_of_this_host(limits: Limits, budget_s: float = 30.0) -> Sandbox:
+    """Start a child on nothing, to see which walls stand round it; raises ChildDied, DecodeTimeout."""
+    nothing = LocalFile(path=Path(os.devnull), digest="", bytes=0, reader="mov")
+    child = Child("pyav", nothing, limits, budget_s, targets=[])
+    try:
+        with suppress(UnsupportedVideo):
+            child.receive()
+    finally:
+        child.close()
+    if child.sandbox is None:
+        raise ChildDied("the child did not say which walls stand")
+    return child.sandbox
+
+
+@cache
+def _warn(missing: tuple[str, ...]) -> None:
+    """Once a process: the host is the same for every video."""
+    _LOG.warning("videos are decoded in a sandbox without %s, which this host does not have", " and ".join(missing))
 
 
 def _spawn(stdin: IO[bytes], stderr: IO[bytes]) -> subprocess.Popen[bytes]:

@@ -1,7 +1,7 @@
 """Probing, and decoding where decord is wrong: PyAV with an explicit demuxer and no protocol but `file`.
 
 Runs inside the sandbox. A frame is known by its stamp: its presentation time in the stream's time base. AVI stores no
-time that survives B-frames, but has a constant rate: there the stamp is the frame's number.
+time of presentation: there the stamps are those of decoding in order, and a frame is found by its number.
 """
 
 from collections.abc import Iterator
@@ -22,6 +22,7 @@ from pipelines.ingest.wire import Kind, send_array, send_json
 
 _THREADS = 2
 _SEEKABLE = {"mov", "matroska", "mpegts"}
+_STATING = {"matroska", "flv"}  # whose head may say how long it all lasts; elsewhere FFmpeg takes it from what is there
 
 
 class _Packet(NamedTuple):
@@ -45,7 +46,7 @@ def run(job: dict[str, Any]) -> None:
 
 
 def _open(job: dict[str, Any], **options: str) -> Any:
-    return av.open(f"file:{job['path']}", format=job["demuxer"], options={"protocol_whitelist": "file", **options})
+    return av.open(f"file:{job['path']}", format=job["reader"], options={"protocol_whitelist": "file", **options})
 
 
 def _video_stream(container: Any) -> Any:
@@ -63,14 +64,16 @@ def _probe(job: dict[str, Any]) -> None:
         packets = _packets(container, stream, job)
         base = stream.time_base
         origin = round(Fraction(container.start_time or 0, av.time_base) / base)
-        rate = stream.average_rate
-        missing = stream.frames - len(packets) if job["demuxer"] == "mov" else 0
+        stated_s = None if container.duration is None else container.duration / av.time_base
+        missing = stream.frames - len(packets) if job["reader"] == "mov" else 0
+    if job["reader"] in _STATING and stated_s is not None:
+        _check_whole(job, stated_s)
     edited = missing > 0 and _is_edited(job, len(packets) + missing)
     stamps, keys = _timeline(packets)
     last_duration = packets[-1].duration
-    if job["demuxer"] == "avi":
-        base, origin, stamps, last_duration = 1 / Fraction(rate), 0, list(range(len(stamps))), 1
-    if job["demuxer"] not in _SEEKABLE:
+    if job["reader"] == "avi":
+        origin, last_duration = 0, max(last_duration, 1)
+    if job["reader"] not in _SEEKABLE:
         keys = stamps[:1]
     whole = not edited and len(stamps) == len(packets) and all(packet.shown for packet in packets)
     facts = {
@@ -88,7 +91,7 @@ def _packets(container: Any, stream: Any, job: dict[str, Any]) -> list[_Packet]:
     """All packets of the stream that carry a frame, in decoding order."""
     packets = []
     for packet in container.demux(stream):
-        stamp = packet.dts if job["demuxer"] == "avi" else packet.pts
+        stamp = packet.dts if job["reader"] == "avi" else packet.pts
         if packet.size and stamp is not None:
             packets.append(_Packet(stamp, packet.duration or 0, packet.is_keyframe, not packet.is_discard))
         if len(packets) > job["max_frames"]:
@@ -105,6 +108,19 @@ def _is_edited(job: dict[str, Any], announced: int) -> bool:
     if found < announced:
         raise UnsupportedVideo(f"The file is cut short: it announces {announced} frames and holds {found}.")
     return True
+
+
+def _check_whole(job: dict[str, Any], stated_s: float) -> None:
+    """Raise UnsupportedVideo if all streams end long before the container says.
+
+    Sound may outlast the pictures, and containers count their last packets' lengths differently: less than a second
+    or a twentieth proves nothing.
+    """
+    with _open(job) as container:
+        packets = (packet for packet in container.demux() if packet.pts is not None)
+        last_s = max((float((packet.pts + (packet.duration or 0)) * packet.time_base) for packet in packets), default=0)
+    if last_s < stated_s - max(1.0, stated_s / 20):
+        raise UnsupportedVideo(f"The file is cut short: it announces {stated_s:.1f} s and holds {last_s:.1f} s.")
 
 
 def _timeline(packets: list[_Packet]) -> tuple[list[int], list[int]]:
@@ -155,11 +171,11 @@ class _Walk:
     def __init__(self, container: Any, job: dict[str, Any]) -> None:
         self._container = container
         self._stream = _video_stream(container)
-        self._counted = job["demuxer"] == "avi"
+        self._counted = job["reader"] == "avi"
         self._start = job["start"]
         self._can_seek = True
         # A transport stream is searched by decoding time, which runs ahead of presentation: start a second early.
-        self._lead = round(1 / self._stream.time_base) if job["demuxer"] == "mpegts" else 0
+        self._lead = round(1 / self._stream.time_base) if job["reader"] == "mpegts" else 0
         self._frames = self._from_start()
 
     def at(self, targets: list[tuple[int, int, int]]) -> Iterator[tuple[int, Any]]:
@@ -168,14 +184,15 @@ class _Walk:
         Where the decoder gave no frame for a target's stamp, the next one it gives stands in, under its own stamp.
         """
         position = self._start
-        for _, stamp, key in targets:
+        for index, stamp, key in targets:
             if key > position and self._can_seek:
                 self._frames = self._from_key(key)
-            found = next(((at, frame) for at, frame in self._frames if at >= stamp), None)
+            wanted = index if self._counted else stamp
+            found = next(((at, frame) for at, frame in self._frames if at >= wanted), None)
             if found is None:
                 raise UnsupportedVideo("The video ends before its container says.")
-            position = found[0]
-            yield found
+            position = stamp if self._counted else found[0]
+            yield position, found[1]
 
     def _from_start(self) -> Iterator[tuple[int, Any]]:
         for number, frame in enumerate(self._container.decode(self._stream)):

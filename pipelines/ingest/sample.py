@@ -11,11 +11,14 @@ import numpy.typing as npt
 
 from occam.errors import InvalidInput
 
+MAX_FPS = 1000.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """What to sample: `frames` of them evenly by index, or `fps` a second (at most `max_frames`), from a range of time.
 
+    fps: at most MAX_FPS
     start_s, end_s: seconds from the start of the video; the whole video by default
     """
 
@@ -32,6 +35,8 @@ class Sampling:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise InvalidInput(f"{name} must be positive, got {value}.", name)
+        if self.fps is not None and self.fps > MAX_FPS:
+            raise InvalidInput(f"fps is {self.fps:g}, more than the limit of {MAX_FPS:g}.", "fps")
         if not 0 <= self.start_s < float("inf"):
             raise InvalidInput(f"start_s must be at least 0, got {self.start_s}.", "start_s")
         if self.end_s is not None and not self.end_s > self.start_s:
@@ -67,8 +72,11 @@ def _range(pts_seconds: npt.NDArray[np.float64], sampling: Sampling) -> tuple[in
 def _by_rate(
     pts_seconds: npt.NDArray[np.float64], first: int, stop: int, fps: float, start_s: float
 ) -> npt.NDArray[np.int64]:
-    """Frames on display at start_s, start_s + 1 / fps, ... until the last frame of the range has appeared."""
-    count = int(max(pts_seconds[stop - 1] - start_s, 0) * fps + 1e-6) + 1
-    times = start_s + np.arange(count) / fps
-    shown = np.searchsorted(pts_seconds, times + 1e-6, "right") - 1
-    return np.unique(shown.clip(first, stop - 1))
+    """Frames on display at start_s, start_s + 1 / fps, ... until the last frame of the range has appeared.
+
+    A frame is one of them iff a tick falls between its appearance and the next frame's: as many steps as frames,
+    however many ticks there are.
+    """
+    ticks_before = np.ceil((pts_seconds[first + 1 : stop] - 1e-6 - start_s) * fps).clip(0)
+    ticks = int(max(pts_seconds[stop - 1] - start_s, 0) * fps + 1e-6) + 1
+    return first + np.flatnonzero(np.diff(ticks_before, prepend=0, append=ticks) > 0)

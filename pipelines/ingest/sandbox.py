@@ -9,8 +9,9 @@ import ctypes
 import math
 import os
 import resource
+import signal
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.ingest import seccomp
@@ -21,7 +22,7 @@ _LANDLOCK_READ_FILE = 1 << 2
 _LANDLOCK_FS_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}  # rights that an ABI knows; 16 from ABI 5 on
 _LANDLOCK_NET_RIGHTS, _LANDLOCK_SCOPES = 0b11, 0b11  # TCP bind and connect (ABI 4); abstract sockets, signals (ABI 6)
 _CLONE_NEWUSER, _CLONE_NEWNET, _CLONE_NEWIPC = 0x10000000, 0x40000000, 0x08000000
-_PR_SET_NO_NEW_PRIVS = 38
+_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _OPEN_FILES, _THREADS, _WRITTEN_BYTES = 16, 64, 1 << 16
 
 
@@ -41,15 +42,21 @@ class Sandbox:
     @property
     def missing(self) -> tuple[str, ...]:
         """Names of the walls that the host does not have."""
-        return tuple(name for name, value in asdict(self).items() if not value)
+        return tuple(name for name, value in vars(self).items() if not value)
 
 
-def enter_sandbox(video: Path, *, memory_bytes: int, cpu_s: float) -> Sandbox:
-    """Shut this process in for good: it may read `video`, use its open descriptors, start threads, and nothing else."""
+def enter_sandbox(video: Path, *, memory_bytes: int, cpu_s: float, parent: int) -> Sandbox:
+    """Shut this process in for good: it may read `video`, use its open descriptors, start threads, and nothing else.
+
+    It ends with `parent`, the process that started it.
+    """
     if len(os.listdir("/proc/self/task")) > 1:
         raise RuntimeError("a thread that is already running would stay outside the sandbox")
     libc = ctypes.CDLL(None, use_errno=True)
     namespaces = libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWIPC) == 0
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        raise RuntimeError("the parent has died")
     _limit_resources(memory_bytes, math.ceil(cpu_s), own_user_namespace=namespaces)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     landlock = _restrict_files(libc, video)

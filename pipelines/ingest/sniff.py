@@ -1,10 +1,11 @@
-"""From a file's first bytes to the one demuxer that may read it.
+"""From a file's first bytes to the one reader that may open it: FFmpeg's demuxer of a video, Pillow's of an image.
 
 A demuxer that guesses will take a playlist for a video and open what the playlist names. So nothing guesses: a file
-whose first bytes are not listed here is refused before any demuxer sees it.
+whose first bytes are not listed here is refused before any reader sees it.
 """
 
 from occam.errors import UnsupportedVideo
+from occam.types import MediaKind
 
 HEAD_BYTES = 1024
 
@@ -15,16 +16,22 @@ _PREFIXES = {
     b"GIF89a": "gif",
     b"FLV\x01": "flv",
     b"\x00\x00\x01\xba": "mpeg",
-    b"\x89PNG\r\n\x1a\n": "png_pipe",  # an image is a video of one frame
-    b"\xff\xd8\xff": "jpeg_pipe",
+    b"\x89PNG\r\n\x1a\n": "png",
+    b"\xff\xd8\xff": "jpeg",
 }
+_IMAGES = {"png", "jpeg", "webp"}
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD", b"v=0", b"[playlist]")
 _TS_SYNC = 0x47
 _TS_PACKETS = ((0, 188), (4, 192))
 
 
-def demuxer_of(head: bytes) -> str:
-    """Return FFmpeg's name of the demuxer for a file that begins with `head` (at least its first 1024 bytes, or all).
+def kind_of(reader: str) -> MediaKind:
+    """Whether a reader is one of videos or of images."""
+    return "image" if reader in _IMAGES else "video"
+
+
+def reader_of(head: bytes) -> str:
+    """Return the name of the reader for a file that begins with `head` (at least its first 1024 bytes, or all).
 
     Raises UnsupportedVideo for playlists, empty files and everything that is not a known container.
     """
@@ -35,10 +42,10 @@ def demuxer_of(head: bytes) -> str:
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         return "avi"
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "webp_pipe"
-    for prefix, demuxer in _PREFIXES.items():
+        return "webp"
+    for prefix, reader in _PREFIXES.items():
         if head.startswith(prefix):
-            return demuxer
+            return reader
     if any(_is_transport_stream(head, start, step) for start, step in _TS_PACKETS):
         return "mpegts"
     if head.lstrip().startswith(_PLAYLISTS):

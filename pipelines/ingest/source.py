@@ -18,73 +18,96 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 
-from occam.errors import ForbiddenSource, SourceUnavailable, VideoTooLarge
+from occam.errors import ForbiddenSource, Overloaded, SourceUnavailable, UnsupportedVideo
+from occam.types import MediaKind
 from pipelines.ingest.addresses import Resolver, checked_addresses, resolve
+from pipelines.ingest.data_url import image_bytes
 from pipelines.ingest.limits import Limits
-from pipelines.ingest.sniff import HEAD_BYTES, demuxer_of
+from pipelines.ingest.policy import SourcePolicy
+from pipelines.ingest.sniff import HEAD_BYTES, kind_of, reader_of
 
 _PORTS = {"http": 80, "https": 443}
+_MAX_PORT = 65535
+_NO_URL = "The address is not a valid URL."
+
+Version = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourcePolicy:
-    """What may be fetched.
+class LocalFile:
+    """A video or image on this disk: its path, SHA-256 (hex) and size, and the reader that its first bytes call for.
 
-    allowed_hosts: if any, the only public hosts; `*.example.org` stands for all names below example.org
-    allow_private_hosts: `host:port` pairs, spelled as in the URL, whose addresses need not be public
-    file_roots: folders whose files `file://` URLs and plain paths may name
+    version: device, inode, size and modification time (ns) of the file when it was read
     """
-
-    allowed_hosts: tuple[str, ...] = ()
-    allow_private_hosts: tuple[str, ...] = ()
-    file_roots: tuple[Path, ...] = ()
-
-    def is_private(self, host: str, port: int) -> bool:
-        """True iff `host:port` is one of the private hosts that were opened by name."""
-        return f"{host}:{port}" in self.allow_private_hosts
-
-    def check_host(self, host: str, port: int) -> None:
-        """Raise ForbiddenSource if the list of hosts leaves `host` out."""
-        if not self.allowed_hosts or self.is_private(host, port):
-            return
-        if not any(host == name or (name[:2] == "*." and host.endswith(name[1:])) for name in self.allowed_hosts):
-            raise ForbiddenSource(f"The host {host} is not among the hosts that may be fetched.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalVideo:
-    """A file that may be decoded: its path, SHA-256 (hex) and size, and the demuxer that its first bytes call for."""
 
     path: Path
     digest: str
     bytes: int
-    demuxer: str
+    reader: str
+    version: Version = (0, 0, 0, 0)
+
+    @property
+    def kind(self) -> MediaKind:
+        """What the file is."""
+        return kind_of(self.reader)
+
+    @property
+    def is_current(self) -> bool:
+        """True iff the file is still the one that was read: neither written to, nor replaced, nor gone."""
+        try:
+            return _version(os.stat(self.path)) == self.version
+        except OSError:
+            return False
 
 
 async def fetch(
-    url: str, policy: SourcePolicy, limits: Limits, directory: Path, *, resolver: Resolver = resolve
-) -> LocalVideo:
-    """Bring the video at `url` to this machine; what is downloaded lies in `directory`, whose owner deletes it.
+    url: str,
+    policy: SourcePolicy,
+    limits: Limits,
+    directory: Path,
+    *,
+    kind: MediaKind | None = None,
+    resolver: Resolver = resolve,
+) -> LocalFile:
+    """Bring the video or image at `url` to this machine; a new file lies in `directory`, whose owner deletes it.
 
-    Raises ForbiddenSource, SourceUnavailable, VideoTooLarge, UnsupportedVideo.
+    kind: what it must be, if that matters
+    Raises ForbiddenSource, SourceUnavailable, VideoTooLarge, UnsupportedVideo; Overloaded if the disk takes no more.
     """
-    scheme = urlsplit(url).scheme.lower()
-    if scheme in ("", "file"):
-        return await asyncio.to_thread(_open_under_roots, url, policy, limits)
+    if url[:5].lower() == "data:":
+        return await asyncio.to_thread(_unpack, url, limits, directory, kind)
+    if _scheme(url) in ("", "file"):
+        return await asyncio.to_thread(_open_under_roots, url, policy, limits, kind)
     try:
         async with asyncio.timeout(limits.total_s), _client(policy, limits, resolver) as client:
-            return await _download(client, _checked_url(url, policy), policy, limits, directory)
+            return await _download(client, _checked_url(url, policy), policy, limits, directory, kind)
     except TimeoutError:
-        raise SourceUnavailable(f"The source did not give the video within {limits.total_s:g} s.") from None
+        raise SourceUnavailable(f"The source did not give the whole file within {limits.total_s:g} s.") from None
     except httpx.TimeoutException:
         raise SourceUnavailable(
             f"The source did not answer: limits are {limits.connect_s:g} s to connect and {limits.read_s:g} s to read."
         ) from None
     except httpx.HTTPError as error:
         raise SourceUnavailable(f"The connection to the source failed ({type(error).__name__}).") from None
+    except (httpx.InvalidURL, UnicodeError):  # of this address or one it redirects to; IDNA's errors are the latter
+        raise ForbiddenSource(_NO_URL) from None
+    except OSError as error:
+        raise Overloaded(_no_room(error)) from None
 
 
-def open_local(path: Path, limits: Limits) -> LocalVideo:
+def _no_room(error: OSError) -> str:
+    return f"The file cannot be kept on this machine: {error.strerror}."
+
+
+def _scheme(url: str) -> str:
+    try:
+        url.encode()  # half a surrogate pair, which JSON can carry, is in no address and in no path
+        return urlsplit(url).scheme
+    except ValueError:
+        raise ForbiddenSource(_NO_URL) from None
+
+
+def open_local(path: Path, limits: Limits, kind: MediaKind | None = None) -> LocalFile:
     """Take a file that the person at the keyboard named: no roots are checked, sizes and first bytes are.
 
     Raises SourceUnavailable, VideoTooLarge, UnsupportedVideo.
@@ -94,16 +117,16 @@ def open_local(path: Path, limits: Limits) -> LocalVideo:
         if not path.is_file():
             raise SourceUnavailable("The path does not name a regular file.")
         with path.open("rb") as file:
-            _check_bytes(path.stat().st_size, limits)
-            demuxer = demuxer_of(file.read(HEAD_BYTES))
+            stat = os.fstat(file.fileno())  # before the bytes, so that what is written meanwhile shows
+            reader = _checked_reader(file.read(HEAD_BYTES), stat.st_size, limits, kind)
             file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            return LocalVideo(path=path, digest=digest, bytes=file.tell(), demuxer=demuxer)
+            return LocalFile(path=path, digest=digest, bytes=file.tell(), reader=reader, version=_version(stat))
     except OSError as error:
         raise SourceUnavailable(f"The file cannot be read: {error.strerror}.") from None
 
 
-def _open_under_roots(url: str, policy: SourcePolicy, limits: Limits) -> LocalVideo:
+def _open_under_roots(url: str, policy: SourcePolicy, limits: Limits, kind: MediaKind | None) -> LocalFile:
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost"):
         raise ForbiddenSource("A file URL may not name a host.")
@@ -111,23 +134,42 @@ def _open_under_roots(url: str, policy: SourcePolicy, limits: Limits) -> LocalVi
     # Links are followed before the roots are compared, and one answer covers "outside" and "absent".
     if "\0" in str(path) or not any(_real(path).is_relative_to(_real(root)) for root in policy.file_roots):
         raise ForbiddenSource("The file is not in a folder that may be read.")
-    return open_local(path, limits)
+    return open_local(path, limits, kind)
 
 
 def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))  # unlike `resolve`, it raises nothing over a loop of links
 
 
-def _check_bytes(size: int, limits: Limits) -> None:
-    if size > limits.max_bytes:
-        raise VideoTooLarge(f"The video has {size} bytes, more than the limit of {limits.max_bytes}.")
+def _version(stat: os.stat_result) -> Version:
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _checked_reader(head: bytes, size: int, limits: Limits, kind: MediaKind | None) -> str:
+    reader = reader_of(head)
+    found = kind_of(reader)
+    if kind not in (None, found):
+        raise UnsupportedVideo(f"The file is of another kind than was said: {found}, not {kind}.")
+    limits.check_bytes(found, size)
+    return reader
+
+
+def _unpack(url: str, limits: Limits, directory: Path, kind: MediaKind | None) -> LocalFile:
+    data = image_bytes(url, limits)
+    reader = _checked_reader(data[:HEAD_BYTES], len(data), limits, kind)
+    digest = hashlib.sha256(data).hexdigest()
+    path = directory / digest
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise Overloaded(_no_room(error)) from None
+    return LocalFile(path=path, digest=digest, bytes=len(data), reader=reader, version=_version(path.stat()))
 
 
 def _checked_url(text: str, policy: SourcePolicy) -> httpx.URL:
-    try:
-        url = httpx.URL(text)
-    except httpx.InvalidURL:
-        raise ForbiddenSource("The address is not a valid URL.") from None
+    url = httpx.URL(text)
+    if (url.port or 0) > _MAX_PORT:
+        raise ForbiddenSource(_NO_URL)
     if url.scheme not in _PORTS:
         raise ForbiddenSource(f"Only http and https addresses are fetched, not {url.scheme[:20]!r}.")
     if not url.host:
@@ -169,7 +211,7 @@ class _PinnedTransport(httpx.AsyncHTTPTransport):
             )
             try:
                 return await super().handle_async_request(pinned)
-            except httpx.ConnectError:
+            except (httpx.ConnectError, httpx.ConnectTimeout):
                 if address == addresses[-1]:
                     raise
         raise AssertionError("checked_addresses never returns an empty list")
@@ -198,27 +240,34 @@ async def _response(
 
 
 async def _download(
-    client: httpx.AsyncClient, url: httpx.URL, policy: SourcePolicy, limits: Limits, directory: Path
-) -> LocalVideo:
+    client: httpx.AsyncClient,
+    url: httpx.URL,
+    policy: SourcePolicy,
+    limits: Limits,
+    directory: Path,
+    kind: MediaKind | None,
+) -> LocalFile:
     async with _response(client, url, policy, limits) as response:
         if response.status_code != httpx.codes.OK:
             raise SourceUnavailable(f"The source answered with status {response.status_code}.")
         if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise SourceUnavailable("The source sends the video compressed, which was not asked for.")
-        _check_bytes(_announced_bytes(response), limits)
+            raise SourceUnavailable("The source sends the file compressed, which was not asked for.")
+        limits.check_bytes(kind or "video", _announced_bytes(response))
         digest, size, head = hashlib.sha256(), 0, b""
         with (
-            tempfile.NamedTemporaryFile(dir=directory, suffix=".video", delete=False) as file,
+            tempfile.NamedTemporaryFile(dir=directory, suffix=".part", delete=False) as file,
             _unlinked_on_failure(file.name),
         ):
             async for part in response.aiter_raw():
                 size += len(part)
-                _check_bytes(size, limits)
+                limits.check_bytes(kind or "video", size)
                 digest.update(part)
                 file.write(part)
                 head = (head + part)[:HEAD_BYTES] if len(head) < HEAD_BYTES else head
-            demuxer = demuxer_of(head)
-    return LocalVideo(path=Path(file.name), digest=digest.hexdigest(), bytes=size, demuxer=demuxer)
+            reader = _checked_reader(head, size, limits, kind)
+            file.flush()
+            version = _version(os.fstat(file.fileno()))
+    return LocalFile(path=Path(file.name), digest=digest.hexdigest(), bytes=size, reader=reader, version=version)
 
 
 @contextmanager

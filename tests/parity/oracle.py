@@ -22,6 +22,10 @@ Fault = Literal[
     "tower softmax without register",
     "decoder softmax without register",
     "old register visible",
+    "wrong tile's register",
+    "newline pruned",
+    "rows instead of columns",
+    "planes of the unmasked order",
 ]
 
 

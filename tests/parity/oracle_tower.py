@@ -77,7 +77,7 @@ class VideoLlavaEye:
 @torch.no_grad()
 def look(model: Any, pixels_FCHW: Tensor, rule: Rule | None, feature_layer: int) -> Frames:
     """Encode frames and run stage I, per frame, from the CLS row of the block whose output is the feature."""
-    tower = model.video_tower
+    tower = model.vision_tower if hasattr(model, "vision_tower") else model.video_tower
     has_register = rule is not None and rule.register != "mean_threshold"
     with ExitStack() as hooks:
         if rule and has_register:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from occam.engine import Engine
-from occam.kv.key import KVKey
+from occam.kv.key import KVKey, MediumKey
 from occam.tensors import PrefixState
 from services.redis_store import RedisStore
 from tests.parity.harness import Reply, ask, load, pruning_of
@@ -22,9 +22,8 @@ from tests.parity.oracle import Rule
 
 def key_of(engine: Engine, rule: Rule, name: str) -> KVKey:
     """The key under which a state of this engine and rule lies in the Redis."""
-    return KVKey(
-        video_digest=name, frame_indices=(), facts=engine.key_facts(pruning_of(rule)), decode_backend="generated"
-    )
+    medium = MediumKey(kind="video", digest=name, frame_indices=(), decode_backend="generated")
+    return KVKey(media=(medium,), facts=engine.key_facts(pruning_of(rule)))
 
 
 async def store(url: str, states: Mapping[KVKey, PrefixState]) -> None:

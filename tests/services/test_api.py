@@ -321,6 +321,7 @@ def test_turns_of_one_session_do_not_run_side_by_side(play: Callable[..., None])
         ("/v1/videos", {"url": "fake://missing"}, 422, "source_unavailable", "url"),
         ("/v1/videos/video-none/queries", {"question": "what?"}, 404, "not_found", "video_id"),
         ("/v1/videos/{clip}/queries", {"question": ""}, 400, "malformed", "question"),
+        ("/v1/videos/{clip}/queries", {"question": "what?", "fps": 1e9}, 400, "malformed", "fps"),
         ("/v1/videos/{clip}/queries", {"question": "what?", "model": "other"}, 404, "unknown_model", "model"),
         ("/v1/videos/{clip}/queries", {"question": "what?", "session_id": "x"}, 404, "not_found", "session_id"),
         ("/v1/videos/{clip}/queries", {"question": "what?", "start_s": 200}, 422, "invalid_input", "start_s"),
@@ -350,10 +351,12 @@ def test_turns_of_one_session_do_not_run_side_by_side(play: Callable[..., None])
         ),
         (
             "/v1/chat/completions",
-            chat(("user", [{"type": "image_url", "image_url": {"url": "fake://i"}}, {"type": "text", "text": "?"}])),
+            chat(
+                ("user", [{"type": "image_url", "image_url": {"url": "fake://missing"}}, {"type": "text", "text": "?"}])
+            ),
             422,
             "invalid_input",
-            "messages",
+            "model",
         ),
         ("/v1/nothing", {}, 404, "not_found", None),
         ("/v1/models", {}, 405, "method_not_allowed", None),
@@ -407,7 +410,8 @@ def test_a_request_ends_at_its_deadline(play: Callable[..., None]) -> None:
 
 def test_sessions_need_their_store(play: Callable[..., None], own_redis: RedisServer) -> None:
     async def scene(service: World) -> None:
-        assert (await service.http.get("/readyz")).json()["models"] == [MODEL]
+        ready = (await service.http.get("/readyz")).json()
+        assert (ready["models"], ready["sandbox"]) == ([MODEL], "without landlock and namespaces")
         own_redis.kill()
         response = await service.http.get("/readyz")
         assert (response.status_code, response.json()["error"]["code"]) == (503, "store_unavailable")
@@ -419,7 +423,7 @@ def test_sessions_need_their_store(play: Callable[..., None], own_redis: RedisSe
 def test_models_and_the_document_describe_the_service(play: Callable[..., None]) -> None:
     async def scene(service: World) -> None:
         model = (await service.http.get("/v1/models")).json()["data"][0]
-        assert (model["id"], model["object"], model["frames"]) == (MODEL, "model", 8)
+        assert (model["id"], model["object"], model["frames"], model["media"]) == (MODEL, "model", 8, ["video"])
         assert model["defaults"] == {"strategy": "occam", "lambda1": 1.0, "lambda2": 1.0}
         document = (await service.http.get("/openapi.json")).json()
         routes = {

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from occam.config import SamplingParams
 from pipelines.evaluation.codec import write_mp4
@@ -14,6 +15,7 @@ from services.ask import Errand, ask
 from services.cli import main
 from services.messages import FrameChoice, PruningChoice
 from services.settings import Settings
+from tests.fakes import FakeEngine
 from tests.parity.checkpoint import PATCHES, write_checkpoint
 
 
@@ -59,6 +61,20 @@ def test_encoding_begins_before_decoding_ends(checkpoint: Path, tmp_path: Path) 
     assert len(decoded) == len(encoded) == 8
     assert encoded[0].started_s < decoded[-1].ended_s
     assert all(chunk.ended_s <= work.started_s for chunk, work in zip(decoded, encoded, strict=True))
+
+
+def test_ask_answers_about_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a photo.webp"
+    Image.new("RGB", (40, 30), (250, 0, 0)).save(path)
+    monkeypatch.setattr("services.ask.Engine", FakeEngine)
+    assert main(["ask", "--json", "--model", "fake-images", str(path), "what", "--follow-up", "where"]) == 0
+    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert first["answer"].startswith("saw 1 frames turn 0")
+    assert second["answer"].startswith("saw 1 frames turn 1")
+    assert main(["ask", "--model", "fake", str(path), "what"]) == 1
+    assert "does not take this kind: image" in capsys.readouterr().err
 
 
 def test_a_failure_exits_with_one(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,7 +64,7 @@ def test_round_trip_is_bitwise(redis_server: RedisServer, small_parts: None, dty
 
 def test_whole_parts_of_a_larger_state_arrive(redis_server: RedisServer) -> None:
     async def test() -> None:
-        state = make_state(tokens=1500, heads=8, head_dim=64, width=512, layers=2)
+        state = make_state(tokens=1500, heads=8, head_dim=64, width=512, layers=2, planes=0)
         async with opened(redis_server.url, stall_s=10.0) as store:
             await store.put(KEY, state)
             restored = await store.get(KEY)

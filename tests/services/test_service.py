@@ -17,11 +17,11 @@ from ray import serve
 from occam.config import SamplingParams
 from services.app import APP_NAME
 from services.launch import running
-from services.messages import Ask, FrameChoice, PruningChoice
+from services.messages import Ask, FrameChoice, PruningChoice, Source
 from services.settings import Settings
 from tests.fakes import FakeEngine, FakeMedia
 
-MODEL = "fake"
+MODEL, OTHER = "fake", "fake-both"
 CLIP = {"type": "video_url", "video_url": {"url": "fake://openai"}}
 
 
@@ -30,7 +30,7 @@ def base_url() -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    settings = Settings(models=(MODEL,), workers=2, port=port, deadline_s=60)
+    settings = Settings(models=(MODEL, OTHER), workers=2, port=port, deadline_s=60)
     with running(settings, load=FakeEngine.load, media=FakeMedia):
         yield f"http://127.0.0.1:{port}"
 
@@ -83,9 +83,11 @@ def test_encoding_begins_before_decoding_ends(base_url: str) -> None:
     """Between the processes of the decoder and a worker: a chunk is encoded before the next is decoded."""
     decoder = serve.get_deployment_handle("decoder", APP_NAME)
     worker = serve.get_deployment_handle(f"worker-{MODEL}", APP_NAME).options(stream=True)
-    described = decoder.describe.remote("fake://overlap?delay=0.2", FrameChoice(), 8, None).result()
+    described = decoder.describe.remote(
+        Source(url="fake://overlap?delay=0.2", kind="video"), FrameChoice(), 8, None
+    ).result()
     ask = Ask(
-        video=described.video,
+        media=(described.medium,),
         pruning=PruningChoice(),
         system="",
         turns=(),
@@ -120,6 +122,24 @@ def test_openais_client_works(base_url: str) -> None:
         with pytest.raises(openai.UnprocessableEntityError) as refused:
             client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "no video"}])
         assert refused.value.body["request_id"]  # type: ignore[index]
+
+
+def test_two_models_answer_side_by_side_and_share_no_state(base_url: str) -> None:
+    photo = {"type": "image_url", "image_url": {"url": "fake://photo"}}
+    question = {"type": "text", "text": "who?"}
+    with openai.OpenAI(base_url=f"{base_url}/v1", api_key="any", max_retries=0) as client:
+        clip: Any = [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": "fake://two"}}, question]}]
+        both: Any = [{"role": "user", "content": [photo, *clip[0]["content"]]}]
+        answers = {model: client.chat.completions.create(model=model, messages=clip) for model in (MODEL, OTHER)}
+        for model, answer in answers.items():
+            assert answer.choices[0].message.content.endswith(f" by {model}")
+            assert answer.model_extra["occam"]["cache"] == "none"
+        more = client.chat.completions.create(model=OTHER, messages=both)
+        assert more.choices[0].message.content.startswith("saw 9 frames")
+        with pytest.raises(openai.UnprocessableEntityError, match="fake takes video input, not image"):
+            client.chat.completions.create(model=MODEL, messages=both)
+        with pytest.raises(openai.NotFoundError):
+            client.chat.completions.create(model="another", messages=clip)
 
 
 def test_nobody_listening_ends_the_work(http: httpx.Client, base_url: str) -> None:

@@ -1,7 +1,7 @@
 """The whole service in this process, over fakes: quick enough to test every route and every failure."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from services.decoder import Decoder
+from services.decoder import Decoder, Media
 from services.ingress import Ingress
 from services.settings import Settings
 from services.worker import Worker
@@ -21,7 +21,7 @@ MODEL = "fake"
 
 @dataclass(frozen=True)
 class World:
-    """Clients of a service of this process, and the objects inside it."""
+    """Clients of a service of this process, and the objects inside it; `worker` is that of the first model."""
 
     http: httpx.AsyncClient
     worker: LocalHandle
@@ -43,13 +43,15 @@ class World:
 
 
 @asynccontextmanager
-async def world(directory: Path, redis_url: str, **options: Any) -> AsyncIterator[World]:
+async def world(
+    directory: Path, redis_url: str, media: Callable[[Settings], Media] = FakeMedia, **options: Any
+) -> AsyncIterator[World]:
     given = {"models": (MODEL,), "kv_url": redis_url, "state_url": redis_url, "directory": str(directory)}
     settings = Settings(**(given | options))
     settings.metrics_directory.mkdir(exist_ok=True)
-    decoder = LocalHandle(Decoder(settings, FakeMedia))
-    worker = LocalHandle(Worker(settings, MODEL, FakeEngine.load, decoder))
-    api = Ingress(settings, decoder, {MODEL: worker}).__serve_build_asgi_app__()
+    decoder = LocalHandle(Decoder(settings, media))
+    workers = {model: LocalHandle(Worker(settings, model, FakeEngine.load, decoder)) for model in settings.models}
+    api = Ingress(settings, decoder, workers).__serve_build_asgi_app__()
     transport = httpx.ASGITransport(api, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://occam", timeout=30) as http:
-        yield World(http, worker, decoder)
+        yield World(http, workers[settings.models[0]], decoder)

@@ -5,21 +5,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from occam.kv.key import KVKey
+from occam.kv.key import KVKey, MediumKey
 
+CLIP = MediumKey(kind="video", digest="ab" * 32, frame_indices=(0, 3, 7), decode_backend="decord 0.6.0")
+PHOTO = MediumKey(kind="image", digest="cd" * 32, frame_indices=(0,), decode_backend="pillow 13.0.0")
 KEY = KVKey(
-    video_digest="ab" * 32,
-    frame_indices=(0, 3, 7),
+    media=(CLIP, PHOTO),
     facts={"model": "m", "cut": 3, "lambda1": 0.1, "keep_cls": False},
-    decode_backend="decord 0.6.0",
     tenant_salt="t",
 )
 OTHERS = {
-    "video_digest": "ac" * 32,
-    "frame_indices": (0, 3, 8),
-    "decode_backend": "decord 0.6.1",
+    "media": (PHOTO, CLIP),
     "tenant_salt": "u",
     "codec_version": 1,
+}
+OTHER_CLIPS = {
+    "kind": "image",
+    "digest": "ac" * 32,
+    "frame_indices": (0, 3, 8),
+    "decode_backend": "decord 0.6.1",
 }
 facts = st.dictionaries(st.text(max_size=3), st.one_of(st.text(max_size=3), st.integers(), st.floats(), st.booleans()))
 
@@ -27,6 +31,16 @@ facts = st.dictionaries(st.text(max_size=3), st.one_of(st.text(max_size=3), st.i
 @pytest.mark.parametrize("field", OTHERS)
 def test_every_field_matters(field: str) -> None:
     assert replace(KEY, **{field: OTHERS[field]}).digest != KEY.digest
+
+
+@pytest.mark.parametrize("field", OTHER_CLIPS)
+def test_every_field_of_every_medium_matters(field: str) -> None:
+    other = replace(CLIP, **{field: OTHER_CLIPS[field]})
+    assert len({replace(KEY, media=media).digest for media in ((CLIP, CLIP), (other, CLIP), (CLIP, other))}) == 3
+
+
+def test_the_number_of_media_matters() -> None:
+    assert len({replace(KEY, media=(PHOTO,) * count).digest for count in range(4)}) == 4
 
 
 @pytest.mark.parametrize("fact", KEY.facts)
@@ -43,14 +57,12 @@ def test_values_that_python_calls_equal_are_not() -> None:
 
 def test_the_order_of_facts_does_not_matter_and_that_of_frames_does() -> None:
     assert replace(KEY, facts=dict(reversed(KEY.facts.items()))).digest == KEY.digest
-    assert replace(KEY, frame_indices=(3, 0, 7)).digest != KEY.digest
+    assert replace(KEY, media=(replace(CLIP, frame_indices=(3, 0, 7)), PHOTO)).digest != KEY.digest
 
 
 def test_neighbouring_fields_do_not_run_into_each_other() -> None:
-    assert (
-        replace(KEY, decode_backend="a", tenant_salt="bc").digest
-        != replace(KEY, decode_backend="ab", tenant_salt="c").digest
-    )
+    a, b = replace(CLIP, digest="a", decode_backend="bc"), replace(CLIP, digest="ab", decode_backend="c")
+    assert replace(KEY, media=(a,)).digest != replace(KEY, media=(b,)).digest
 
 
 @given(facts, facts)
@@ -71,4 +83,4 @@ def test_a_fact_without_a_canonical_form_is_refused(fact: object) -> None:
 
 def test_the_digest_is_the_same_for_ever() -> None:
     digest = replace(KEY, codec_version=1).digest
-    assert digest == "d58d18fcb2af9658fe7aab5b4b54068e0f3913ce6e9e10e00a0e86a54cecc74c"
+    assert digest == "791385420e9b7c94f0f9c95370e6a66242733d322eebc9431ce62550ccee4b58"

@@ -1,6 +1,7 @@
 """The rule against a literal loop over tokens, ties and empty inputs included."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from occam.config import OccamToken
-from occam.models.compact import compact_frames
+from occam.models.compact import Layout, compact
 from occam.pruning.occam_token import OccamTokenStrategy, frame_mask, question_mask
 from occam.pruning.strategy import TextEvidence
 
@@ -60,16 +61,29 @@ def test_without_a_register_the_mean_takes_its_place() -> None:
 
 @pytest.mark.parametrize("keep_cls", [False, True])
 def test_kept_tokens_keep_the_position_they_have_in_the_stock_sequence(keep_cls: bool) -> None:
-    frames, patches = 3, 4
-    features = torch.arange(frames * (patches + 1), dtype=torch.float32).view(frames, patches + 1, 1)
     keep = torch.tensor([[True, False, False, True], [False] * 4, [False, True, True, False]])
-    kept = compact_frames(features, keep, keep_cls)
-    # Feature values are the stock positions themselves.
-    assert kept.features.squeeze(1).tolist() == kept.offsets.tolist()
+    kept = compact(Layout.of_frames(3, side=2, with_cls=True), keep, keep_cls)
     expected = [1, 4, 12, 13] if not keep_cls else [0, 1, 4, 5, 10, 12, 13]
     assert kept.offsets.tolist() == expected
+    assert kept.source.tolist() == expected
     assert kept.view.tolist() == [offset // 5 for offset in expected]
     assert kept.patch.tolist() == [offset % 5 - 1 for offset in expected]
+
+
+def test_a_sequence_without_cls_tokens_and_with_tokens_of_its_own_keeps_its_positions() -> None:
+    layout = Layout.of_frames(2, side=2, with_cls=False)
+    assert layout.source.tolist() == [1, 2, 3, 4, 6, 7, 8, 9]
+    newline = torch.tensor([-1])
+    layout = replace(
+        layout,
+        source=torch.cat([layout.source[:4], newline, layout.source[4:]]),
+        view=torch.cat([layout.view[:4], newline + 1, layout.view[4:]]),
+        patch=torch.cat([layout.patch[:4], newline, layout.patch[4:]]),
+    )
+    kept = compact(layout, torch.tensor([[False, True, False, False], [False] * 4]), keep_cls=True)
+    assert kept.offsets.tolist() == [1, 4]
+    assert kept.source.tolist() == [2, -1]
+    assert kept.patch.tolist() == [1, -1]
 
 
 @pytest.mark.parametrize(("field", "value"), [("lambda1", -0.1), ("lambda2", math.inf), ("cut", 0), ("min_tokens", -1)])

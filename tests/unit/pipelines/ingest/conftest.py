@@ -14,12 +14,12 @@ import pytest
 from pipelines.ingest.decode import FrameStream
 from pipelines.ingest.limits import Limits
 from pipelines.ingest.probe import VideoFacts, probe
-from pipelines.ingest.source import LocalVideo, open_local
+from pipelines.ingest.source import LocalFile, open_local
 
 FRAMES, RATE, BITS = 60, 25, 8
 
 
-def _picture(number: int, width: int, height: int) -> np.ndarray:
+def picture_of(number: int, width: int, height: int) -> np.ndarray:
     bars = [255 * (number >> bit & 1) for bit in range(BITS)]
     columns = np.repeat(np.array(bars, np.uint8), -(-width // BITS))[:width]
     return np.ascontiguousarray(np.broadcast_to(columns[None, :, None], (height, width, 3)))
@@ -29,6 +29,11 @@ def numbers_of(frames: np.ndarray) -> list[int]:
     """The numbers that frames [T, H, W, 3] show."""
     bars = np.array_split(frames.mean((1, 3)), BITS, axis=1)
     return [sum(int(bar[t].mean() > 127) << bit for bit, bar in enumerate(bars)) for t in range(len(frames))]
+
+
+@pytest.fixture(scope="session")
+def picture() -> Callable[[int, int, int], np.ndarray]:
+    return picture_of
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +53,7 @@ def make_clip(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             stream = container.add_stream(codec, rate=RATE, options=options or {})
             stream.width, stream.height, stream.pix_fmt = width, height, given.get("pix_fmt", "yuv420p")
             for number in range(given.get("frames", FRAMES)):
-                frame = av.VideoFrame.from_ndarray(_picture(number, width, height), format="rgb24")
+                frame = av.VideoFrame.from_ndarray(picture_of(number, width, height), format="rgb24")
                 frame.pts = number
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
@@ -78,7 +83,7 @@ def edited_clip(plain_clip: Path) -> Path:
 @pytest.fixture(scope="session")
 def shared_videos() -> Path:
     """The folder of real clips beside the project; tests that need it are skipped elsewhere."""
-    starts = [Path(os.environ["OCCAM_SHARED"])] if "OCCAM_SHARED" in os.environ else []
+    starts = [Path(os.environ["SHARED_DIRECTORY"])] if "SHARED_DIRECTORY" in os.environ else []
     for parent in [*starts, *(parent / "shared" for parent in Path(__file__).resolve().parents)]:
         if (parent / "videos").is_dir():
             return parent / "videos"
@@ -91,7 +96,7 @@ def limits() -> Limits:
 
 
 @pytest.fixture(scope="session")
-def local(limits: Limits) -> Callable[[Path], LocalVideo]:
+def local(limits: Limits) -> Callable[[Path], LocalFile]:
     return lambda path: open_local(path, limits)
 
 
@@ -100,7 +105,7 @@ def open_stream(limits: Limits) -> Callable[..., FrameStream]:
     """open_stream(path, indices, chunk_frames=2): probe, then start decoding."""
 
     @cache  # clips that many tests share are probed once
-    def look(path: Path) -> tuple[LocalVideo, VideoFacts]:
+    def look(path: Path) -> tuple[LocalFile, VideoFacts]:
         video = open_local(path, limits)
         return video, probe(video, limits)
 

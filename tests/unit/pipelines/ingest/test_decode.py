@@ -6,6 +6,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +20,9 @@ from occam.errors import DecodeTimeout, OccamError, UnsupportedVideo, VideoTooLa
 from pipelines.ingest import decode, process, pyav_backend
 from pipelines.ingest.decode import FrameStream, route
 from pipelines.ingest.limits import Limits
-from pipelines.ingest.probe import probe
+from pipelines.ingest.probe import probe, probe_async
 from pipelines.ingest.sample import Sampling, sample
-from pipelines.ingest.source import LocalVideo
+from pipelines.ingest.source import LocalFile
 
 X264_OPEN = {"x264-params": "open-gop=1:keyint=12:bframes=3:b-adapt=0:scenecut=0"}
 B_FRAMES = {"g": "12", "bf": "3"}
@@ -91,13 +92,35 @@ def test_an_edit_list_hides_frames(
     assert stream.stats.backends == {"pyav": 3}
 
 
+def test_a_gap_in_an_avi_is_kept(
+    tmp_path: Path,
+    open_stream: Callable[..., FrameStream],
+    picture: Callable[[int, int, int], np.ndarray],
+    numbers: Callable[[np.ndarray], list[int]],
+) -> None:
+    path = tmp_path / "gap.avi"
+    clock = [*range(10), *range(60, 70)]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25, options={"g": "4"})
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for pts in clock:
+            frame = av.VideoFrame.from_ndarray(picture(pts, 96, 64), format="rgb24")
+            frame.pts = pts
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    frames, times, indices = whole(open_stream(path, [0, 9, 10, 19]))
+    assert indices.tolist() == [0, 9, 10, 19]
+    assert numbers(frames) == [0, 9, 60, 69]
+    np.testing.assert_allclose(times, np.array([0, 9, 60, 69]) / 25, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", ["b-frames.mp4", "b-frames.mkv", "b-frames.ts", "open.mp4", "open.mkv", "open.ts"])
-def test_seeking_saves_the_way(name: str, make_clip: Callable[..., Path], local: Callable[[Path], LocalVideo]) -> None:
+def test_seeking_saves_the_way(name: str, make_clip: Callable[..., Path], local: Callable[[Path], LocalFile]) -> None:
     codec, options, *_ = CLIPS[name]
     video = local(make_clip(name, codec, options, frames=250))
     facts = probe(video, Limits())
     stamp = int(facts.stamps[240])
-    job = {"start": int(facts.stamps[0]), "demuxer": video.demuxer}
+    job = {"start": int(facts.stamps[0]), "reader": video.reader}
     with av.open(str(video.path)) as container:
         walk = pyav_backend._Walk(container, job)
         walked = []
@@ -136,7 +159,7 @@ SHARED = {
 
 @pytest.mark.parametrize("name", SHARED)
 def test_real_clips_equal_a_sequential_decode(
-    name: str, shared_videos: Path, local: Callable[[Path], LocalVideo], limits: Limits
+    name: str, shared_videos: Path, local: Callable[[Path], LocalFile], limits: Limits
 ) -> None:
     backend, count = SHARED[name]
     video = local(shared_videos / name)
@@ -240,9 +263,48 @@ def test_a_stopped_child_is_killed_at_the_deadline(plain_clip: Path, open_stream
 
 def test_a_fifo_keeps_a_prober_waiting_no_longer_than_its_deadline(tmp_path: Path, limits: Limits) -> None:
     os.mkfifo(tmp_path / "fifo")
-    video = LocalVideo(path=tmp_path / "fifo", digest="", bytes=0, demuxer="mov")
+    video = LocalFile(path=tmp_path / "fifo", digest="", bytes=0, reader="mov")
     with pytest.raises(DecodeTimeout):
         probe(video, limits, deadline_s=1.0)
+
+
+def children() -> set[int]:
+    """The processes that this one started and has not yet buried."""
+    return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+
+
+def test_cancelling_a_probe_kills_its_child(tmp_path: Path, limits: Limits) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    video = LocalFile(path=tmp_path / "fifo", digest="", bytes=0, reader="mov")
+    before = children()
+
+    async def look_away() -> None:
+        task = asyncio.create_task(probe_async(video, limits))
+        await asyncio.sleep(0.2)
+        assert len(children() - before) == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert children() == before
+
+    asyncio.run(look_away())
+
+
+def test_stalled_probes_do_not_hold_up_the_loops_own_threads(tmp_path: Path, limits: Limits) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    video = LocalFile(path=tmp_path / "fifo", digest="", bytes=0, reader="mov")
+
+    async def resolve_meanwhile() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+        stalled = [asyncio.create_task(probe_async(video, limits)) for _ in range(2)]
+        await asyncio.sleep(0.2)
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: "resolved"), timeout=5) == "resolved"
+        assert not any(task.done() for task in stalled)
+        for task in stalled:
+            task.cancel()
+        await asyncio.wait(stalled)
+
+    asyncio.run(resolve_meanwhile())
 
 
 def alive(pid: int) -> bool:
@@ -288,14 +350,14 @@ def test_closing_early_ends_the_iteration_and_the_child(
     ],
 )
 def test_limits_name_themselves_and_the_value(
-    limit: dict[str, float], match: str, plain_clip: Path, local: Callable[[Path], LocalVideo], limits: Limits
+    limit: dict[str, float], match: str, plain_clip: Path, local: Callable[[Path], LocalFile], limits: Limits
 ) -> None:
     with pytest.raises(VideoTooLarge, match=match):
         probe(local(plain_clip), replace(limits, **limit))
 
 
 def test_a_strip_is_refused_whichever_way_it_lies(
-    make_clip: Callable[..., Path], local: Callable[[Path], LocalVideo], limits: Limits
+    make_clip: Callable[..., Path], local: Callable[[Path], LocalFile], limits: Limits
 ) -> None:
     for name, width, height in (("wide.mp4", 1040, 32), ("tall.mp4", 32, 1040)):
         with pytest.raises(VideoTooLarge, match=r"32\.5 times the other, over the limit of 32"):
@@ -305,7 +367,7 @@ def test_a_strip_is_refused_whichever_way_it_lies(
 
 
 def test_a_file_cut_short_says_what_it_announces_and_holds(
-    plain_clip: Path, tmp_path: Path, local: Callable[[Path], LocalVideo], limits: Limits
+    plain_clip: Path, tmp_path: Path, local: Callable[[Path], LocalFile], limits: Limits
 ) -> None:
     fast = tmp_path / "fast.mp4"
     with av.open(str(plain_clip)) as source, av.open(str(fast), "w", options={"movflags": "faststart"}) as target:
@@ -320,8 +382,56 @@ def test_a_file_cut_short_says_what_it_announces_and_holds(
         probe(local(fast), limits)
 
 
+@pytest.mark.parametrize("name", ["b-frames.mkv", "b-frames.flv", "vp9.webm"])
+def test_a_container_that_holds_less_than_it_states_is_cut_short(
+    name: str, make_clip: Callable[..., Path], tmp_path: Path, local: Callable[[Path], LocalFile], limits: Limits
+) -> None:
+    codec, options, *_ = CLIPS[name]
+    whole_clip = make_clip(f"long-{name}", codec, options, frames=200)
+    assert len(probe(local(whole_clip), limits)) == 200
+    cut = tmp_path / name
+    cut.write_bytes(whole_clip.read_bytes()[: whole_clip.stat().st_size * 6 // 10])
+    with pytest.raises(UnsupportedVideo, match=r"cut short: it announces 8\.\d s and holds \d\.\d s"):
+        probe(local(cut), limits)
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "flv"])
+def test_sound_may_outlast_the_pictures(
+    suffix: str, tmp_path: Path, local: Callable[[Path], LocalFile], limits: Limits
+) -> None:
+    path = tmp_path / f"long-sound.{suffix}"
+    with av.open(str(path), "w") as container:
+        sound = container.add_stream("pcm_s16le", rate=44100, layout="mono")
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        quiet = av.AudioFrame.from_ndarray(np.zeros((1, 10 * 44100), np.int16), format="s16", layout="mono")
+        quiet.sample_rate, quiet.pts = 44100, 0
+        for pts in range(10):
+            frame = av.VideoFrame.from_ndarray(np.zeros((64, 96, 3), np.uint8), format="rgb24")
+            frame.pts = pts
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        container.mux(sound.encode(quiet))
+    assert len(probe(local(path), limits)) == 10
+
+
+def test_a_stream_that_states_no_length_is_taken_as_it_is(
+    tmp_path: Path, local: Callable[[Path], LocalFile], limits: Limits
+) -> None:
+    path = tmp_path / "live.mkv"
+    with av.open(str(path), "w", options={"live": "1"}) as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for pts in range(100):
+            frame = av.VideoFrame.from_ndarray(np.zeros((64, 96, 3), np.uint8), format="rgb24")
+            frame.pts = pts
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert len(probe(local(path), limits)) == 100
+
+
 def test_damaged_files_never_crash_the_caller(
-    make_clip: Callable[..., Path], tmp_path: Path, local: Callable[[Path], LocalVideo], limits: Limits
+    make_clip: Callable[..., Path], tmp_path: Path, local: Callable[[Path], LocalFile], limits: Limits
 ) -> None:
     dice = random.Random(0)
     for name in ("b-frames.mp4", "b-frames.mkv", "b-frames.ts"):
@@ -364,7 +474,7 @@ def test_a_child_that_lies_is_not_believed(
     lie: str,
     walls: str,
     plain_clip: Path,
-    local: Callable[[Path], LocalVideo],
+    local: Callable[[Path], LocalFile],
     limits: Limits,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -375,10 +485,33 @@ def test_a_child_that_lies_is_not_believed(
 
 @pytest.mark.parametrize(
     "lie",
+    [
+        *('"width": Infinity', '"width": NaN', '"width": []', '"height": 1e400', '"codec": [[]], "turns": {}'),
+        *('"time_base": []', '"time_base": {}', '"time_base": [1, 0]', '"time_base": null', '"origin": "x"'),
+    ],
+)
+def test_facts_that_are_none_are_not_believed(
+    lie: str, plain_clip: Path, local: Callable[[Path], LocalFile], limits: Limits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true = '"codec": "h264", "pix_fmt": "yuv420p", "width": 96, "height": 64, "turns": 0, "time_base": [1, 25], '
+    true += '"origin": 0, "last_duration": 1, "plain": true'
+    stamps = "; ".join(f"say({kind}, struct.pack('<q', 0))" for kind in (3, 4))
+    for facts in (true, f"{true}, {lie}"):
+        speech = f"{HEADER}{WALLS}say(2, b'{{{facts}}}'); {stamps}"
+        monkeypatch.setattr(process, "_COMMAND", ("-S", "-c", speech))
+        if facts is true:
+            assert len(probe(local(plain_clip), limits, deadline_s=20.0)) == 1
+            continue
+        with pytest.raises(UnsupportedVideo, match="crash"):
+            probe(local(plain_clip), limits, deadline_s=20.0)
+
+
+@pytest.mark.parametrize(
+    "lie",
     ["say(5, bytes(18432), 1)", "say(5, bytes(18432), -512)", "say(5, bytes(9), 0)", "say(2, b'{}')", "say(7, b'')"],
 )
 def test_frames_that_were_not_asked_for_are_not_taken(
-    lie: str, plain_clip: Path, local: Callable[[Path], LocalVideo], limits: Limits, monkeypatch: pytest.MonkeyPatch
+    lie: str, plain_clip: Path, local: Callable[[Path], LocalFile], limits: Limits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     facts = probe(local(plain_clip), limits)
     monkeypatch.setattr(process, "_COMMAND", ("-S", "-c", HEADER + WALLS + lie))

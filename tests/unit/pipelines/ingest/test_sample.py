@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from occam.errors import InvalidInput
-from pipelines.ingest.sample import Sampling, sample
+from pipelines.ingest.sample import MAX_FPS, Sampling, sample
 
 CLOCK = np.arange(250) / 25
 
@@ -44,6 +44,35 @@ def test_rate_takes_the_frame_on_display_at_each_tick() -> None:
     assert sample(CLOCK, Sampling(fps=2, start_s=3, end_s=5)).tolist() == [75, 87, 100, 112]
     assert sample(np.array([0.0, 0.1, 5.0]), Sampling(fps=1)).tolist() == [0, 1, 2]
     assert sample(CLOCK, Sampling(fps=25)).tolist() == list(range(250))
+
+
+@given(
+    gaps=st.lists(st.floats(0.001, 2), min_size=1, max_size=60),
+    fps=st.floats(0.1, 60),
+    start=st.floats(0, 1),
+)
+def test_rate_equals_looking_at_every_tick(gaps: list[float], fps: float, start: float) -> None:
+    clock = np.cumsum(gaps) - gaps[0]
+    begin = start * clock[-1]
+    seen, tick = set(), 0
+    while (at := begin + tick / fps) <= clock[-1] + 1e-6 / fps:
+        seen.add(int(np.flatnonzero(clock <= at + 1e-6)[-1]))
+        tick += 1
+    chosen = sample(clock, Sampling(fps=fps, start_s=begin)).tolist()
+    assert chosen == sorted(seen)
+
+
+def test_the_highest_rate_takes_every_frame_at_the_cost_of_the_frames() -> None:
+    clock = np.array([0.0, 1e6, 1e9])  # 10 ** 12 ticks
+    assert sample(clock, Sampling(fps=MAX_FPS)).tolist() == [0, 1, 2]
+    assert sample(CLOCK, Sampling(fps=MAX_FPS)).tolist() == list(range(250))
+
+
+def test_a_rate_over_the_limit_is_refused_with_both_numbers() -> None:
+    for fps in (1000.1, 1e9, 1e308):
+        with pytest.raises(InvalidInput, match=r"fps is .*, more than the limit of 1000\.") as caught:
+            Sampling(fps=fps)
+        assert caught.value.param == "fps"
 
 
 def test_a_rate_that_gives_too_many_becomes_an_even_choice() -> None:

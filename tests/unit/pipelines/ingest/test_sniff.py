@@ -1,13 +1,13 @@
 import pytest
 
 from occam.errors import UnsupportedVideo
-from pipelines.ingest.sniff import demuxer_of
+from pipelines.ingest.sniff import reader_of
 
 TS = (b"G" + bytes(187)) * 5
 
 
 @pytest.mark.parametrize(
-    ("head", "demuxer"),
+    ("head", "reader"),
     [
         (b"\0\0\0\x20ftypisom", "mov"),
         (b"\0\0\0\x08wide\0\0", "mov"),
@@ -16,15 +16,15 @@ TS = (b"G" + bytes(187)) * 5
         (b"GIF89a", "gif"),
         (b"FLV\x01\x05", "flv"),
         (b"\0\0\x01\xba", "mpeg"),
-        (b"\x89PNG\r\n\x1a\n\0", "png_pipe"),
-        (b"\xff\xd8\xff\xe0", "jpeg_pipe"),
-        (b"RIFF\0\0\0\0WEBPVP8 ", "webp_pipe"),
+        (b"\x89PNG\r\n\x1a\n\0", "png"),
+        (b"\xff\xd8\xff\xe0", "jpeg"),
+        (b"RIFF\0\0\0\0WEBPVP8 ", "webp"),
         (TS, "mpegts"),
         (b"\0\0\0\0" + (b"G" + bytes(191)) * 5, "mpegts"),
     ],
 )
-def test_known_containers(head: bytes, demuxer: str) -> None:
-    assert demuxer_of(head) == demuxer
+def test_known_containers(head: bytes, reader: str) -> None:
+    assert reader_of(head) == reader
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_known_containers(head: bytes, demuxer: str) -> None:
 )
 def test_playlists_are_named_as_such(head: bytes) -> None:
     with pytest.raises(UnsupportedVideo, match="playlist"):
-        demuxer_of(head)
+        reader_of(head)
 
 
 @pytest.mark.parametrize(
@@ -48,9 +48,9 @@ def test_playlists_are_named_as_such(head: bytes) -> None:
 )
 def test_anything_else_is_refused(head: bytes) -> None:
     with pytest.raises(UnsupportedVideo, match="first bytes"):
-        demuxer_of(head)
+        reader_of(head)
 
 
 def test_an_empty_file_says_so() -> None:
     with pytest.raises(UnsupportedVideo, match="empty"):
-        demuxer_of(b"")
+        reader_of(b"")

@@ -1,18 +1,24 @@
 """Fetching, from a server on this machine that is opened by name: `video.test`, which resolves nowhere but here."""
 
 import asyncio
+import contextlib
 import hashlib
 import os
+import resource
 import socket
 import ssl
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 
-from occam.errors import ForbiddenSource, OccamError, SourceUnavailable, UnsupportedVideo, VideoTooLarge
+from occam.errors import ForbiddenSource, OccamError, Overloaded, SourceUnavailable, UnsupportedVideo, VideoTooLarge
+from pipelines.ingest import source
+from pipelines.ingest.addresses import resolve
 from pipelines.ingest.limits import Limits
-from pipelines.ingest.source import LocalVideo, SourcePolicy, fetch, open_local
+from pipelines.ingest.policy import SourcePolicy
+from pipelines.ingest.source import LocalFile, fetch, open_local
 
 GIF = b"GIF89a" + bytes(5000)
 FORBIDDEN = """
@@ -75,8 +81,8 @@ class Network:
 
     def fetch(
         self, url: str, folder: Path, limits: Limits | None = None, *, opened: bool = True, **policy: tuple[str, ...]
-    ) -> LocalVideo:
-        async def run() -> LocalVideo:
+    ) -> LocalFile:
+        async def run() -> LocalFile:
             self.handlers.clear()
             server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
             port = server.sockets[0].getsockname()[1]
@@ -97,7 +103,7 @@ def test_what_arrives_is_what_was_sent(tmp_path: Path) -> None:
     video = network.fetch("http://video.test:PORT/a.gif?x=1", tmp_path)
     assert video.path.read_bytes() == GIF
     assert video.path.parent == tmp_path
-    assert (video.digest, video.bytes, video.demuxer) == (hashlib.sha256(GIF).hexdigest(), len(GIF), "gif")
+    assert (video.digest, video.bytes, video.reader) == (hashlib.sha256(GIF).hexdigest(), len(GIF), "gif")
     path, fields = network.requests[0]
     assert path == "/a.gif?x=1"
     assert fields["host"].startswith("video.test:")
@@ -172,6 +178,45 @@ def test_every_hop_is_checked(location: str, tmp_path: Path) -> None:
     assert len(network.requests) == 1
 
 
+INVALID = [
+    *("http://[", "http://[foo]/", "http://a\u2100b.com/", "//[x", f"http://{'a' * 64}.test/", "http://a..b/"),
+    *("http://./", "http://xn--a/", "http://xn--/", "http://8.8.8.8:99999/", "http://\ud800/", "\ud800"),
+]
+
+
+@pytest.mark.parametrize("url", INVALID)
+def test_what_only_looks_like_an_address_is_refused_in_words(url: str, tmp_path: Path) -> None:
+    """With the system's resolver, which has its own idea of what a name may look like."""
+    with pytest.raises((ForbiddenSource, SourceUnavailable)):
+        asyncio.run(fetch(url, SourcePolicy(file_roots=(tmp_path,)), Limits(), tmp_path))
+
+
+@pytest.mark.parametrize("url", [url for url in INVALID if url.isascii()])
+def test_a_redirect_to_no_address_is_refused_in_words(url: str, tmp_path: Path) -> None:
+    network = Network(lambda *_: to(url))
+
+    known = network.resolver
+
+    async def resolver(host: str, port: int) -> list[str]:
+        return await (known if host == "video.test" else resolve)(host, port)
+
+    network.resolver = resolver  # type: ignore[method-assign]
+    with pytest.raises((ForbiddenSource, SourceUnavailable)):
+        network.fetch("http://video.test:PORT/", tmp_path)
+
+
+def test_a_full_disk_is_said_so(tmp_path: Path) -> None:
+    network = Network(lambda *_: ok(GIF + bytes(100_000)))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(Overloaded, match="cannot be kept on this machine: File too large"):
+            network.fetch("http://video.test:PORT/", tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_redirects_are_followed_and_counted(tmp_path: Path) -> None:
     def answer(path: str, _: dict[str, str]) -> bytes:
         left = int(path.rpartition("/")[2])
@@ -238,13 +283,58 @@ def test_a_second_address_is_tried_and_a_dead_one_is_an_error(tmp_path: Path) ->
         network.fetch("http://video.test:PORT/", tmp_path)
 
 
+def test_a_second_address_is_tried_when_the_first_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = httpx.AsyncHTTPTransport.handle_async_request
+
+    async def slow(self: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        if request.url.host == "127.0.0.9":
+            raise httpx.ConnectTimeout("no answer")
+        return await connect(self, request)
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", slow)
+    network = Network(lambda *_: ok())
+    network.addresses["video.test"] = [["127.0.0.9", "127.0.0.1"]]
+    assert network.fetch("http://video.test:PORT/", tmp_path).bytes == len(GIF)
+    network.addresses["video.test"] = [["127.0.0.9"]]
+    with pytest.raises(SourceUnavailable, match="5 s to connect"):
+        network.fetch("http://video.test:PORT/", tmp_path)
+
+
+def test_no_connection_is_used_twice() -> None:
+    """It was made under one name, and another name may have the same address."""
+    connections = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(asyncio.current_task())
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(ok())
+                await writer.drain()
+        writer.close()
+
+    async def run() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        policy = SourcePolicy(allow_private_hosts=(f"video.test:{port}",))
+        async with source._client(policy, Limits(), Network(lambda *_: b"").resolver) as client:
+            for path in ("here", "there"):
+                assert (await client.get(f"http://video.test:{port}/{path}")).content == GIF
+        server.close()
+        await asyncio.gather(*connections)
+
+    asyncio.run(run())
+    assert len(connections) == 2
+
+
 def test_proxies_of_the_environment_are_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     assert Network(lambda *_: ok()).fetch("http://video.test:PORT/", tmp_path).bytes == len(GIF)
 
 
-def _fetch_file(url: str, *roots: Path, limits: Limits | None = None) -> LocalVideo:
+def _fetch_file(url: str, *roots: Path, limits: Limits | None = None) -> LocalFile:
     return asyncio.run(fetch(url, SourcePolicy(file_roots=roots), limits or Limits(), Path("/nowhere")))
 
 
