@@ -5,11 +5,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from occam.config import SamplingParams
+from occam.config import SEEDS, SamplingParams
 from occam.errors import InvalidInput
 from services.answer_schemas import EXAMPLE_USAGE, EvidenceBody, OccamBody, TimingsBody, UsageBody
 from services.messages import Question, Reply, Source
-from services.schemas import Options
+from services.schemas import MAX_TEXT, Options
 from services.state import new_id
 
 EXAMPLE_COMPLETION = {
@@ -134,7 +134,7 @@ class ChatRequest(BaseModel):
     max_completion_tokens: int | None = Field(default=None, ge=1, le=4096)
     temperature: float = Field(default=0.0, ge=0, le=2, description="0 (unlike OpenAI's): the likeliest answer.")
     top_p: float = Field(default=1.0, gt=0, le=1)
-    seed: int = 0
+    seed: int = Field(default=0, ge=SEEDS[0], le=SEEDS[1])
     n: Literal[1] = 1
     stream: bool = False
     stream_options: StreamOptions = Field(default_factory=StreamOptions)
@@ -142,6 +142,7 @@ class ChatRequest(BaseModel):
 
     def question(self) -> Question:
         """The request as a question; InvalidInput where its messages are no conversation about media."""
+        _check_text(self.messages)
         system, history, text = _turns(self.messages)
         return Question(
             text=text,
@@ -218,6 +219,12 @@ def _extension(reply: Reply, evidence: bool) -> dict[str, Any]:
         "timings": TimingsBody.of(reply).model_dump(),
         "evidence": EvidenceBody.of(reply.finished.answer.evidence).model_dump() if evidence else None,
     }
+
+
+def _check_text(messages: list[Message]) -> None:
+    length = sum(len(message.text) for message in messages)
+    if length > MAX_TEXT:
+        raise InvalidInput(f"The messages have {length} characters of text, over the limit of {MAX_TEXT}.", "messages")
 
 
 def _sources(messages: list[Message]) -> tuple[Source, ...]:

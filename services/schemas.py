@@ -4,10 +4,14 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from occam.config import SEEDS
 from occam.types import MediaKind
 from pipelines.ingest.sample import MAX_FPS
 from services.messages import FrameChoice, PruningChoice, ServedModel
 from services.records import VideoRecord
+
+MAX_TEXT = 32_768
+"""Characters of all texts of one request together; what they cost grows with the square of their length."""
 
 
 class Request(BaseModel):
@@ -56,7 +60,7 @@ class QueryRequest(Options):
     )
     max_tokens: int = Field(default=64, ge=1, le=4096)
     temperature: float = Field(default=0.0, ge=0, le=2)
-    seed: int = 0
+    seed: int = Field(default=0, ge=SEEDS[0], le=SEEDS[1])
     stream: bool = Field(default=False, description="Server-sent events: `text` pieces, then the whole `answer`.")
 
 

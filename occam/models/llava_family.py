@@ -21,6 +21,7 @@ from occam.config import RegisterMode, RegisterPlacement
 from occam.errors import InvalidInput
 from occam.models import preprocess
 from occam.models.base import ModelInfo, TowerOutput
+from occam.models.checkpoint import config_digest
 from occam.models.clip_tower import ClipTower
 from occam.models.compact import Layout, compact
 from occam.models.decoder import Decoder
@@ -78,6 +79,7 @@ class LlavaFamily(ABC):
             name=name,
             family=model.config.model_type,
             digest=digest,
+            config_digest=config_digest(directory),
             text_digest=prompt.digest(directory),
             preprocessing=preprocess.VERSION,
             frames=cls.frames,

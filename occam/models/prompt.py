@@ -108,6 +108,7 @@ class Prompt:
 
     def answer_ids(self, answer: str) -> list[int]:
         """Ids of an answer's text, as they follow the generation prompt."""
+        self._refuse_control_tokens(answer, "messages")
         prompt = self.tokenizer.encode(self.format.generation, add_special_tokens=False)
         whole = self.format.generation + self.format.answer + answer
         return list(self.tokenizer.encode(whole, add_special_tokens=False)[len(prompt) :])
@@ -137,9 +138,16 @@ class Prompt:
         return int(self.tokenizer.convert_tokens_to_ids(token))
 
     def _refuse_control_tokens(self, text: str, param: str) -> None:
-        """A placeholder or an end of turn inside a text would be taken for a real one."""
-        for token in self.tokenizer.added_tokens_decoder.values():
-            if token.special and str(token) in text:
+        """A placeholder or an end of turn inside a text would be taken for a real one.
+
+        Ids tell, not the text: a tokenizer may change the case and the letters before it looks for its tokens.
+        """
+        control = {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        control |= {self.placeholder_id, self.end_id}
+        control.discard(self.tokenizer.unk_token_id)
+        for index in self.tokenizer.encode(text, add_special_tokens=False):
+            if index in control:
+                token = self.tokenizer.convert_ids_to_tokens(index)
                 raise InvalidInput(f"The {param} contains {token}, which is the model's own control token.", param)
 
 

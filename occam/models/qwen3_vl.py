@@ -19,7 +19,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb
 from occam.calibration import Calibration
 from occam.config import EngineConfig, RegisterMode, RegisterPlacement
 from occam.models.base import ModelInfo, TowerOutput
-from occam.models.checkpoint import load_stock
+from occam.models.checkpoint import config_digest, load_stock
 from occam.models.decoder import Decoder
 from occam.models.prompt import CHATML, Prompt
 from occam.models.qwen_layout import Layout, lay_out
@@ -59,6 +59,7 @@ class Qwen3VL:
             name=name,
             family="qwen3_vl",
             digest=digest,
+            config_digest=config_digest(directory),
             text_digest=prompt.digest(directory),
             preprocessing="-".join([VERSION, *(each.digest[:16] for each in pixels.values())]),
             frames=cls.frames,
