@@ -1,6 +1,6 @@
 """Random weights of two real checkpoints' dimensions, and a day in their life: registers, calibration, two questions.
 
-python -m tests.slow.real_dimensions [--device cuda] [--layers 32] prints the tokens and seconds of every stage. Files lie
+python -m tests.slow.real_dimensions [--device cuda] [--layers 32] prints tokens and seconds of every stage. Files lie
 as those of LanguageBind/Video-LLaVA-7B-hf and Qwen/Qwen3-VL-8B-Instruct do, in shards, in bfloat16; only the decoder's
 depth is cut down where memory asks for it, and the vocabulary's words are a test's. Needs torch and transformers, no
 Ray, decoder or Redis.
