@@ -21,7 +21,7 @@ async def call(handle: DeploymentHandle, method: str, *args: object) -> Any:
 async def broadcast(handle: DeploymentHandle, method: str, *args: object) -> None:
     """Call `method` on every replica."""
     with _translated():
-        await handle.broadcast(method, *args)
+        await handle.broadcast(method, *args).results_async()
 
 
 async def stream(handle: DeploymentHandle, method: str, *args: object) -> AsyncGenerator[Any]:

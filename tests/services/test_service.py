@@ -79,6 +79,18 @@ def test_a_session_goes_on_on_every_replica(http: httpx.Client) -> None:
     assert query(http, video, "what?")["occam"]["cache"] in ("memory", "redis")
 
 
+def test_a_deleted_video_is_gone_from_every_process(http: httpx.Client) -> None:
+    video = post_video(http, "fake://deleted")
+    session = query(http, video, "what?")["session_id"]
+    assert http.delete(f"/v1/videos/{video}").status_code == 204
+    assert http.get(f"/v1/videos/{video}").status_code == 404
+    late = http.post(f"/v1/videos/{video}/queries", json={"question": "and?", "session_id": session})
+    assert late.status_code == 404
+    content = [{"type": "video_url", "video_url": {"url": "fake://deleted"}}, {"type": "text", "text": "what?"}]
+    chat = {"model": MODEL, "messages": [{"role": "user", "content": content}]}
+    assert http.post("/v1/chat/completions", json=chat).json()["occam"]["cache"] == "none"
+
+
 def test_encoding_begins_before_decoding_ends(base_url: str) -> None:
     """Between the processes of the decoder and a worker: a chunk is encoded before the next is decoded."""
     decoder = serve.get_deployment_handle("decoder", APP_NAME)
