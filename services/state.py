@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TypeVar
 
+from anyio import CancelScope
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -90,8 +91,9 @@ class State:
         try:
             yield await self._load(f"session:{session_id}", _SESSION, "session")
         finally:
+            # Shielded: the response to a client that hung up is cancelled again at every await of its clean-up.
             # A lock that is no longer ours has timed out: the turn was taken to have died.
-            with _translated(), suppress(LockError):
+            with CancelScope(shield=True), _translated(), suppress(LockError):
                 await lock.release()
 
     async def _save(self, name: str, kind: TypeAdapter[T], value: T, only_if_there: bool = False) -> bool:

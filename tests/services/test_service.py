@@ -178,6 +178,19 @@ def test_nobody_listening_ends_the_work(http: httpx.Client, base_url: str) -> No
         time.sleep(0.2)
 
 
+def test_hanging_up_in_a_follow_up_frees_its_session(http: httpx.Client, base_url: str) -> None:
+    video = post_video(http, "fake://hang-up")
+    session = query(http, video, "what?")["session_id"]
+    body = {"question": "slow?", "session_id": session, "stream": True}
+    with (
+        httpx.Client(base_url=base_url, timeout=60) as client,
+        client.stream("POST", f"/v1/videos/{video}/queries", json=body) as response,
+    ):
+        assert next(response.iter_lines())
+    time.sleep(2)
+    assert " turn 1 " in query(http, video, "and then?", session_id=session)["answer"]
+
+
 def test_a_killed_worker_ends_no_request_and_loses_no_number(http: httpx.Client, base_url: str) -> None:
     videos = [post_video(http, f"fake://kill{i}") for i in range(3)]
     before = {stage: totals(http, "occam_visual_tokens_total").get((MODEL, stage, "occam"), 0) for stage in STAGES}
