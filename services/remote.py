@@ -1,7 +1,8 @@
 """Calls from one deployment to another: Ray's exceptions become ours here, and nowhere else."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ray.exceptions import RayActorError, RayTaskError
@@ -27,12 +28,14 @@ async def broadcast(handle: DeploymentHandle, method: str, *args: object) -> Non
 async def stream(handle: DeploymentHandle, method: str, *args: object) -> AsyncGenerator[Any]:
     """Iterate over what `method` of one replica yields; leaving the iteration early cancels it over there."""
     response = handle.options(method_name=method, stream=True).remote(*args)
-    try:
-        with _translated():
+    with _translated():
+        try:
             async for item in response:
                 yield item
-    finally:
-        response.cancel()
+        except (GeneratorExit, asyncio.CancelledError):
+            with suppress(BackPressureError):  # refused meanwhile: there is nothing to cancel
+                response.cancel()
+            raise
 
 
 @contextmanager

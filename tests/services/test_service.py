@@ -30,7 +30,7 @@ def base_url() -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    settings = Settings(models=(MODEL, OTHER), workers=2, port=port, deadline_s=60)
+    settings = Settings(models=(MODEL, OTHER), workers=2, max_queued=16, port=port, deadline_s=60)
     with running(settings, load=FakeEngine.load, media=FakeMedia):
         yield f"http://127.0.0.1:{port}"
 
@@ -189,6 +189,23 @@ def test_hanging_up_in_a_follow_up_frees_its_session(http: httpx.Client, base_ur
         assert next(response.iter_lines())
     time.sleep(2)
     assert " turn 1 " in query(http, video, "and then?", session_id=session)["answer"]
+
+
+def test_a_full_queue_says_when_to_come_back(http: httpx.Client, base_url: str) -> None:
+    """Two workers take eight questions each, sixteen wait, and more are sent than that."""
+    video = post_video(http, "fake://full")
+    rejected = totals(http, "occam_rejections_total").get(("overloaded",), 0)
+    limits = httpx.Limits(max_connections=None)
+    with httpx.Client(base_url=base_url, timeout=60, limits=limits) as client, ThreadPoolExecutor(48) as pool:
+        body = {"question": "slow?", "max_tokens": 8}
+        asked = [pool.submit(client.post, f"/v1/videos/{video}/queries", json=body) for _ in range(48)]
+        responses = [future.result() for future in asked]
+    refused = [response for response in responses if response.status_code != 200]
+    assert 0 < len(refused) < len(responses)
+    for response in refused:
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "overloaded"), response.text
+        assert int(response.headers["retry-after"]) >= 1
+    assert totals(http, "occam_rejections_total")[("overloaded",)] == rejected + len(refused)
 
 
 def test_a_killed_worker_ends_no_request_and_loses_no_number(http: httpx.Client, base_url: str) -> None:
