@@ -9,7 +9,7 @@ from occam.config import SamplingParams
 from occam.errors import InvalidInput
 from services.answer_schemas import EXAMPLE_USAGE, EvidenceBody, OccamBody, TimingsBody, UsageBody
 from services.messages import Question, Reply, Source
-from services.schemas import Options
+from services.schemas import MAX_NAME, Options
 from services.state import new_id
 
 EXAMPLE_COMPLETION = {
@@ -128,7 +128,7 @@ class ChatRequest(BaseModel):
         }
     )
 
-    model: str
+    model: str = Field(max_length=MAX_NAME)
     messages: list[Message] = Field(min_length=1)
     max_tokens: int | None = Field(default=None, ge=1, le=4096)
     max_completion_tokens: int | None = Field(default=None, ge=1, le=4096)

@@ -32,7 +32,7 @@ STATUSES: tuple[tuple[type[errors.OccamError], int], ...] = (
     (errors.OccamError, 500),
 )
 _TYPES = {503: "unavailable_error", 504: "timeout_error", 500: "server_error"}
-_HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
+_HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
 log = logging.getLogger(__name__)
 

@@ -9,6 +9,9 @@ from pipelines.ingest.sample import MAX_FPS
 from services.messages import FrameChoice, PruningChoice, ServedModel
 from services.records import VideoRecord
 
+MAX_NAME = 512
+"""Characters of an id or a model's name: more than any has, and too few to be a burden."""
+
 
 class Request(BaseModel):
     """A request body of our own: unknown fields are errors, since a misspelt option would be ignored in silence."""
@@ -28,7 +31,9 @@ class Options(Request):
         default=None, gt=0, le=MAX_FPS, description="Frames a second, instead of the model's fixed number."
     )
     max_frames: int | None = Field(default=None, ge=1, le=1024, description="At most so many frames.")
-    session_id: str | None = Field(default=None, description="Session of an earlier answer, to ask a follow-up.")
+    session_id: str | None = Field(
+        default=None, max_length=MAX_NAME, description="Session of an earlier answer, to ask a follow-up."
+    )
     evidence: bool = Field(default=False, description="Whether the answer shall say which patches it rests on.")
 
     @property
@@ -52,7 +57,9 @@ class QueryRequest(Options):
 
     question: str = Field(min_length=1, max_length=8192)
     model: str | None = Field(
-        default=None, description="One of `GET /v1/models`; the first one that takes videos if left out."
+        default=None,
+        max_length=MAX_NAME,
+        description="One of `GET /v1/models`; the first one that takes videos if left out.",
     )
     max_tokens: int = Field(default=64, ge=1, le=4096)
     temperature: float = Field(default=0.0, ge=0, le=2)

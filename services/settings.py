@@ -27,6 +27,7 @@ class Settings:
     allowed_hosts: hosts that may be fetched (empty: every public one); allow_private_hosts: host:port, private or not
     file_roots: directories of which files may be named by path (none by default)
     max_images: images in one conversation
+    max_body_bytes: of a request; images inside it are a third longer than their files: one of the largest fits
     workers: replicas per model; max_ongoing: requests that one replica takes at a time; max_queued: waiting behind them
     kv_memory_bytes: states in one worker's memory; kv_entry_bytes: largest state that goes into the shared tier
     directory: node-local files (fetched videos and images, metrics); a fresh private one where empty
@@ -50,6 +51,7 @@ class Settings:
     max_image_bytes: int = 32 << 20
     max_image_pixels: int = 50_000_000
     max_images: int = 16
+    max_body_bytes: int = 64 << 20
     video_cache_bytes: int = 8 << 30
     deadline_s: float = 120.0
     device: str = "cpu"

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -324,6 +324,14 @@ def test_turns_of_one_session_do_not_run_side_by_side(play: Callable[..., None])
         ("/v1/videos/{clip}/queries", {"question": "what?", "fps": 1e9}, 400, "malformed", "fps"),
         ("/v1/videos/{clip}/queries", {"question": "what?", "model": "other"}, 404, "unknown_model", "model"),
         ("/v1/videos/{clip}/queries", {"question": "what?", "session_id": "x"}, 404, "not_found", "session_id"),
+        (
+            "/v1/videos/{clip}/queries",
+            {"question": "what?", "session_id": "x" * 10_000},
+            400,
+            "malformed",
+            "session_id",
+        ),
+        ("/v1/chat/completions", {**chat(("user", [CLIP])), "model": "x" * 10_000}, 400, "malformed", "model"),
         ("/v1/videos/{clip}/queries", {"question": "what?", "start_s": 200}, 422, "invalid_input", "start_s"),
         ("/v1/videos/{clip}/queries", {"question": "crash?"}, 500, "internal", None),
         ("/v1/videos/{corrupt}/queries", {"question": "what?"}, 415, "unsupported_video", None),
@@ -364,6 +372,30 @@ def test_errors_have_one_shape(
         assert (error["code"], error["param"], error["request_id"]) == (code, param, "r1")
 
     play(scene)
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_body_has_a_limit(play: Callable[..., None], declared: bool) -> None:
+    async def scene(service: World) -> None:
+        fits = {"url": "fake://" + "x" * 400}
+        assert (await service.http.post("/v1/videos", json=fits)).status_code == 200
+        content = json.dumps({"url": "fake://" + "x" * 600}).encode()
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield content[:300]
+            yield content[300:]
+
+        response = await service.http.post(
+            "/v1/videos",
+            content=content if declared else pieces(),
+            headers={"content-type": "application/json"},
+        )
+        assert response.status_code == 413
+        error = response.json()["error"]
+        assert (error["type"], error["code"]) == ("invalid_request_error", "body_too_large")
+        assert "512 bytes" in error["message"]
+
+    play(scene, max_body_bytes=512)
 
 
 def test_a_video_whose_frames_cannot_be_had_fails(play: Callable[..., None]) -> None:
