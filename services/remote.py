@@ -14,9 +14,11 @@ from services.errors import ReplicaLost
 
 
 async def call(handle: DeploymentHandle, method: str, *args: object) -> Any:
-    """Call `method` on one replica."""
-    with _translated():
-        return await handle.options(method_name=method).remote(*args)
+    """Call a `method` that may run twice on one replica, and if its process dies, once more on another."""
+    try:
+        return await _call(handle, method, *args)
+    except ReplicaLost:
+        return await _call(handle, method, *args)
 
 
 async def broadcast(handle: DeploymentHandle, method: str, *args: object) -> None:
@@ -36,6 +38,11 @@ async def stream(handle: DeploymentHandle, method: str, *args: object) -> AsyncG
             with suppress(BackPressureError):  # refused meanwhile: there is nothing to cancel
                 response.cancel()
             raise
+
+
+async def _call(handle: DeploymentHandle, method: str, *args: object) -> Any:
+    with _translated():
+        return await handle.options(method_name=method).remote(*args)
 
 
 @contextmanager

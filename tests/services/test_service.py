@@ -230,4 +230,11 @@ def test_a_killed_worker_ends_no_request_and_loses_no_number(http: httpx.Client,
     assert totals(http, "occam_queue_depth") == {(): 0.0}, "the gauge of the dead is gone"
 
 
+def test_a_dead_decoder_ends_no_request(http: httpx.Client) -> None:
+    described = post_video(http, "fake://fatal")
+    assert query(http, described, "what?")["answer"].startswith("saw 8 frames")
+    decoded = post_video(http, "fake://fatal-frames")
+    assert query(http, decoded, "what?")["answer"].startswith("saw 8 frames")
+
+
 STAGES = ("encoded", "stage1", "stage2")
