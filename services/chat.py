@@ -9,7 +9,7 @@ from occam.config import SamplingParams
 from occam.errors import InvalidInput
 from services.answer_schemas import EXAMPLE_USAGE, EvidenceBody, OccamBody, TimingsBody, UsageBody
 from services.messages import Question, Reply, Source
-from services.schemas import MAX_NAME, Options
+from services.schemas import MAX_NAME, Options, Unicode
 from services.state import new_id
 
 EXAMPLE_COMPLETION = {
@@ -44,14 +44,14 @@ class VideoUrl(BaseModel):
 class ImageUrl(BaseModel):
     """Where an image is, or the image itself. JPEG, PNG and WebP are taken, still ones."""
 
-    url: str = Field(min_length=1, description="An address, or `data:image/...;base64,...`.")
+    url: Unicode = Field(min_length=1, description="An address, or `data:image/...;base64,...`.")
 
 
 class ContentPart(BaseModel):
     """One part of a message's content. Media stand before the text in the prompt, in the order they are given."""
 
     type: Literal["text", "video_url", "image_url"]
-    text: str | None = None
+    text: Unicode | None = None
     video_url: VideoUrl | None = None
     image_url: ImageUrl | None = None
 
@@ -69,7 +69,7 @@ class Message(BaseModel):
     """One message of the conversation. A system message becomes the prompt's system text."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[ContentPart]
+    content: Unicode | list[ContentPart]
 
     @property
     def text(self) -> str:

@@ -13,7 +13,7 @@ from services.chat import EXAMPLE_COMPLETION, ChatRequest, Completion
 from services.conversations import Conversations, last
 from services.ledger import Ledger
 from services.messages import Question
-from services.middleware import BodyLimit
+from services.middleware import BodyLimit, RequestIds
 from services.schemas import ErrorBody, ModelBody, ModelList, QueryRequest, Ready, VideoBody, VideoRequest
 from services.settings import Settings
 from services.state import State
@@ -49,6 +49,7 @@ class Ingress:
         )
         api.add_middleware(BodyLimit, max_bytes=self._settings.max_body_bytes)
         api.add_middleware(Ledger)
+        api.add_middleware(RequestIds)
         problems.install(api)
         add_video_routes(api, self._videos, self._conversations)
         add_chat_routes(api, self._conversations)

@@ -96,6 +96,7 @@ def _live(settings: Settings) -> Iterator[Settings]:
 def _cluster() -> Iterator[None]:
     """The Ray cluster that `RAY_ADDRESS` names, or one of our own on this machine."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "services.middleware.in_front_of_ray")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     # It says at every start that the cluster is guarded by a token, which is as it should be.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)

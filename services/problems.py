@@ -11,9 +11,8 @@ from starlette.exceptions import HTTPException
 from occam import errors
 from services import errors as service
 from services import metrics
+from services.middleware import REQUEST_ID_HEADER
 from services.schemas import ErrorBody, ErrorDetail
-
-REQUEST_ID_HEADER = "x-request-id"
 
 # The first class that fits decides, so that a subclass stands before its base.
 STATUSES: tuple[tuple[type[errors.OccamError], int], ...] = (
@@ -47,9 +46,9 @@ def body_of(error: errors.OccamError, request_id: str | None) -> ErrorBody:
     return _body(status_of(error), error.code, error.message, error.param, request_id)
 
 
-def request_id(request: Request) -> str | None:
-    """The id that the client or the proxy gave the request; the response carries it in the same header."""
-    return request.headers.get(REQUEST_ID_HEADER)
+def request_id(request: Request) -> str:
+    """The id that the request came with or was given; the response carries it in the same header."""
+    return request.headers[REQUEST_ID_HEADER]
 
 
 def install(api: FastAPI) -> None:

@@ -1,8 +1,8 @@
 """The HTTP models of requests, videos, models and errors. Field names are the contract with users."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from occam.types import MediaKind
 from pipelines.ingest.sample import MAX_FPS
@@ -11,6 +11,18 @@ from services.records import VideoRecord
 
 MAX_NAME = 512
 """Characters of an id or a model's name: more than any has, and too few to be a burden."""
+
+
+def _unicode(text: str) -> str:
+    """JSON can escape half a character, which no encoder takes; a length limit makes pydantic find it by itself."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the text has half a character at position {error.start}") from None
+    return text
+
+
+Unicode = Annotated[str, AfterValidator(_unicode)]
 
 
 class Request(BaseModel):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -370,6 +371,44 @@ def test_errors_have_one_shape(
         error = response.json()["error"]
         assert set(error) == {"type", "code", "message", "param", "request_id"}
         assert (error["code"], error["param"], error["request_id"]) == (code, param, "r1")
+
+    play(scene)
+
+
+HALF = "\ud800"
+HALF_IMAGE = {"type": "image_url", "image_url": {"url": f"data:{HALF}"}}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/videos", {"url": f"fake://{HALF}"}),
+        ("/v1/videos", {HALF: "fake://clip"}),
+        ("/v1/videos/{clip}/queries", {"question": HALF}),
+        ("/v1/videos/{clip}/queries", {"question": "what?", "session_id": HALF}),
+        ("/v1/videos/{clip}/queries", {"question": "what?", "model": HALF}),
+        ("/v1/chat/completions", chat(("system", HALF), ("user", [CLIP, {"type": "text", "text": "what?"}]))),
+        ("/v1/chat/completions", chat(("user", [CLIP, {"type": "text", "text": HALF}]))),
+        ("/v1/chat/completions", chat(("user", [HALF_IMAGE, {"type": "text", "text": "what?"}]))),
+        ("/v1/chat/completions", chat(("user", "what?"), occam={"session_id": HALF})),
+    ],
+)
+def test_half_a_character_is_malformed(play: Callable[..., None], path: str, body: dict[str, Any]) -> None:
+    async def scene(service: World) -> None:
+        clip = await service.post_video()
+        headers = {"content-type": "application/json"}
+        response = await service.http.post(path.format(clip=clip), content=json.dumps(body), headers=headers)
+        assert (response.status_code, response.json()["error"]["code"]) == (400, "malformed"), response.text
+
+    play(scene)
+
+
+@pytest.mark.parametrize("given", [None, b"\xff\xfe", b"x" * 65, b"<b>", b"a b", b""])
+def test_every_request_has_a_harmless_id(play: Callable[..., None], given: bytes | None) -> None:
+    async def scene(service: World) -> None:
+        headers = {} if given is None else {b"x-request-id": given}
+        response = await service.http.post("/v1/videos", json={"url": "fake://missing"}, headers=headers)
+        assert re.fullmatch("[0-9a-f]{32}", response.json()["error"]["request_id"])
 
     play(scene)
 

@@ -1,6 +1,7 @@
 """The service on real Ray Serve, two workers, fakes inside: what only processes and sockets can show."""
 
 import os
+import re
 import signal
 import socket
 import time
@@ -228,6 +229,17 @@ def test_a_killed_worker_ends_no_request_and_loses_no_number(http: httpx.Client,
         assert after[(MODEL, stage, "occam")] - before[stage] == spent
     assert totals(http, "occam_token_retention_ratio_count")[(MODEL, "stage2", "occam")] - ratios == 13
     assert totals(http, "occam_queue_depth") == {(): 0.0}, "the gauge of the dead is gone"
+
+
+@pytest.mark.parametrize("given", ["r-1", "\xff\xfe", "x" * 65, "<b>", None])
+def test_a_request_id_is_the_clients_if_it_is_harmless(http: httpx.Client, given: str | None) -> None:
+    headers = [] if given is None else [(b"x-request-id", given.encode("latin-1"))]
+    response = http.get("/v1/videos/none", headers=headers)
+    assert response.status_code == 404
+    request_id = response.headers["x-request-id"]
+    assert response.json()["error"]["request_id"] == request_id
+    assert (request_id == given) == (given == "r-1")
+    assert re.fullmatch("[A-Za-z0-9._-]{1,64}", request_id)
 
 
 def test_a_dead_decoder_ends_no_request(http: httpx.Client) -> None:
