@@ -97,7 +97,7 @@ class Conversations:
                 yield event
             session = replace(session, turns=event.turns, pruning=event.pruning)
             async with self._deadline(deadline):
-                await self._keep(session, event)
+                await self._keep(session, event, followed_up=question.session_id is not None)
             metrics.record_answer(session.model, event.pruning.strategy or "", event.usage)
             metrics.TTFT_SECONDS.labels(session.model, event.cache).observe(ttft_s)
         total_s = time.monotonic() - started
@@ -188,8 +188,8 @@ class Conversations:
             async for event in events:
                 yield event
 
-    async def _keep(self, session: Session, finished: Finished) -> None:
-        await self._state.save_session(session)
+    async def _keep(self, session: Session, finished: Finished, followed_up: bool) -> None:
+        await self._state.save_session(session, followed_up)
         if session.video_id is not None:
             await self._state.note_key(session.video_id, finished.key)
 

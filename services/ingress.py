@@ -39,7 +39,12 @@ class Ingress:
 
     def __init__(self, settings: Settings, decoder: DeploymentHandle, workers: Mapping[str, DeploymentHandle]) -> None:
         self._settings = settings
-        self._state = State(settings.state_url, settings.session_ttl_s, turn_s=settings.deadline_s + 5)
+        self._state = State(
+            settings.state_url,
+            ttl_s=settings.session_ttl_s,
+            first_ttl_s=settings.session_first_ttl_s,
+            turn_s=settings.deadline_s + 5,
+        )
         self._conversations = Conversations(settings, self._state, decoder, workers)
         self._videos = Videos(self._state, self._conversations, decoder, workers)
 
@@ -136,8 +141,8 @@ def add_operator_routes(
 
     @api.get("/readyz", responses=_ERRORS, tags=["operation"])
     async def readyz() -> Ready:
-        """Ready: models are warm and the store of sessions answers; says which tiers, durability and walls are live."""
-        await state.ping()
+        """Ready: models are warm and the store of sessions takes them; says which tiers, durability, walls are live."""
+        await state.check()
         return Ready(
             models=list(await conversations.served()),
             kv=settings.kv_detail,

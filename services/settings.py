@@ -24,6 +24,7 @@ class Settings:
     models: names or paths that are served; the first is the default
     kv_url: the cache's shared tier: `auto` (a private server), `memory://` (none), `redis://`, `rediss://`, `unix://`
     state_url: sessions and videos: `auto` (a private server) or the URL of a Redis without eviction
+    session_ttl_s: videos, and sessions, that are not used; session_first_ttl_s: sessions that nobody has followed up on
     allowed_hosts: hosts that may be fetched (empty: every public one); allow_private_hosts: host:port, private or not
     file_roots: directories of which files may be named by path (none by default)
     max_images: images in one conversation
@@ -41,6 +42,7 @@ class Settings:
     kv_entry_bytes: int = 256 << 20
     state_url: str = "auto"
     session_ttl_s: float = 7 * 86_400.0
+    session_first_ttl_s: float = 3600.0
     allowed_hosts: tuple[str, ...] = ()
     allow_private_hosts: tuple[str, ...] = ()
     file_roots: tuple[str, ...] = ()
@@ -71,7 +73,16 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.models:
             raise InvalidInput("OCCAM_MODELS must name at least one model.", "models")
-        for name in ("deadline_s", "kv_ttl_s", "session_ttl_s", "threads", "chunk_frames", "workers", "max_ongoing"):
+        for name in (
+            "deadline_s",
+            "kv_ttl_s",
+            "session_ttl_s",
+            "session_first_ttl_s",
+            "threads",
+            "chunk_frames",
+            "workers",
+            "max_ongoing",
+        ):
             if not getattr(self, name) > 0:
                 raise InvalidInput(f"{PREFIX}{name.upper()} must be above 0, got {getattr(self, name)}.", name)
 

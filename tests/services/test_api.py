@@ -481,6 +481,36 @@ def test_sessions_need_their_store(play: Callable[..., None], own_redis: RedisSe
     play(scene, state_url=own_redis.url)
 
 
+def test_a_full_store_says_so(play: Callable[..., None], own_redis: RedisServer) -> None:
+    async def scene(service: World) -> None:
+        assert (await service.http.get("/readyz")).status_code == 200
+        own_redis.client.config_set("maxmemory-policy", "noeviction")
+        own_redis.client.config_set("maxmemory", 1)
+        for response in (
+            await service.http.get("/readyz"),
+            await service.http.post("/v1/videos", json={"url": "fake://clip"}),
+        ):
+            error = response.json()["error"]
+            assert (response.status_code, error["code"]) == (503, "store_unavailable")
+            assert "full" in error["message"]
+
+    play(scene, state_url=own_redis.url)
+
+
+def test_a_session_is_kept_for_long_once_it_is_followed_up(
+    play: Callable[..., None], redis_server: RedisServer
+) -> None:
+    async def scene(service: World) -> None:
+        clip = chat(("user", [CLIP, text_part("what?")]))
+        session = (await service.http.post("/v1/chat/completions", json=clip)).json()["occam"]["session_id"]
+        assert 0 < redis_server.client.ttl(f"session:{session}") <= 60
+        body = chat(("user", "and then?"), occam={"session_id": session})
+        assert (await service.http.post("/v1/chat/completions", json=body)).status_code == 200
+        assert 60 < redis_server.client.ttl(f"session:{session}") <= 600
+
+    play(scene, session_first_ttl_s=60, session_ttl_s=600)
+
+
 def test_models_and_the_document_describe_the_service(play: Callable[..., None]) -> None:
     async def scene(service: World) -> None:
         model = (await service.http.get("/v1/models")).json()["data"][0]
