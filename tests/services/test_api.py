@@ -437,6 +437,20 @@ def test_a_body_has_a_limit(play: Callable[..., None], declared: bool) -> None:
     play(scene, max_body_bytes=512)
 
 
+def test_a_video_is_encoded_again_if_its_ingress_died(play: Callable[..., None], redis_server: RedisServer) -> None:
+    async def scene(service: World) -> None:
+        video = await service.post_video()
+        record = json.loads(redis_server.client.get(f"video:{video}"))
+        redis_server.client.set(f"video:{video}", json.dumps({**record, "status": "processing"}))
+        statuses = []
+        for _ in range(50):
+            statuses.append((await service.http.get(f"/v1/videos/{video}")).json()["status"])
+            await asyncio.sleep(0.02)
+        assert (statuses[0], statuses[-1]) == ("processing", "ready")
+
+    play(scene)
+
+
 def test_a_video_whose_frames_cannot_be_had_fails(play: Callable[..., None]) -> None:
     async def scene(service: World) -> None:
         path = f"/v1/videos/{await service.post_video('fake://corrupt')}"
