@@ -14,6 +14,11 @@ from occam.errors import InvalidInput
 PREFIX = "OCCAM_"
 FILE_VARIABLE = "OCCAM_CONFIG"
 
+_ABOVE_ZERO = (
+    "deadline_s", "kv_ttl_s", "session_ttl_s", "session_first_ttl_s", "max_body_bytes", "threads", "chunk_frames",
+    "workers", "max_ongoing",
+)  # fmt: skip
+
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -73,16 +78,7 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.models:
             raise InvalidInput("OCCAM_MODELS must name at least one model.", "models")
-        for name in (
-            "deadline_s",
-            "kv_ttl_s",
-            "session_ttl_s",
-            "session_first_ttl_s",
-            "threads",
-            "chunk_frames",
-            "workers",
-            "max_ongoing",
-        ):
+        for name in _ABOVE_ZERO:
             if not getattr(self, name) > 0:
                 raise InvalidInput(f"{PREFIX}{name.upper()} must be above 0, got {getattr(self, name)}.", name)
 
