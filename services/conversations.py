@@ -95,7 +95,8 @@ class Conversations:
                 if isinstance(event, Finished):
                     break
                 yield event
-            session = replace(session, turns=event.turns, pruning=event.pruning)
+            texts = (*session.texts, (question.text, event.answer.text))
+            session = replace(session, turns=event.turns, texts=texts, pruning=event.pruning)
             async with self._deadline(deadline):
                 await self._keep(session, event, followed_up=question.session_id is not None)
             metrics.record_answer(session.model, event.pruning.strategy or "", event.usage)
@@ -135,6 +136,7 @@ class Conversations:
             pruning=question.pruning,
             system=question.system,
             turns=(),
+            texts=question.history,
         )
         return session, stats
 
@@ -242,8 +244,9 @@ def _check_same(question: Question, session: Session) -> None:
             )
     if question.frames != FrameChoice():
         raise InvalidInput("The frames of a session are chosen by its first question.", "start_s")
-    if question.history and len(question.history) != len(session.turns):
+    if question.history and question.history != session.texts:
         raise InvalidInput(
-            f"The session has {len(session.turns)} finished turns, the messages have {len(question.history)}.",
+            f"The messages do not tell the session's {len(session.texts)} finished turns as they were. Leave them out "
+            "to go on with the session, or leave out the session_id to begin anew from them.",
             "messages",
         )

@@ -281,6 +281,28 @@ def test_chat_takes_and_gives_what_openai_does(play: Callable[..., None]) -> Non
     play(scene)
 
 
+def test_a_session_is_not_told_another_past(play: Callable[..., None]) -> None:
+    async def scene(service: World) -> None:
+        async def said(*past: tuple[str, Any], session: str | None = None) -> Any:
+            body = chat(*past, ("user", "and then?"), occam={"session_id": session})
+            return await service.http.post("/v1/chat/completions", json=body)
+
+        clip = [CLIP, text_part("what?")]
+        first = (await said(("user", clip), ("assistant", "Red."), session=None)).json()
+        text, session = first["choices"][0]["message"]["content"], first["occam"]["session_id"]
+        past = [("user", clip), ("assistant", "Red."), ("user", "and then?"), ("assistant", text)]
+        for edited in (
+            [*past[:3], ("assistant", "Blue.")],
+            [*past[:2], ("user", "and before?"), past[3]],
+            past[:2],
+        ):
+            refused = await said(*edited, session=session)
+            assert (refused.status_code, refused.json()["error"]["param"]) == (422, "messages")
+        assert " turn 2" in (await said(*past, session=session)).json()["choices"][0]["message"]["content"]
+
+    play(scene)
+
+
 def test_what_a_session_was_begun_with_stays(play: Callable[..., None]) -> None:
     async def scene(service: World) -> None:
         video, other = await service.post_video(), await service.post_video("fake://other")
