@@ -10,7 +10,8 @@ from fastapi.responses import StreamingResponse
 
 from occam.errors import OccamError
 from services.answer_schemas import AnswerBody
-from services.chat import ChatRequest, Completion
+from services.chat import ChatRequest
+from services.completion import Completion
 from services.ledger import OUTCOME, outcome_of
 from services.messages import Reply, Text
 from services.problems import body_of, request_id, status_of

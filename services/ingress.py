@@ -9,7 +9,8 @@ from ray.serve.handle import DeploymentHandle
 from occam.config import SamplingParams
 from services import events, metrics, problems
 from services.answer_schemas import AnswerBody
-from services.chat import EXAMPLE_COMPLETION, ChatRequest, Completion
+from services.chat import ChatRequest
+from services.completion import EXAMPLE_COMPLETION, Completion
 from services.conversations import Conversations, last
 from services.ledger import Ledger
 from services.messages import Question

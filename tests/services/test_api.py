@@ -303,6 +303,47 @@ def test_a_session_is_not_told_another_past(play: Callable[..., None]) -> None:
     play(scene)
 
 
+def test_a_null_is_as_good_as_nothing(play: Callable[..., None]) -> None:
+    async def scene(service: World) -> None:
+        messages: list[tuple[str, Any]] = [("user", [CLIP, text_part("what?")]), ("assistant", None), ("user", "so?")]
+        names = ("temperature", "top_p", "n", "stream", "stream_options", "seed", "max_tokens", "max_completion_tokens",
+                 "stop", "tools", "tool_choice", "response_format", "logit_bias", "occam")  # fmt: skip
+        answers = [
+            await service.http.post("/v1/chat/completions", json=chat(*messages, **options))
+            for options in ({}, dict.fromkeys(names), {"stream_options": {"include_usage": None}})
+        ]
+        assert [answer.status_code for answer in answers] == [200, 200, 200], answers[1].text
+        assert len({json.dumps(answer.json()["choices"]) for answer in answers}) == 1
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "harmless"),
+    [
+        ("stop", ["."], []),
+        ("tools", [{"type": "function", "function": {"name": "f"}}], []),
+        ("tool_choice", "required", "none"),
+        ("response_format", {"type": "json_object"}, {"type": "text"}),
+        ("logprobs", True, False),
+        ("logit_bias", {"7": 1}, {}),
+        ("presence_penalty", 0.5, 0.0),
+        ("frequency_penalty", -1, 0),
+        ("n", 2, 1),
+    ],
+)
+def test_what_is_not_supported_is_not_ignored(play: Callable[..., None], name: str, value: Any, harmless: Any) -> None:
+    async def scene(service: World) -> None:
+        clip = ("user", [CLIP, text_part("what?")])
+        refused = await service.http.post("/v1/chat/completions", json=chat(clip, **{name: value}))
+        assert refused.status_code in (400, 422)
+        assert refused.json()["error"]["param"] == name
+        taken = await service.http.post("/v1/chat/completions", json=chat(clip, **{name: harmless}))
+        assert taken.status_code == 200, taken.text
+
+    play(scene)
+
+
 def test_what_a_session_was_begun_with_stays(play: Callable[..., None]) -> None:
     async def scene(service: World) -> None:
         video, other = await service.post_video(), await service.post_video("fake://other")
