@@ -15,8 +15,8 @@ PREFIX = "OCCAM_"
 FILE_VARIABLE = "OCCAM_CONFIG"
 
 _ABOVE_ZERO = (
-    "deadline_s", "kv_ttl_s", "session_ttl_s", "session_first_ttl_s", "max_body_bytes", "threads", "chunk_frames",
-    "workers", "max_ongoing",
+    "deadline_s", "kv_ttl_s", "session_ttl_s", "session_first_ttl_s", "max_body_bytes", "max_fetches", "max_decodes",
+    "threads", "chunk_frames", "workers", "max_ongoing",
 )  # fmt: skip
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -33,6 +33,7 @@ class Settings:
     allowed_hosts: hosts that may be fetched (empty: every public one); allow_private_hosts: host:port, private or not
     file_roots: directories of which files may be named by path (none by default)
     max_images: images in one conversation
+    max_fetches, max_decodes: files that one node fetches, and reads in children, at a time; others wait
     max_body_bytes: of a request; images inside it are a third longer than their files: one of the largest fits
     workers: replicas per model; max_ongoing: requests that one replica takes at a time; max_queued: waiting behind them
     kv_memory_bytes: states in one worker's memory; kv_entry_bytes: largest state that goes into the shared tier
@@ -59,6 +60,8 @@ class Settings:
     max_image_pixels: int = 50_000_000
     max_images: int = 16
     max_body_bytes: int = 64 << 20
+    max_fetches: int = 32
+    max_decodes: int = 32
     video_cache_bytes: int = 8 << 30
     deadline_s: float = 120.0
     device: str = "cpu"

@@ -34,10 +34,11 @@ class Videos:
 
     async def add(self, url: str) -> VideoRecord:
         """Fetch and describe the video; its frames are encoded for the default model behind the answer's back."""
-        model = await self._conversations.model(None, {"video"})
-        described = await self._conversations.describe(model, Source(url=url, kind="video"), FrameChoice())
-        record = VideoRecord(id=new_id("video"), video=described.medium, status="processing")
-        await self._state.save_video(record)
+        async with self._conversations.until(self._conversations.deadline()):
+            model = await self._conversations.model(None, {"video"})
+            described = await self._conversations.describe(model, Source(url=url, kind="video"), FrameChoice())
+            record = VideoRecord(id=new_id("video"), video=described.medium, status="processing")
+            await self._state.save_video(record)
         self._start(model, record)
         return record
 

@@ -144,6 +144,8 @@ class FakeEngine:
 class FakeMedia:
     """Media by name: `fake://NAME?frames=16&delay=0.1` is a video of 16 frames whose chunks take 0.1 s each.
 
+    With `fetch=5`, describing it takes so many seconds.
+
     Asked for as an image, it is one frame whose brightness depends on its name.
     `fake://fatal` kills the first process that describes it, and `fake://fatal-frames` that decodes it.
     `fake://missing` cannot be fetched, `fake://corrupt` cannot be decoded.
@@ -158,6 +160,7 @@ class FakeMedia:
         kind = source.kind or "video"
         if parts.hostname == "fatal":
             self._die_once("describe")
+        await asyncio.sleep(float(parse_qs(parts.query).get("fetch", ["0"])[0]))
         if parts.hostname == "missing":
             raise SourceUnavailable("The source answered with status 404.", "url")
         if choice.start_s and choice.start_s > 100:

@@ -546,6 +546,14 @@ def test_a_request_ends_at_its_deadline(play: Callable[..., None]) -> None:
     play(scene, deadline_s=0.5)
 
 
+def test_posting_a_video_ends_at_its_deadline(play: Callable[..., None]) -> None:
+    async def scene(service: World) -> None:
+        response = await service.http.post("/v1/videos", json={"url": "fake://late?fetch=5"})
+        assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
+
+    play(scene, deadline_s=0.5)
+
+
 def test_sessions_need_their_store(play: Callable[..., None], own_redis: RedisServer) -> None:
     async def scene(service: World) -> None:
         ready = (await service.http.get("/readyz")).json()

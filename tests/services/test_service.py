@@ -231,6 +231,17 @@ def test_a_killed_worker_ends_no_request_and_loses_no_number(http: httpx.Client,
     assert totals(http, "occam_queue_depth") == {(): 0.0}, "the gauge of the dead is gone"
 
 
+def test_slow_fetches_hold_up_nobody_else(http: httpx.Client, base_url: str) -> None:
+    limits = httpx.Limits(max_connections=None)
+    with httpx.Client(base_url=base_url, timeout=60, limits=limits) as client, ThreadPoolExecutor(70) as pool:
+        slow = [pool.submit(client.post, "/v1/videos", json={"url": f"fake://slow{i}?fetch=8"}) for i in range(70)]
+        time.sleep(2)
+        video = post_video(http, "fake://quick")
+        assert query(http, video, "what?")["answer"].startswith("saw 8 frames")
+        assert not any(future.done() for future in slow)
+        assert all(future.result().status_code == 200 for future in slow)
+
+
 @pytest.mark.parametrize("given", ["r-1", "\xff\xfe", "x" * 65, "<b>", None])
 def test_a_request_id_is_the_clients_if_it_is_harmless(http: httpx.Client, given: str | None) -> None:
     headers = [] if given is None else [(b"x-request-id", given.encode("latin-1"))]
