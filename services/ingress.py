@@ -12,6 +12,7 @@ from services.answer_schemas import AnswerBody
 from services.chat import ChatRequest
 from services.completion import EXAMPLE_COMPLETION, Completion
 from services.conversations import Conversations, last
+from services.kv import Pulse
 from services.ledger import Ledger
 from services.messages import Question
 from services.middleware import BodyLimit, RequestIds
@@ -128,6 +129,7 @@ def add_operator_routes(
     api: FastAPI, settings: Settings, state: State, conversations: Conversations, videos: Videos
 ) -> None:
     """Probes and metrics."""
+    cache = Pulse(settings.kv_url, settings.kv_detail)
 
     @api.get("/healthz", tags=["operation"])
     async def healthz() -> dict[str, str]:
@@ -146,7 +148,7 @@ def add_operator_routes(
         await state.check()
         return Ready(
             models=list(await conversations.served()),
-            kv=settings.kv_detail,
+            kv=await cache.detail(),
             state=settings.state_detail,
             sandbox=await videos.sandbox(),
         )

@@ -33,7 +33,8 @@ _QUIET = LoggingConfig(log_level="WARNING")
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then drain and return."""
     stop = threading.Event()
-    with running(settings, stop=stop):
+    with running(settings, stop=stop) as live:
+        print(f"Cache: {live.kv_detail}. Sessions and videos: {live.state_detail}.")
         print(f"Occam answers on http://{settings.host}:{settings.port} (API: /docs)", flush=True)
         stop.wait()
         print("Finishing the requests that have begun.", flush=True)

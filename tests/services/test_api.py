@@ -566,6 +566,17 @@ def test_sessions_need_their_store(play: Callable[..., None], own_redis: RedisSe
     play(scene, state_url=own_redis.url)
 
 
+def test_a_cache_that_is_away_is_said_so(play: Callable[..., None], own_redis: RedisServer) -> None:
+    async def scene(service: World) -> None:
+        assert (await service.http.get("/readyz")).json()["kv"] == "a private Redis"
+        own_redis.kill()
+        response = await service.http.get("/readyz")
+        assert response.status_code == 200, "it costs time only"
+        assert response.json()["kv"] == "a private Redis, which does not answer: each worker's memory"
+
+    play(scene, kv_url=own_redis.url, kv_detail="a private Redis")
+
+
 def test_a_full_store_says_so(play: Callable[..., None], own_redis: RedisServer) -> None:
     async def scene(service: World) -> None:
         assert (await service.http.get("/readyz")).status_code == 200
