@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from tempfile import TemporaryDirectory
 
 import ray
 from ray import serve
@@ -23,6 +22,7 @@ from services.app import APP_NAME, build_app
 from services.decoder import Media
 from services.kv import resolve
 from services.media import LocalMedia
+from services.private_folder import private_folder
 from services.private_redis import PrivateRedis
 from services.settings import Settings
 
@@ -82,7 +82,7 @@ def _live(settings: Settings) -> Iterator[Settings]:
             state = PrivateRedis.start(_STATE_BYTES, policy="noeviction")
             stack.callback(state.close)
             state_url, state_detail = state.url, "a private Redis on this machine, lost when the service stops"
-        directory = settings.directory or stack.enter_context(TemporaryDirectory(prefix="occam-"))
+        directory = settings.directory or stack.enter_context(private_folder())
         yield replace(
             settings,
             kv_url=kv.url,
