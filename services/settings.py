@@ -1,6 +1,7 @@
 """Every setting of the service, and the only place that reads the environment."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,6 +19,8 @@ _ABOVE_ZERO = (
     "deadline_s", "kv_ttl_s", "session_ttl_s", "session_first_ttl_s", "max_body_bytes", "max_fetches", "max_decodes",
     "threads", "chunk_frames", "workers", "max_ongoing",
 )  # fmt: skip
+
+_KUBERNETES = re.compile(PREFIX + r"(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -84,6 +87,8 @@ class Settings:
         for name in _ABOVE_ZERO:
             if not getattr(self, name) > 0:
                 raise InvalidInput(f"{PREFIX}{name.upper()} must be above 0, got {getattr(self, name)}.", name)
+        if not 1 <= self.port <= 65535:
+            raise InvalidInput(f"{PREFIX}PORT must lie in 1..65535, got {self.port}.", "port")
 
     @classmethod
     def load(cls, environ: Mapping[str, str] = os.environ) -> "Settings":
@@ -115,18 +120,35 @@ def model_name(model: str) -> str:
 
 def _given(known: Mapping[str, Any], environ: Mapping[str, str]) -> list[tuple[str, Any, Any]]:
     """(name, type, raw value) of everything that is set, the environment's last; InvalidInput for unknown names."""
-    from_file: dict[str, Any] = {}
-    if path := environ.get(FILE_VARIABLE):
-        from_file = yaml.safe_load(Path(path).read_text()) or {}
+    path = environ.get(FILE_VARIABLE)
+    from_file = _read(Path(path)) if path else {}
     from_environment = {
         name.removeprefix(PREFIX).lower(): value
         for name, value in environ.items()
-        if name.startswith(PREFIX) and name != FILE_VARIABLE
+        if name.startswith(PREFIX) and name != FILE_VARIABLE and not _is_kubernetes(name, value)
     }
     for name in (*from_file, *from_environment):
         if name not in known:
             raise InvalidInput(f"There is no setting {name!r} ({PREFIX}{name.upper()}).", name)
     return [(name, known[name], value) for name, value in (from_file | from_environment).items()]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The yaml file; InvalidInput where it is none."""
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except OSError as error:
+        raise InvalidInput(f"{FILE_VARIABLE} names {path}: {error.strerror}.", FILE_VARIABLE) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{FILE_VARIABLE} names {path}, which is not yaml.", FILE_VARIABLE) from error
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise InvalidInput(f"{FILE_VARIABLE} names {path}, which is not `name: value` lines.", FILE_VARIABLE)
+    return values
+
+
+def _is_kubernetes(name: str, value: str) -> bool:
+    """Whether Kubernetes set the variable, as it does in every pod beside a Service that is named `occam`."""
+    return bool(_KUBERNETES.fullmatch(name)) or (name == f"{PREFIX}PORT" and "://" in value)
 
 
 def _parse(name: str, kind: Any, value: Any) -> Any:

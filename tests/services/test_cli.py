@@ -85,6 +85,15 @@ def test_a_failure_exits_with_one(checkpoint: Path, tmp_path: Path, capsys: pyte
     assert capsys.readouterr().err == "occam: The path does not name a regular file.\n"
 
 
+@pytest.mark.parametrize(("name", "value"), [("OCCAM_PORT", "99999"), ("OCCAM_CONFIG", "/nope")])
+def test_a_wrong_setting_is_a_plain_sentence(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert main(["serve"]) == 1
+    assert capsys.readouterr().err.startswith(f"occam: {name} ")
+
+
 def test_wrong_use_exits_with_two() -> None:
     with pytest.raises(SystemExit) as ended:
         main(["ask"])
