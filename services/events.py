@@ -14,7 +14,8 @@ from services.chat import ChatRequest
 from services.completion import Completion
 from services.ledger import OUTCOME, outcome_of
 from services.messages import Reply, Text
-from services.problems import body_of, request_id, status_of
+from services.problems import request_id
+from services.statuses import body_of, status_of
 
 Pieces = AsyncGenerator[Text | Reply]
 

