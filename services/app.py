@@ -21,6 +21,8 @@ _INGRESS_CPUS = 0.1
 _DECODER_CPUS = 0.2
 _WORKER_CPUS = 0.4
 _DRAIN_S = 20.0
+# The ingress and the decoder wait more than they work, and bound what costs by themselves.
+_UNBOUNDED = 1024
 
 
 def build_app(
@@ -29,7 +31,7 @@ def build_app(
     media: Callable[[Settings], Media] = LocalMedia,
 ) -> Application:
     """The service as a Ray Serve application; `settings` name a directory and Redis servers that are there."""
-    decoder = _deployment(settings, Decoder, "decoder", _DECODER_CPUS, settings.max_ongoing * 4).bind(settings, media)
+    decoder = _deployment(settings, Decoder, "decoder", _DECODER_CPUS, _UNBOUNDED).bind(settings, media)
     workers = {
         model_name(model): _deployment(
             settings,
@@ -43,7 +45,7 @@ def build_app(
         ).bind(settings, model, load, decoder)
         for model in settings.models
     }
-    ingress = _deployment(settings, serve.ingress()(Ingress), "ingress", _INGRESS_CPUS, 1024)
+    ingress = _deployment(settings, serve.ingress()(Ingress), "ingress", _INGRESS_CPUS, _UNBOUNDED)
     return ingress.bind(settings, decoder, workers)
 
 

@@ -1,38 +1,40 @@
-"""The OpenAI dialect: `POST /v1/chat/completions`, its request and its answers."""
+"""The OpenAI dialect of a question: the request of `POST /v1/chat/completions`."""
 
-import time
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from occam.config import SEEDS, SamplingParams
 from occam.errors import InvalidInput
-from services.answer_schemas import EXAMPLE_USAGE, EvidenceBody, OccamBody, TimingsBody, UsageBody
-from services.messages import Question, Reply, Source
-from services.schemas import MAX_TEXT, Options
-from services.state import new_id
+from services.messages import Question, Source
+from services.schemas import MAX_NAME, MAX_TEXT, Options, Unicode
 
-EXAMPLE_COMPLETION = {
-    "id": "chatcmpl-Qm1x0cV7aZ",
-    "object": "chat.completion",
-    "created": 1780000000,
-    "model": "tiny-video-llava",
-    "choices": [
-        {
-            "index": 0,
-            "message": {"role": "assistant", "content": "red", "refusal": None},
-            "finish_reason": "stop",
-            "logprobs": None,
-        }
-    ],
-    "usage": {**EXAMPLE_USAGE, "total_tokens": 94, "prompt_tokens_details": {"cached_tokens": 74}},
-    "occam": {
-        "session_id": "session-3KfLq0mZ5cV1bY8d",
-        "cache": "memory",
-        "strategy": "occam",
-        "finish_reason": "stop",
-    },
+_WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
+    "stop": ("", []),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "logit_bias": ({},),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
 }
+"""Parameters of OpenAI's that are not supported, each with the values that ask for nothing."""
+
+
+class Nullable(BaseModel):
+    """An object of OpenAI's: a null means what leaving the field out does."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class VideoUrl(BaseModel):
@@ -44,14 +46,14 @@ class VideoUrl(BaseModel):
 class ImageUrl(BaseModel):
     """Where an image is, or the image itself. JPEG, PNG and WebP are taken, still ones."""
 
-    url: str = Field(min_length=1, description="An address, or `data:image/...;base64,...`.")
+    url: Unicode = Field(min_length=1, description="An address, or `data:image/...;base64,...`.")
 
 
 class ContentPart(BaseModel):
     """One part of a message's content. Media stand before the text in the prompt, in the order they are given."""
 
     type: Literal["text", "video_url", "image_url"]
-    text: str | None = None
+    text: Unicode | None = None
     video_url: VideoUrl | None = None
     image_url: ImageUrl | None = None
 
@@ -65,11 +67,11 @@ class ContentPart(BaseModel):
         return None
 
 
-class Message(BaseModel):
+class Message(Nullable):
     """One message of the conversation. A system message becomes the prompt's system text."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[ContentPart]
+    content: Unicode | list[ContentPart] = ""
 
     @property
     def text(self) -> str:
@@ -86,16 +88,20 @@ class Message(BaseModel):
         return [part.source for part in self.content if part.source is not None]
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Nullable):
     """Options of a streamed answer."""
 
     include_usage: bool = False
 
 
-class ChatRequest(BaseModel):
-    """OpenAI's request; `occam` is our extension. Fields of OpenAI's that this service does not know are ignored."""
+class ChatRequest(Nullable):
+    """OpenAI's request; `occam` is our extension.
+
+    Fields that this service does not know are ignored, but not those of OpenAI's that would change the answer.
+    """
 
     model_config = ConfigDict(
+        extra="allow",
         json_schema_extra={
             "examples": [
                 {
@@ -125,10 +131,10 @@ class ChatRequest(BaseModel):
                     ],
                 },
             ]
-        }
+        },
     )
 
-    model: str
+    model: str = Field(max_length=MAX_NAME)
     messages: list[Message] = Field(min_length=1)
     max_tokens: int | None = Field(default=None, ge=1, le=4096)
     max_completion_tokens: int | None = Field(default=None, ge=1, le=4096)
@@ -141,7 +147,8 @@ class ChatRequest(BaseModel):
     occam: Options = Field(default_factory=Options)
 
     def question(self) -> Question:
-        """The request as a question; InvalidInput where its messages are no conversation about media."""
+        """The request as a question; InvalidInput where it asks for more than an answer about media."""
+        _check_supported(self.model_extra or {})
         _check_text(self.messages)
         system, history, text = _turns(self.messages)
         return Question(
@@ -164,61 +171,11 @@ class ChatRequest(BaseModel):
         )
 
 
-class Completion:
-    """One answer's identity, and the bodies that carry it, whole or in chunks."""
-
-    def __init__(self, model: str) -> None:
-        self._common: dict[str, Any] = {"id": new_id("chatcmpl"), "created": int(time.time()), "model": model}
-
-    def whole(self, reply: Reply, evidence: bool) -> dict[str, Any]:
-        """The answer as one body."""
-        message = {"role": "assistant", "content": reply.finished.answer.text, "refusal": None}
-        choice = {
-            "index": 0,
-            "message": message,
-            "finish_reason": reply.finished.answer.finish_reason,
-            "logprobs": None,
-        }
-        return {
-            **self._common,
-            "object": "chat.completion",
-            "choices": [choice],
-            "usage": _usage(reply),
-            "occam": _extension(reply, evidence),
-        }
-
-    def chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
-        """One piece of the answer."""
-        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
-        return {**self._common, "object": "chat.completion.chunk", "choices": [choice]}
-
-    def last(self, reply: Reply, delta: dict[str, str], evidence: bool) -> dict[str, Any]:
-        """The chunk that ends the answer; it carries our extension."""
-        end = self.chunk(delta, reply.finished.answer.finish_reason)
-        return {**end, "occam": _extension(reply, evidence)}
-
-    def usage(self, reply: Reply) -> dict[str, Any]:
-        """The chunk behind the end that `stream_options.include_usage` asks for."""
-        return {**self._common, "object": "chat.completion.chunk", "choices": [], "usage": _usage(reply)}
-
-
-def _usage(reply: Reply) -> dict[str, Any]:
-    """OpenAI's usage, and ours beside it."""
-    usage = UsageBody.model_validate(reply.finished.usage, from_attributes=True)
-    return {
-        **usage.model_dump(),
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-    }
-
-
-def _extension(reply: Reply, evidence: bool) -> dict[str, Any]:
-    return {
-        "session_id": reply.session_id,
-        **OccamBody.of(reply).model_dump(),
-        "timings": TimingsBody.of(reply).model_dump(),
-        "evidence": EvidenceBody.of(reply.finished.answer.evidence).model_dump() if evidence else None,
-    }
+def _check_supported(given: dict[str, Any]) -> None:
+    """InvalidInput for a parameter that would change the answer and that nothing here obeys."""
+    for name, harmless in _WITHOUT_EFFECT.items():
+        if name in given and given[name] not in harmless:
+            raise InvalidInput(f"{name} is not supported.", name)
 
 
 def _check_text(messages: list[Message]) -> None:

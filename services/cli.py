@@ -208,7 +208,7 @@ def _summary(reply: Reply) -> str:
 def _report(error: OccamError, as_json: bool) -> None:
     _note("")
     if as_json:
-        from services.problems import body_of
+        from services.statuses import body_of
 
         print(body_of(error, request_id=None).model_dump_json())
     else:

@@ -5,7 +5,6 @@ import time
 from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
-from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
@@ -13,7 +12,7 @@ from occam.errors import EngineFailure, InvalidInput, UnknownModel
 from occam.stats import StageStats
 from occam.types import MediaKind
 from services import metrics
-from services.errors import DeadlineExceeded, NotFound, ReplicaLost
+from services.errors import DeadlineExceeded, ReplicaLost
 from services.messages import (
     Ask,
     Described,
@@ -27,6 +26,7 @@ from services.messages import (
     Source,
     Text,
 )
+from services.question_rules import check_same, check_sources
 from services.records import Session
 from services.remote import call, stream
 from services.settings import Settings
@@ -82,22 +82,23 @@ class Conversations:
     async def answer(self, question: Question) -> AsyncGenerator[Text | Reply]:
         """The answer's pieces, then the reply; the session is kept before the reply is given out."""
         started = time.monotonic()
-        deadline = asyncio.get_running_loop().time() + self._settings.deadline_s
+        deadline = self.deadline()
         ttft_s: float | None = None
         async with AsyncExitStack() as stack:
-            async with self._deadline(deadline):
+            async with self.until(deadline):
                 session, stats = await self._open(question, stack)
             events = await stack.enter_async_context(aclosing(self._events(question, session)))
             while True:
-                async with self._deadline(deadline):
+                async with self.until(deadline):
                     event = await anext(events)
                 ttft_s = time.monotonic() - started if ttft_s is None else ttft_s
                 if isinstance(event, Finished):
                     break
                 yield event
-            session = replace(session, turns=event.turns, pruning=event.pruning)
-            async with self._deadline(deadline):
-                await self._keep(session, event)
+            texts = (*session.texts, (question.text, event.answer.text))
+            session = replace(session, turns=event.turns, texts=texts, pruning=event.pruning)
+            async with self.until(deadline):
+                await self._keep(session, event, followed_up=question.session_id is not None)
             metrics.record_answer(session.model, event.pruning.strategy or "", event.usage)
             metrics.TTFT_SECONDS.labels(session.model, event.cache).observe(ttft_s)
         total_s = time.monotonic() - started
@@ -110,8 +111,13 @@ class Conversations:
             total_s=total_s,
         )
 
+    def deadline(self) -> float:
+        """When a request that comes in now must be through, on the event loop's clock."""
+        return asyncio.get_running_loop().time() + self._settings.deadline_s
+
     @asynccontextmanager
-    async def _deadline(self, when: float) -> AsyncGenerator[None]:
+    async def until(self, when: float) -> AsyncGenerator[None]:
+        """Raise DeadlineExceeded where what is inside is not through by then."""
         try:
             async with asyncio.timeout_at(when):
                 yield
@@ -122,7 +128,7 @@ class Conversations:
         """The session that the question goes on with, held until `stack` closes, or a new one."""
         if question.session_id is not None:
             session = await stack.enter_async_context(self._state.turn_of(question.session_id))
-            _check_same(question, session)
+            check_same(question, session)
             if session.video_id is not None:
                 await self._state.video(session.video_id)
             return session, ()
@@ -135,6 +141,7 @@ class Conversations:
             pruning=question.pruning,
             system=question.system,
             turns=(),
+            texts=question.history,
         )
         return session, stats
 
@@ -144,7 +151,7 @@ class Conversations:
             model = await self.model(question.model, {"video"})
             described = [await self._posted(model, question.video_id, question.frames)]
         else:
-            _check_sources(question, self._settings.max_images)
+            check_sources(question, self._settings.max_images)
             model = await self.model(question.model, {source.kind for source in question.sources if source.kind})
             described = await asyncio.gather(
                 *(
@@ -188,8 +195,8 @@ class Conversations:
             async for event in events:
                 yield event
 
-    async def _keep(self, session: Session, finished: Finished) -> None:
-        await self._state.save_session(session)
+    async def _keep(self, session: Session, finished: Finished, followed_up: bool) -> None:
+        await self._state.save_session(session, followed_up)
         if session.video_id is not None:
             await self._state.note_key(session.video_id, finished.key)
 
@@ -201,49 +208,3 @@ async def last(pieces: AsyncGenerator[Text | Reply]) -> Reply:
             if isinstance(piece, Reply):
                 return piece
     raise EngineFailure("The answer ended without its end.")
-
-
-def _check_sources(question: Question, max_images: int) -> None:
-    """InvalidInput where the media are none, or more than one conversation has."""
-    kinds = [source.kind for source in question.sources]
-    if not kinds:
-        raise InvalidInput(
-            "The conversation has no media. Give a video_url or image_url part, or a session_id.", "messages"
-        )
-    if kinds.count("video") > 1:
-        raise InvalidInput(f"A conversation has one video, the messages have {kinds.count('video')}.", "messages")
-    if kinds.count("image") > max_images:
-        raise InvalidInput(
-            f"The messages have {kinds.count('image')} images, more than the limit of {max_images}.", "messages"
-        )
-    if question.frames != FrameChoice() and "video" not in kinds:
-        raise InvalidInput("start_s, end_s, fps and max_frames choose frames of a video, and there is none.", "occam")
-
-
-def _check_same(question: Question, session: Session) -> None:
-    """A session stays with what it was begun with: what a follow-up says of it again must agree."""
-    if question.video_id not in (None, session.video_id):
-        raise NotFound("There is no session with this id for this video.", "session_id")
-    asked: dict[str, tuple[Any, Any]] = {
-        "model": (question.model, session.model),
-        "media": (
-            tuple(source.address for source in question.sources) or None,
-            tuple(medium.url for medium in session.media),
-        ),
-        "system": (question.system or None, session.system),
-        "strategy": (question.pruning.strategy, session.pruning.strategy),
-        "lambda1": (question.pruning.lambda1, session.pruning.lambda1),
-        "lambda2": (question.pruning.lambda2, session.pruning.lambda2),
-    }
-    for name, (new, old) in asked.items():
-        if new not in (None, old):
-            raise InvalidInput(
-                f"The session keeps the {name} that it was begun with; begin a new one to change it.", name
-            )
-    if question.frames != FrameChoice():
-        raise InvalidInput("The frames of a session are chosen by its first question.", "start_s")
-    if question.history and len(question.history) != len(session.turns):
-        raise InvalidInput(
-            f"The session has {len(session.turns)} finished turns, the messages have {len(question.history)}.",
-            "messages",
-        )

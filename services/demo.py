@@ -30,6 +30,7 @@ from services.settings import Settings
 
 CLIPS = Path("runs", "demo")
 QUESTIONS = 2
+PATIENCE_S = 120
 STAGES = ("encoded", "stage1", "stage2")
 
 
@@ -47,7 +48,7 @@ def main() -> int:
     CLIPS.mkdir(parents=True, exist_ok=True)
     with _file_server(CLIPS) as files:
         settings = replace(Settings.load(), port=_free_port(), allow_private_hosts=(files,))
-        with running(settings), httpx.Client(base_url=f"http://127.0.0.1:{settings.port}", timeout=120) as http:
+        with running(settings), httpx.Client(base_url=f"http://127.0.0.1:{settings.port}", timeout=PATIENCE_S) as http:
             for seed in range(first, first + options.clips):
                 print(f"\nseed {seed} (again: make demo ARGS='--seed {seed}')", flush=True)
                 print(f"clip      {CLIPS / f'{seed}.mp4'}")
@@ -73,6 +74,8 @@ def _converse(http: httpx.Client, url: str, questions: list[Question]) -> list[d
     started = time.monotonic()
     video = _post(http, "/v1/videos", {"url": url})
     while http.get(f"/v1/videos/{video['id']}").json()["status"] == "processing":
+        if time.monotonic() > started + PATIENCE_S:
+            raise SystemExit(f"the clip was not encoded within {PATIENCE_S} s")
         time.sleep(0.02)
     print(
         f"video     {video['frames']} frames, {video['duration_s']:.1f} s, sha256 {video['digest'][:12]}: "

@@ -10,10 +10,12 @@ from fastapi.responses import StreamingResponse
 
 from occam.errors import OccamError
 from services.answer_schemas import AnswerBody
-from services.chat import ChatRequest, Completion
+from services.chat import ChatRequest
+from services.completion import Completion
 from services.ledger import OUTCOME, outcome_of
 from services.messages import Reply, Text
-from services.problems import body_of, request_id, status_of
+from services.problems import request_id
+from services.statuses import body_of, status_of
 
 Pieces = AsyncGenerator[Text | Reply]
 

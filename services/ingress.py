@@ -9,10 +9,13 @@ from ray.serve.handle import DeploymentHandle
 from occam.config import SamplingParams
 from services import events, metrics, problems
 from services.answer_schemas import AnswerBody
-from services.chat import EXAMPLE_COMPLETION, ChatRequest, Completion
+from services.chat import ChatRequest
+from services.completion import EXAMPLE_COMPLETION, Completion
 from services.conversations import Conversations, last
+from services.kv import Pulse
 from services.ledger import Ledger
 from services.messages import Question
+from services.middleware import BodyLimit, RequestIds
 from services.schemas import ErrorBody, ModelBody, ModelList, QueryRequest, Ready, VideoBody, VideoRequest
 from services.settings import Settings
 from services.state import State
@@ -38,7 +41,12 @@ class Ingress:
 
     def __init__(self, settings: Settings, decoder: DeploymentHandle, workers: Mapping[str, DeploymentHandle]) -> None:
         self._settings = settings
-        self._state = State(settings.state_url, settings.session_ttl_s, turn_s=settings.deadline_s + 5)
+        self._state = State(
+            settings.state_url,
+            ttl_s=settings.session_ttl_s,
+            first_ttl_s=settings.session_first_ttl_s,
+            turn_s=settings.deadline_s + 5,
+        )
         self._conversations = Conversations(settings, self._state, decoder, workers)
         self._videos = Videos(self._state, self._conversations, decoder, workers)
 
@@ -46,7 +54,9 @@ class Ingress:
         api = FastAPI(
             title="Occam", version="1", description="Questions about videos and images, answered from pruned tokens."
         )
+        api.add_middleware(BodyLimit, max_bytes=self._settings.max_body_bytes)
         api.add_middleware(Ledger)
+        api.add_middleware(RequestIds)
         problems.install(api)
         add_video_routes(api, self._videos, self._conversations)
         add_chat_routes(api, self._conversations)
@@ -119,6 +129,7 @@ def add_operator_routes(
     api: FastAPI, settings: Settings, state: State, conversations: Conversations, videos: Videos
 ) -> None:
     """Probes and metrics."""
+    cache = Pulse(settings.kv_url, settings.kv_detail)
 
     @api.get("/healthz", tags=["operation"])
     async def healthz() -> dict[str, str]:
@@ -133,11 +144,11 @@ def add_operator_routes(
 
     @api.get("/readyz", responses=_ERRORS, tags=["operation"])
     async def readyz() -> Ready:
-        """Ready: models are warm and the store of sessions answers; says which tiers, durability and walls are live."""
-        await state.ping()
+        """Ready: models are warm and the store of sessions takes them; says which tiers, durability, walls are live."""
+        await state.check()
         return Ready(
             models=list(await conversations.served()),
-            kv=settings.kv_detail,
+            kv=await cache.detail(),
             state=settings.state_detail,
             sandbox=await videos.sandbox(),
         )

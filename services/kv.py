@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
 from occam.errors import InvalidInput, StoreUnavailable
 from services.private_redis import PrivateRedis
 
@@ -27,6 +30,23 @@ class KVBackend:
         """Stop the private server, where there is one."""
         if self.server is not None:
             self.server.close()
+
+
+class Pulse:
+    """Says of the cache that is live whether it answers: it may have died since it was resolved."""
+
+    def __init__(self, url: str, detail: str) -> None:
+        self._detail = detail
+        self._redis = None if url == MEMORY_URL else Redis.from_url(url, socket_timeout=1, socket_connect_timeout=1)
+
+    async def detail(self) -> str:
+        """The cache in words; one that does not answer costs time only."""
+        if self._redis is not None:
+            try:
+                await self._redis.ping()
+            except (RedisError, OSError):
+                return f"{self._detail}, which does not answer: each worker's memory"
+        return self._detail
 
 
 def resolve(url: str, max_bytes: int = 1 << 30) -> KVBackend:

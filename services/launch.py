@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from tempfile import TemporaryDirectory
 
 import ray
 from ray import serve
@@ -23,6 +22,7 @@ from services.app import APP_NAME, build_app
 from services.decoder import Media
 from services.kv import resolve
 from services.media import LocalMedia
+from services.private_folder import private_folder
 from services.private_redis import PrivateRedis
 from services.settings import Settings
 
@@ -33,7 +33,8 @@ _QUIET = LoggingConfig(log_level="WARNING")
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then drain and return."""
     stop = threading.Event()
-    with running(settings, stop=stop):
+    with running(settings, stop=stop) as live:
+        print(f"Cache: {live.kv_detail}. Sessions and videos: {live.state_detail}.")
         print(f"Occam answers on http://{settings.host}:{settings.port} (API: /docs)", flush=True)
         stop.wait()
         print("Finishing the requests that have begun.", flush=True)
@@ -81,7 +82,7 @@ def _live(settings: Settings) -> Iterator[Settings]:
             state = PrivateRedis.start(_STATE_BYTES, policy="noeviction")
             stack.callback(state.close)
             state_url, state_detail = state.url, "a private Redis on this machine, lost when the service stops"
-        directory = settings.directory or stack.enter_context(TemporaryDirectory(prefix="occam-"))
+        directory = settings.directory or stack.enter_context(private_folder())
         yield replace(
             settings,
             kv_url=kv.url,
@@ -96,6 +97,7 @@ def _live(settings: Settings) -> Iterator[Settings]:
 def _cluster() -> Iterator[None]:
     """The Ray cluster that `RAY_ADDRESS` names, or one of our own on this machine."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "services.middleware.in_front_of_ray")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     # It says at every start that the cluster is guarded by a token, which is as it should be.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
-from contextlib import ExitStack, aclosing, suppress
+from contextlib import ExitStack, aclosing, nullcontext, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -46,6 +46,9 @@ class LocalMedia:
             file_roots=tuple(Path(root) for root in settings.file_roots),
         )
         self._deadline_s = settings.deadline_s
+        # Apart from each other: slow servers must not keep what is here from being decoded.
+        self._fetches = asyncio.Semaphore(settings.max_fetches)
+        self._children = asyncio.Semaphore(settings.max_decodes)
         self._copies = Copies(Path(settings.directory, "media"), settings.video_cache_bytes)
         self._walls: Sandbox | None = None
         self._known: OrderedDict[str, _Known] = OrderedDict()
@@ -80,7 +83,7 @@ class LocalMedia:
         """See `services.decoder.Media`."""
         with ExitStack() as uses:
             known, _ = await self._open(Source(url=medium.url, kind=medium.kind), medium.digest, uses)
-            async with aclosing(self._chunks(known, medium, chunk_frames)) as chunks:
+            async with self._children, aclosing(self._chunks(known, medium, chunk_frames)) as chunks:
                 async for chunk in chunks:
                     yield chunk
             # A copy is never written to; a file under a root is its owner's, and was opened anew by the decoder.
@@ -131,7 +134,8 @@ class LocalMedia:
         started = time.monotonic()
         local = await self._local(source, digest, uses)
         fetched = time.monotonic()
-        facts = await probe_async(local, self._limits)
+        async with self._children:
+            facts = await probe_async(local, self._limits)
         known = self._known[local.digest] = _Known(local=local, facts=facts)
         if len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
@@ -151,7 +155,8 @@ class LocalMedia:
             # Its address is a digest by now: the bytes came once, with the request.
             raise SourceUnavailable("The image came inside an earlier request and is not kept any more. Send it again.")
         with self._copies.scratch() as scratch:
-            local = await fetch(source.url, self._policy, self._limits, scratch, kind=source.kind)
+            async with self._fetches if source.is_remote else nullcontext():
+                local = await fetch(source.url, self._policy, self._limits, scratch, kind=source.kind)
             if digest not in (None, local.digest):
                 raise SourceUnavailable("The address gives another file now than when it was first fetched.", "url")
             uses.enter_context(self._copies.in_use(local.digest))

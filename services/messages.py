@@ -42,6 +42,11 @@ class Source:
     kind: MediaKind | None
 
     @property
+    def is_remote(self) -> bool:
+        """Whether its bytes come from a server, as fast as that pleases."""
+        return self.url[:8].lower().startswith(("http://", "https://"))
+
+    @property
     def address(self) -> str:
         """The URL as it is remembered: of one that holds the image itself, only a digest."""
         inside = self.url[:5].lower() == "data:"

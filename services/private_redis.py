@@ -1,8 +1,8 @@
 """A Redis of our own for the cache of one machine: a child on a unix socket in a private folder, without TCP or disk.
 
-A shell watches over it: it reads from a pipe that this process holds open, so whichever way this process ends the read
-does too, and the shell stops the server and removes the folder. (PDEATHSIG would follow the thread that started the
-child, not the process.)
+A shell watches over it: it starts the server again if that dies, and reads from a pipe that this process holds open,
+so whichever way this process ends the read does too, and the shell stops the server and removes the folder. (PDEATHSIG
+would follow the thread that started the child, not the process.)
 """
 
 import importlib.util
@@ -18,7 +18,22 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from occam.errors import StoreUnavailable
 
-_WATCH = 'folder=$1; shift; "$@" & server=$!; read -r _; kill -9 "$server"; wait "$server"; rm -rf "$folder"'
+# The signal may come between any two commands: whoever starts a server looks again whether to stop.
+_WATCH = """
+folder=$1; shift
+stop=; server=
+trap 'stop=1; [ -z "$server" ] || kill -9 "$server"' TERM
+exec 3<&0
+(read -r _; kill -TERM $$) <&3 &
+while [ -z "$stop" ]; do
+    "$@" 3<&- & server=$!
+    [ -z "$stop" ] || kill -9 "$server"
+    wait "$server"
+    [ -n "$stop" ] || sleep 0.2
+done
+wait
+rm -rf "$folder"
+"""
 _START_S = 5.0
 
 

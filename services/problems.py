@@ -1,4 +1,4 @@
-"""Errors as users see them: one table from exceptions to statuses, one shape for all."""
+"""Errors as they go out over HTTP, all in one shape."""
 
 import logging
 from typing import cast
@@ -11,45 +11,17 @@ from starlette.exceptions import HTTPException
 from occam import errors
 from services import errors as service
 from services import metrics
-from services.schemas import ErrorBody, ErrorDetail
+from services.middleware import REQUEST_ID_HEADER
+from services.statuses import body_of, error_body, status_of
 
-REQUEST_ID_HEADER = "x-request-id"
-
-# The first class that fits decides, so that a subclass stands before its base.
-STATUSES: tuple[tuple[type[errors.OccamError], int], ...] = (
-    (service.MalformedRequest, 400),
-    (service.NotFound, 404),
-    (errors.UnknownModel, 404),
-    (service.SessionBusy, 409),
-    (errors.VideoTooLarge, 413),
-    (errors.UnsupportedVideo, 415),
-    (errors.InvalidInput, 422),
-    (errors.Overloaded, 503),
-    (errors.StoreUnavailable, 503),
-    (service.ReplicaLost, 503),
-    (errors.DecodeTimeout, 504),
-    (service.DeadlineExceeded, 504),
-    (errors.OccamError, 500),
-)
-_TYPES = {503: "unavailable_error", 504: "timeout_error", 500: "server_error"}
-_HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
+_HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
 log = logging.getLogger(__name__)
 
 
-def status_of(error: errors.OccamError) -> int:
-    """The HTTP status of an error."""
-    return next(status for kind, status in STATUSES if isinstance(error, kind))
-
-
-def body_of(error: errors.OccamError, request_id: str | None) -> ErrorBody:
-    """The body of an error."""
-    return _body(status_of(error), error.code, error.message, error.param, request_id)
-
-
-def request_id(request: Request) -> str | None:
-    """The id that the client or the proxy gave the request; the response carries it in the same header."""
-    return request.headers.get(REQUEST_ID_HEADER)
+def request_id(request: Request) -> str:
+    """The id that the request came with or was given; the response carries it in the same header."""
+    return request.headers[REQUEST_ID_HEADER]
 
 
 def install(api: FastAPI) -> None:
@@ -83,15 +55,10 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     error = cast(HTTPException, error)
     code = _HTTP_CODES.get(error.status_code, "http_error")
     message = f"{request.method} {request.url.path}: {error.detail}."
-    body = _body(error.status_code, code, message, None, request_id(request))
+    body = error_body(error.status_code, code, message, None, request_id(request))
     return JSONResponse(body.model_dump(), error.status_code, error.headers)
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     log.error("request %s failed", request_id(request), exc_info=error)
     return await _ours(request, errors.OccamError("The service failed on this request."))
-
-
-def _body(status: int, code: str, message: str, param: str | None, request_id: str | None) -> ErrorBody:
-    kind = _TYPES.get(status, "invalid_request_error")
-    return ErrorBody(error=ErrorDetail(type=kind, code=code, message=message, param=param, request_id=request_id))

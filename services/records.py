@@ -20,7 +20,10 @@ class VideoRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """A conversation over its media: everything that is needed to go on with it on any replica."""
+    """A conversation over its media: everything that is needed to go on with it on any replica.
+
+    turns: as ids; texts: the same as (question, answer), for clients that send them again
+    """
 
     id: str
     model: str
@@ -29,3 +32,4 @@ class Session:
     pruning: PruningChoice
     system: str
     turns: tuple[Turn, ...]
+    texts: tuple[tuple[str, str], ...]

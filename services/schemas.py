@@ -1,8 +1,8 @@
 """The HTTP models of requests, videos, models and errors. Field names are the contract with users."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from occam.config import SEEDS
 from occam.types import MediaKind
@@ -12,6 +12,20 @@ from services.records import VideoRecord
 
 MAX_TEXT = 32_768
 """Characters of all texts of one request together; what they cost grows with the square of their length."""
+MAX_NAME = 512
+"""Characters of an id or a model's name: more than any has, and too few to be a burden."""
+
+
+def _unicode(text: str) -> str:
+    """JSON can escape half a character, which no encoder takes; a length limit makes pydantic find it by itself."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the text has half a character at position {error.start}") from None
+    return text
+
+
+Unicode = Annotated[str, AfterValidator(_unicode)]
 
 
 class Request(BaseModel):
@@ -32,7 +46,9 @@ class Options(Request):
         default=None, gt=0, le=MAX_FPS, description="Frames a second, instead of the model's fixed number."
     )
     max_frames: int | None = Field(default=None, ge=1, le=1024, description="At most so many frames.")
-    session_id: str | None = Field(default=None, description="Session of an earlier answer, to ask a follow-up.")
+    session_id: str | None = Field(
+        default=None, max_length=MAX_NAME, description="Session of an earlier answer, to ask a follow-up."
+    )
     evidence: bool = Field(default=False, description="Whether the answer shall say which patches it rests on.")
 
     @property
@@ -56,7 +72,9 @@ class QueryRequest(Options):
 
     question: str = Field(min_length=1, max_length=8192)
     model: str | None = Field(
-        default=None, description="One of `GET /v1/models`; the first one that takes videos if left out."
+        default=None,
+        max_length=MAX_NAME,
+        description="One of `GET /v1/models`; the first one that takes videos if left out.",
     )
     max_tokens: int = Field(default=64, ge=1, le=4096)
     temperature: float = Field(default=0.0, ge=0, le=2)

@@ -1,6 +1,7 @@
 """Every setting of the service, and the only place that reads the environment."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,6 +15,13 @@ from occam.errors import InvalidInput
 PREFIX = "OCCAM_"
 FILE_VARIABLE = "OCCAM_CONFIG"
 
+_ABOVE_ZERO = (
+    "deadline_s", "kv_ttl_s", "session_ttl_s", "session_first_ttl_s", "max_body_bytes", "max_fetches", "max_decodes",
+    "threads", "chunk_frames", "workers", "max_ongoing",
+)  # fmt: skip
+
+_KUBERNETES = re.compile(PREFIX + r"(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -24,9 +32,12 @@ class Settings:
     models: names or paths that are served; the first is the default
     kv_url: the cache's shared tier: `auto` (a private server), `memory://` (none), `redis://`, `rediss://`, `unix://`
     state_url: sessions and videos: `auto` (a private server) or the URL of a Redis without eviction
+    session_ttl_s: videos, and sessions, that are not used; session_first_ttl_s: sessions that nobody has followed up on
     allowed_hosts: hosts that may be fetched (empty: every public one); allow_private_hosts: host:port, private or not
     file_roots: directories of which files may be named by path (none by default)
     max_images: images in one conversation
+    max_fetches, max_decodes: files that one node fetches, and reads in children, at a time; others wait
+    max_body_bytes: of a request; images inside it are a third longer than their files: one of the largest fits
     workers: replicas per model; max_ongoing: requests that one replica takes at a time; max_queued: waiting behind them
     kv_memory_bytes: states in one worker's memory; kv_entry_bytes: largest state that goes into the shared tier
     directory: node-local files (fetched videos and images, metrics); a fresh private one where empty
@@ -40,6 +51,7 @@ class Settings:
     kv_entry_bytes: int = 256 << 20
     state_url: str = "auto"
     session_ttl_s: float = 7 * 86_400.0
+    session_first_ttl_s: float = 3600.0
     allowed_hosts: tuple[str, ...] = ()
     allow_private_hosts: tuple[str, ...] = ()
     file_roots: tuple[str, ...] = ()
@@ -50,6 +62,9 @@ class Settings:
     max_image_bytes: int = 32 << 20
     max_image_pixels: int = 50_000_000
     max_images: int = 16
+    max_body_bytes: int = 64 << 20
+    max_fetches: int = 32
+    max_decodes: int = 32
     video_cache_bytes: int = 8 << 30
     deadline_s: float = 120.0
     device: str = "cpu"
@@ -69,9 +84,11 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.models:
             raise InvalidInput("OCCAM_MODELS must name at least one model.", "models")
-        for name in ("deadline_s", "kv_ttl_s", "session_ttl_s", "threads", "chunk_frames", "workers", "max_ongoing"):
+        for name in _ABOVE_ZERO:
             if not getattr(self, name) > 0:
                 raise InvalidInput(f"{PREFIX}{name.upper()} must be above 0, got {getattr(self, name)}.", name)
+        if not 1 <= self.port <= 65535:
+            raise InvalidInput(f"{PREFIX}PORT must lie in 1..65535, got {self.port}.", "port")
 
     @classmethod
     def load(cls, environ: Mapping[str, str] = os.environ) -> "Settings":
@@ -103,18 +120,35 @@ def model_name(model: str) -> str:
 
 def _given(known: Mapping[str, Any], environ: Mapping[str, str]) -> list[tuple[str, Any, Any]]:
     """(name, type, raw value) of everything that is set, the environment's last; InvalidInput for unknown names."""
-    from_file: dict[str, Any] = {}
-    if path := environ.get(FILE_VARIABLE):
-        from_file = yaml.safe_load(Path(path).read_text()) or {}
+    path = environ.get(FILE_VARIABLE)
+    from_file = _read(Path(path)) if path else {}
     from_environment = {
         name.removeprefix(PREFIX).lower(): value
         for name, value in environ.items()
-        if name.startswith(PREFIX) and name != FILE_VARIABLE
+        if name.startswith(PREFIX) and name != FILE_VARIABLE and not _is_kubernetes(name, value)
     }
     for name in (*from_file, *from_environment):
         if name not in known:
             raise InvalidInput(f"There is no setting {name!r} ({PREFIX}{name.upper()}).", name)
     return [(name, known[name], value) for name, value in (from_file | from_environment).items()]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The yaml file; InvalidInput where it is none."""
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except OSError as error:
+        raise InvalidInput(f"{FILE_VARIABLE} names {path}: {error.strerror}.", FILE_VARIABLE) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{FILE_VARIABLE} names {path}, which is not yaml.", FILE_VARIABLE) from error
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise InvalidInput(f"{FILE_VARIABLE} names {path}, which is not `name: value` lines.", FILE_VARIABLE)
+    return values
+
+
+def _is_kubernetes(name: str, value: str) -> bool:
+    """Whether Kubernetes set the variable, as it does in every pod beside a Service that is named `occam`."""
+    return bool(_KUBERNETES.fullmatch(name)) or (name == f"{PREFIX}PORT" and "://" in value)
 
 
 def _parse(name: str, kind: Any, value: Any) -> Any:

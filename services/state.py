@@ -5,11 +5,12 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TypeVar
 
+from anyio import CancelScope
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import LockError, RedisError
+from redis.exceptions import LockError, OutOfMemoryError, RedisError, ResponseError
 
 from occam.errors import StoreUnavailable
 from occam.kv.key import KVKey
@@ -34,22 +35,27 @@ def new_id(kind: str) -> str:
 class State:
     """Videos and sessions by id. An outage is StoreUnavailable."""
 
-    def __init__(self, url: str, ttl_s: float, turn_s: float) -> None:
-        """ttl_s: how long what is not used is kept; turn_s: after which a turn is taken to have died."""
+    def __init__(self, url: str, ttl_s: float, first_ttl_s: float, turn_s: float) -> None:
+        """What is not used is kept for ttl_s seconds, a session that nobody has followed up on for first_ttl_s.
+
+        turn_s: after which a turn is taken to have died
+        """
         # One retry: a pooled connection may be older than the server behind it.
         retry = Retry(NoBackoff(), 1)
         self._redis = Redis.from_url(url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, retry=retry)
         self._ttl_s = int(ttl_s)
+        self._first_ttl_s = int(min(first_ttl_s, ttl_s))
         self._turn_s = turn_s
 
-    async def ping(self) -> None:
-        """Raise StoreUnavailable unless the server answers."""
+    async def check(self) -> None:
+        """Raise StoreUnavailable unless the server takes what is written: one that is full still answers."""
         with _translated():
-            await self._redis.ping()
+            await self._redis.set("check", b"", ex=self._first_ttl_s)
 
     async def save_video(self, record: VideoRecord) -> None:
         """Keep a video's record."""
-        await self._save(f"video:{record.id}", _VIDEO, record)
+        with _translated():
+            await self._redis.set(f"video:{record.id}", _VIDEO.dump_json(record), ex=self._ttl_s)
 
     async def video(self, video_id: str) -> VideoRecord:
         """The record of a video; NotFound if there is none."""
@@ -57,7 +63,8 @@ class State:
 
     async def update_video(self, record: VideoRecord) -> bool:
         """Keep a video's record if the video has not been forgotten; whether that was so."""
-        return await self._save(f"video:{record.id}", _VIDEO, record, only_if_there=True)
+        with _translated():
+            return bool(await self._redis.set(f"video:{record.id}", _VIDEO.dump_json(record), ex=self._ttl_s, xx=True))
 
     async def delete_video(self, video_id: str) -> None:
         """Forget a video."""
@@ -76,9 +83,11 @@ class State:
             await self._redis.sadd(f"keys:{video_id}", _KEY.dump_json(key))
             await self._redis.expire(f"keys:{video_id}", self._ttl_s)
 
-    async def save_session(self, session: Session) -> None:
-        """Keep a session."""
-        await self._save(f"session:{session.id}", _SESSION, session)
+    async def save_session(self, session: Session, followed_up: bool) -> None:
+        """Keep a session; most are never followed up on, and are not kept for long."""
+        ttl_s = self._ttl_s if followed_up else self._first_ttl_s
+        with _translated():
+            await self._redis.set(f"session:{session.id}", _SESSION.dump_json(session), ex=ttl_s)
 
     @asynccontextmanager
     async def turn_of(self, session_id: str) -> AsyncGenerator[Session]:
@@ -90,13 +99,10 @@ class State:
         try:
             yield await self._load(f"session:{session_id}", _SESSION, "session")
         finally:
+            # Shielded: the response to a client that hung up is cancelled again at every await of its clean-up.
             # A lock that is no longer ours has timed out: the turn was taken to have died.
-            with _translated(), suppress(LockError):
+            with CancelScope(shield=True), _translated(), suppress(LockError):
                 await lock.release()
-
-    async def _save(self, name: str, kind: TypeAdapter[T], value: T, only_if_there: bool = False) -> bool:
-        with _translated():
-            return bool(await self._redis.set(name, kind.dump_json(value), ex=self._ttl_s, xx=only_if_there))
 
     async def _load(self, name: str, kind: TypeAdapter[T], what: str) -> T:
         with _translated():
@@ -110,5 +116,9 @@ class State:
 def _translated() -> Iterator[None]:
     try:
         yield
+    except OutOfMemoryError as error:
+        raise StoreUnavailable("The store of sessions and videos is full. Try again later.") from error
+    except ResponseError as error:
+        raise StoreUnavailable("The store of sessions and videos refuses to be written to.") from error
     except RedisError as error:
         raise StoreUnavailable("The store of sessions and videos does not answer. Try again shortly.") from error

@@ -30,22 +30,26 @@ class Videos:
         self._decoder = decoder
         self._workers = workers
         self._missing_walls: tuple[str, ...] | None = None
-        self._warming: set[asyncio.Task[None]] = set()
+        self._warming: dict[str, asyncio.Task[None]] = {}
 
     async def add(self, url: str) -> VideoRecord:
         """Fetch and describe the video; its frames are encoded for the default model behind the answer's back."""
-        model = await self._conversations.model(None, {"video"})
-        described = await self._conversations.describe(model, Source(url=url, kind="video"), FrameChoice())
-        record = VideoRecord(id=new_id("video"), video=described.medium, status="processing")
-        await self._state.save_video(record)
-        task = asyncio.create_task(self._warm(model, record))
-        self._warming.add(task)
-        task.add_done_callback(self._warming.discard)
+        async with self._conversations.until(self._conversations.deadline()):
+            model = await self._conversations.model(None, {"video"})
+            described = await self._conversations.describe(model, Source(url=url, kind="video"), FrameChoice())
+            record = VideoRecord(id=new_id("video"), video=described.medium, status="processing")
+            await self._state.save_video(record)
+        self._start(model, record)
         return record
 
     async def get(self, video_id: str) -> VideoRecord:
-        """A video's record; NotFound."""
-        return await self._state.video(video_id)
+        """A video's record; NotFound. One that an ingress which has died was encoding is encoded again."""
+        record = await self._state.video(video_id)
+        if record.status == "processing" and video_id not in self._warming:
+            model = await self._conversations.model(None, {"video"})
+            if video_id not in self._warming:  # nobody else asked meanwhile
+                self._start(model, record)
+        return record
 
     async def forget(self, video_id: str) -> None:
         """Drop the video's cached states and its local copies, then its record; its sessions end with it."""
@@ -58,6 +62,10 @@ class Videos:
         if self._missing_walls is None:
             self._missing_walls = await call(self._decoder, "missing_walls")
         return f"without {' and '.join(self._missing_walls)}" if self._missing_walls else "complete"
+
+    def _start(self, model: str, record: VideoRecord) -> None:
+        task = self._warming[record.id] = asyncio.create_task(self._warm(model, record))
+        task.add_done_callback(lambda _: self._warming.pop(record.id))
 
     async def _warm(self, model: str, record: VideoRecord) -> None:
         keys: list[KVKey] = []

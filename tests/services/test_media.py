@@ -15,6 +15,7 @@ import pytest
 
 from occam.errors import InvalidInput, Overloaded, SourceUnavailable
 from pipelines.ingest import process
+from pipelines.ingest.source import LocalFile
 from services.media import LocalMedia
 from services.messages import DecodedChunk, FrameChoice, Medium, Source
 from services.settings import Settings
@@ -242,6 +243,31 @@ def test_cancelling_a_description_ends_its_work(site: Site, monkeypatch: pytest.
         assert site.copies() == set()
 
     asyncio.run(scene())
+
+
+def test_slow_servers_are_bounded_and_hold_up_no_decoding(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        media = site.media(max_fetches=2, max_decodes=1)
+        medium = await look(media, site.url("a"))
+        fetching = 0
+
+        async def stalled(*_: object, **__: object) -> LocalFile:
+            nonlocal fetching
+            fetching += 1
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        monkeypatch.setattr("services.media.fetch", stalled)
+        slow = [asyncio.create_task(look(media, site.url("b"))) for _ in range(5)]
+        await asyncio.sleep(0.05)
+        assert fetching == 2
+        assert len(await shades(media.decode(medium, 4))) > 0
+        assert await look(media, site.url("a"), medium.digest) == medium
+        for task in slow:
+            task.cancel()
+        await asyncio.gather(*slow, return_exceptions=True)
+
+    asyncio.run(main())
 
 
 def test_a_new_process_finds_the_copies_and_clears_up(site: Site) -> None:

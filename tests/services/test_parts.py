@@ -14,9 +14,9 @@ from occam.errors import InvalidInput, Overloaded
 from services import errors as service_errors
 from services.errors import ReplicaLost
 from services.launch import running
-from services.problems import STATUSES, status_of
 from services.settings import Settings
 from services.single_flight import SingleFlight
+from services.statuses import STATUSES, status_of
 from tests.services.local import crossed
 
 
@@ -45,11 +45,39 @@ def test_settings_come_from_file_and_environment(tmp_path: Path) -> None:
         ("OCCAM_WORKERS", "0"),
         ("OCCAM_DTYPE", "int8"),
         ("OCCAM_MODELS", ""),
+        ("OCCAM_PORT", "99999"),
+        ("OCCAM_PORT", "0"),
+        ("OCCAM_SERVICE", "x"),
+        ("OCCAM_PORTS", "x"),
+        ("OCCAM_CONFIG", "/nope"),
+        ("OCCAM_CONFIG", "/"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(name: str, value: str) -> None:
     with pytest.raises(InvalidInput):
         Settings.load({name: value})
+
+
+@pytest.mark.parametrize("content", [b"- a list", b"a: [", b"\xff\xfe\xff", b"1: 2", b"a line"])
+def test_a_settings_file_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "occam.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InvalidInput):
+        Settings.load({"OCCAM_CONFIG": str(path)})
+
+
+def test_what_kubernetes_sets_is_no_setting() -> None:
+    given = {
+        "OCCAM_SERVICE_HOST": "10.0.0.1",
+        "OCCAM_SERVICE_PORT": "8000",
+        "OCCAM_SERVICE_PORT_HTTP": "8000",
+        "OCCAM_PORT": "tcp://10.0.0.1:8000",
+        "OCCAM_PORT_8000_TCP": "tcp://10.0.0.1:8000",
+        "OCCAM_PORT_8000_TCP_PROTO": "tcp",
+        "OCCAM_PORT_8000_TCP_PORT": "8000",
+        "OCCAM_PORT_8000_TCP_ADDR": "10.0.0.1",
+    }
+    assert Settings.load(given) == Settings()
 
 
 def test_a_port_in_use_is_said_so() -> None:

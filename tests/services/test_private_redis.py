@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from occam.errors import InvalidInput
 from services import private_redis
@@ -67,6 +68,43 @@ def test_it_does_not_outlive_a_killed_parent(frozen: bool) -> None:
     assert gone(folder)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_private_folder_does_not_outlive_its_process(killed: bool) -> None:
+    code = (
+        "import pathlib, sys; from services.private_folder import private_folder\n"
+        "with private_folder() as folder:\n"
+        "    pathlib.Path(folder, 'file').touch(); print(folder, flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    folder = Path(process.stdout.readline().strip())
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    if killed:
+        process.kill()
+    process.communicate()
+    assert gone(folder)
+
+
+def test_it_is_started_again_if_it_dies() -> None:
+    server = PrivateRedis.start(32 << 20)
+    with Redis.from_url(server.url) as client:
+        pid = client.info("server")["process_id"]
+        os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                again = client.info("server")["process_id"]
+                break
+            except RedisConnectionError:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+    assert again != pid
+    server.close()
+    assert not folder_of(server.url).exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(again, 0)
 
 
 def test_auto_is_a_private_server_and_memory_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,8 +49,11 @@ def serve(tmp_path: Path) -> Iterator[tuple["subprocess.Popen[str]", str]]:
 def test_sigterm_lets_answers_end_and_exits_zero(serve: tuple["subprocess.Popen[str]", str], tmp_path: Path) -> None:
     process, base_url = serve
     assert process.stdout is not None
-    while "answers on" not in (line := process.stdout.readline()):
+    said = ""
+    while "answers on" not in said:
+        said += (line := process.stdout.readline())
         assert line, "the service ended at its start"
+    assert "Cache: a private Redis on this machine. Sessions and videos: a private Redis" in said
     with httpx.Client(base_url=base_url, timeout=60) as http:
         assert http.get("/readyz").json()["kv"] == "a private Redis on this machine"
         video = http.post("/v1/videos", json={"url": str(tmp_path / "clip.mp4")}).json()

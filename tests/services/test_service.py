@@ -1,6 +1,7 @@
 """The service on real Ray Serve, two workers, fakes inside: what only processes and sockets can show."""
 
 import os
+import re
 import signal
 import socket
 import time
@@ -30,7 +31,7 @@ def base_url() -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    settings = Settings(models=(MODEL, OTHER), workers=2, port=port, deadline_s=60)
+    settings = Settings(models=(MODEL, OTHER), workers=2, max_queued=16, port=port, deadline_s=60)
     with running(settings, load=FakeEngine.load, media=FakeMedia):
         yield f"http://127.0.0.1:{port}"
 
@@ -77,6 +78,18 @@ def test_a_session_goes_on_on_every_replica(http: httpx.Client) -> None:
         pids.add(answer.split("pid ")[1])
     assert len(pids) == 2, "both workers took part"
     assert query(http, video, "what?")["occam"]["cache"] in ("memory", "redis")
+
+
+def test_a_deleted_video_is_gone_from_every_process(http: httpx.Client) -> None:
+    video = post_video(http, "fake://deleted")
+    session = query(http, video, "what?")["session_id"]
+    assert http.delete(f"/v1/videos/{video}").status_code == 204
+    assert http.get(f"/v1/videos/{video}").status_code == 404
+    late = http.post(f"/v1/videos/{video}/queries", json={"question": "and?", "session_id": session})
+    assert late.status_code == 404
+    content = [{"type": "video_url", "video_url": {"url": "fake://deleted"}}, {"type": "text", "text": "what?"}]
+    chat = {"model": MODEL, "messages": [{"role": "user", "content": content}]}
+    assert http.post("/v1/chat/completions", json=chat).json()["occam"]["cache"] == "none"
 
 
 def test_encoding_begins_before_decoding_ends(base_url: str) -> None:
@@ -166,6 +179,36 @@ def test_nobody_listening_ends_the_work(http: httpx.Client, base_url: str) -> No
         time.sleep(0.2)
 
 
+def test_hanging_up_in_a_follow_up_frees_its_session(http: httpx.Client, base_url: str) -> None:
+    video = post_video(http, "fake://hang-up")
+    session = query(http, video, "what?")["session_id"]
+    body = {"question": "slow?", "session_id": session, "stream": True}
+    with (
+        httpx.Client(base_url=base_url, timeout=60) as client,
+        client.stream("POST", f"/v1/videos/{video}/queries", json=body) as response,
+    ):
+        assert next(response.iter_lines())
+    time.sleep(2)
+    assert " turn 1 " in query(http, video, "and then?", session_id=session)["answer"]
+
+
+def test_a_full_queue_says_when_to_come_back(http: httpx.Client, base_url: str) -> None:
+    """Two workers take eight questions each, sixteen wait, and more are sent than that."""
+    video = post_video(http, "fake://full")
+    rejected = totals(http, "occam_rejections_total").get(("overloaded",), 0)
+    limits = httpx.Limits(max_connections=None)
+    with httpx.Client(base_url=base_url, timeout=60, limits=limits) as client, ThreadPoolExecutor(48) as pool:
+        body = {"question": "slow?", "max_tokens": 8}
+        asked = [pool.submit(client.post, f"/v1/videos/{video}/queries", json=body) for _ in range(48)]
+        responses = [future.result() for future in asked]
+    refused = [response for response in responses if response.status_code != 200]
+    assert 0 < len(refused) < len(responses)
+    for response in refused:
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "overloaded"), response.text
+        assert int(response.headers["retry-after"]) >= 1
+    assert totals(http, "occam_rejections_total")[("overloaded",)] == rejected + len(refused)
+
+
 def test_a_killed_worker_ends_no_request_and_loses_no_number(http: httpx.Client, base_url: str) -> None:
     videos = [post_video(http, f"fake://kill{i}") for i in range(3)]
     before = {stage: totals(http, "occam_visual_tokens_total").get((MODEL, stage, "occam"), 0) for stage in STAGES}
@@ -186,6 +229,35 @@ def test_a_killed_worker_ends_no_request_and_loses_no_number(http: httpx.Client,
         assert after[(MODEL, stage, "occam")] - before[stage] == spent
     assert totals(http, "occam_token_retention_ratio_count")[(MODEL, "stage2", "occam")] - ratios == 13
     assert totals(http, "occam_queue_depth") == {(): 0.0}, "the gauge of the dead is gone"
+
+
+def test_slow_fetches_hold_up_nobody_else(http: httpx.Client, base_url: str) -> None:
+    limits = httpx.Limits(max_connections=None)
+    with httpx.Client(base_url=base_url, timeout=60, limits=limits) as client, ThreadPoolExecutor(70) as pool:
+        slow = [pool.submit(client.post, "/v1/videos", json={"url": f"fake://slow{i}?fetch=8"}) for i in range(70)]
+        time.sleep(2)
+        video = post_video(http, "fake://quick")
+        assert query(http, video, "what?")["answer"].startswith("saw 8 frames")
+        assert not any(future.done() for future in slow)
+        assert all(future.result().status_code == 200 for future in slow)
+
+
+@pytest.mark.parametrize("given", ["r-1", "\xff\xfe", "x" * 65, "<b>", None])
+def test_a_request_id_is_the_clients_if_it_is_harmless(http: httpx.Client, given: str | None) -> None:
+    headers = [] if given is None else [(b"x-request-id", given.encode("latin-1"))]
+    response = http.get("/v1/videos/none", headers=headers)
+    assert response.status_code == 404
+    request_id = response.headers["x-request-id"]
+    assert response.json()["error"]["request_id"] == request_id
+    assert (request_id == given) == (given == "r-1")
+    assert re.fullmatch("[A-Za-z0-9._-]{1,64}", request_id)
+
+
+def test_a_dead_decoder_ends_no_request(http: httpx.Client) -> None:
+    described = post_video(http, "fake://fatal")
+    assert query(http, described, "what?")["answer"].startswith("saw 8 frames")
+    decoded = post_video(http, "fake://fatal-frames")
+    assert query(http, decoded, "what?")["answer"].startswith("saw 8 frames")
 
 
 STAGES = ("encoded", "stage1", "stage2")
