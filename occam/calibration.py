@@ -2,9 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any, get_args
 
 from occam.config import Evaluators, OccamToken, RegisterMode
 from occam.errors import InvalidInput
@@ -12,6 +14,41 @@ from occam.registers import Neuron
 
 ARTEFACT_NAME = "occam.json"
 ARTEFACT_VERSION = 1
+
+
+def _is_natural(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_lambda(value: Any) -> bool:
+    return value is None or (_is_number(value) and value >= 0)
+
+
+def _are_pairs(value: Any) -> bool:
+    return isinstance(value, tuple) and all(
+        isinstance(pair, tuple) and len(pair) == 2 and all(map(_is_natural, pair)) for pair in value
+    )
+
+
+def _are_statistics(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(map(_is_number, value.values()))
+
+
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "weights": (lambda value: isinstance(value, str), "a text"),
+    "cut": (lambda value: _is_natural(value) and value >= 1, "an integer of at least 1"),
+    "register": (lambda value: value in get_args(RegisterMode), f"one of {', '.join(get_args(RegisterMode))}"),
+    "neurons": (_are_pairs, "pairs of integers of at least 0"),
+    "lambda1": (_is_lambda, "a finite number of at least 0, or null"),
+    "lambda2": (_is_lambda, "a finite number of at least 0, or null"),
+    "evaluators": (lambda value: value in get_args(Evaluators), f"one of {', '.join(get_args(Evaluators))}"),
+    "statistics": (_are_statistics, "finite numbers by name"),
+}
+"""Of every field of an artefact, what holds of its value, and how to say that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +70,12 @@ class Calibration:
     evaluators: Evaluators = "turn"
     statistics: Mapping[str, float] = field(default_factory=dict)
     version: int = ARTEFACT_VERSION
+
+    def __post_init__(self) -> None:
+        for name, (holds, description) in _FIELDS.items():
+            value = getattr(self, name)
+            if not holds(value):
+                raise InvalidInput(f"A calibration's {name} must be {description}, got {str(value)[:80]!r}.", "model")
 
     @property
     def complete(self) -> bool:
@@ -63,19 +106,32 @@ class Calibration:
 
     @classmethod
     def load(cls, path: Path, weights: str) -> "Calibration":
-        """Read an artefact made for `weights` (SHA-256); InvalidInput if it is another's, or of another version."""
-        content = json.loads(path.read_text())
-        if content.get("version") != ARTEFACT_VERSION:
+        """Read an artefact made for `weights` (SHA-256); InvalidInput if it is another's, or not a whole one."""
+        try:
+            content = json.loads(path.read_text())
+        except ValueError as error:
+            raise InvalidInput(f"The calibration {path.name} is not JSON.", "model") from error
+        version = content.get("version") if isinstance(content, dict) else None
+        if version != ARTEFACT_VERSION:
             raise InvalidInput(
-                f"The calibration {path.name} has version {content.get('version')}, this release reads "
-                f"{ARTEFACT_VERSION}. Run `occam calibrate` again.",
+                f"The calibration {path.name} has version {version}, this release reads {ARTEFACT_VERSION}. "
+                "Run `occam calibrate` again.",
                 "model",
+            )
+        names = {field.name for field in fields(cls)}
+        if content.keys() != names:
+            raise InvalidInput(
+                f"The calibration {path.name} must have exactly the fields {', '.join(sorted(names))}.", "model"
             )
         if content["weights"] != weights:
             raise InvalidInput(
-                f"The calibration {path.name} was made for weights {content['weights'][:12]}, the checkpoint has "
+                f"The calibration {path.name} was made for weights {str(content['weights'])[:12]}, the checkpoint has "
                 f"{weights[:12]}. Run `occam calibrate` again.",
                 "model",
             )
-        neurons = tuple((int(block), int(unit)) for block, unit in content.pop("neurons"))
-        return cls(neurons=neurons, **content)
+        return cls(**content | {"neurons": _tuples(content["neurons"])})
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as tuples, whatever is in them."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,13 +1,19 @@
 """What can be chosen: frozen keyword-only dataclasses, validated when made, mutated by nobody."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from occam.errors import InvalidInput
 
 RegisterMode = Literal["neurons", "zero_token", "mean_threshold"]
 Evaluators = Literal["question", "turn"]
 RegisterPlacement = Literal["after_norm", "before_norm"]
+
+_MODES = {
+    "register": get_args(RegisterMode),
+    "evaluators": get_args(Evaluators),
+    "placement": get_args(RegisterPlacement),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +56,25 @@ class OccamToken:
             raise InvalidInput(f"cut must be at least 1, got {self.cut}.", "cut")
         if self.min_tokens < 0:
             raise InvalidInput(f"min_tokens must be at least 0, got {self.min_tokens}.", "min_tokens")
+        for field_name, known in _MODES.items():
+            value = getattr(self, field_name)
+            if value not in known:
+                raise InvalidInput(f"{field_name} must be one of {', '.join(known)}, got {value!r}.", field_name)
 
 
 Pruning = NoPruning | OccamToken
 
 
+LEAST_TEMPERATURE = 1e-3
+SEEDS = (-(2**63), 2**63 - 1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How an answer is decoded: greedy at temperature 0, else seeded nucleus sampling."""
+    """How an answer is decoded: greedy at temperature 0, else seeded nucleus sampling.
+
+    temperature: 0, or from `LEAST_TEMPERATURE` (below it, logits divided by it overflow) to 2; seed: within `SEEDS`
+    """
 
     max_new_tokens: int = 64
     temperature: float = 0.0
@@ -67,10 +84,14 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise InvalidInput(f"max_new_tokens must be at least 1, got {self.max_new_tokens}.", "max_tokens")
-        if not 0 <= self.temperature <= 2:
-            raise InvalidInput(f"temperature must lie in 0..2, got {self.temperature}.", "temperature")
+        if self.temperature != 0 and not LEAST_TEMPERATURE <= self.temperature <= 2:
+            raise InvalidInput(
+                f"temperature must be 0 or lie in {LEAST_TEMPERATURE:g}..2, got {self.temperature:g}.", "temperature"
+            )
         if not 0 < self.top_p <= 1:
             raise InvalidInput(f"top_p must lie in (0, 1], got {self.top_p}.", "top_p")
+        if not SEEDS[0] <= self.seed <= SEEDS[1]:
+            raise InvalidInput(f"seed must lie in {SEEDS[0]}..{SEEDS[1]}, got {self.seed}.", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)

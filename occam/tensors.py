@@ -61,6 +61,23 @@ class MediaTokens:
             raise ValueError("pts_seconds, indices and grid must name the same views")
 
 
+@dataclass(frozen=True, kw_only=True)
+class StateShape:
+    """What all states of one model under one cut have in common; the dimensions that `PrefixState` names.
+
+    dtype: of keys, values, hidden and planes; planes: DeepStack levels above the cut
+    """
+
+    dtype: torch.dtype
+    axes: int
+    layers: int
+    heads: int
+    head_dim: int
+    width: int
+    levels: int
+    planes: int
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PrefixState:
     """Everything computed for a prefix that depends on no question; built only by appending chunks.
@@ -127,6 +144,21 @@ class PrefixState:
             hidden=self.hidden.to(device),
             planes=tuple(plane.to(device) for plane in self.planes),
             register_sum=self.register_sum.to(device),
+        )
+
+    @property
+    def shape(self) -> StateShape:
+        """Its dimensions, less those that grow with what is appended."""
+        heads, _, head_dim = self.keys[0].shape if self.keys else (0, 0, 0)
+        return StateShape(
+            dtype=self.hidden.dtype,
+            axes=self.positions.shape[0],
+            layers=len(self.keys),
+            heads=heads,
+            head_dim=head_dim,
+            width=self.hidden.shape[1],
+            levels=self.register_sum.shape[0] - 1,
+            planes=len(self.planes),
         )
 
     @property

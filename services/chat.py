@@ -4,10 +4,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from occam.config import SamplingParams
+from occam.config import SEEDS, SamplingParams
 from occam.errors import InvalidInput
 from services.messages import Question, Source
-from services.schemas import MAX_NAME, Options, Unicode
+from services.schemas import MAX_NAME, MAX_TEXT, Options, Unicode
 
 _WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "stop": ("", []),
@@ -140,7 +140,7 @@ class ChatRequest(Nullable):
     max_completion_tokens: int | None = Field(default=None, ge=1, le=4096)
     temperature: float = Field(default=0.0, ge=0, le=2, description="0 (unlike OpenAI's): the likeliest answer.")
     top_p: float = Field(default=1.0, gt=0, le=1)
-    seed: int = 0
+    seed: int = Field(default=0, ge=SEEDS[0], le=SEEDS[1])
     n: Literal[1] = 1
     stream: bool = False
     stream_options: StreamOptions = Field(default_factory=StreamOptions)
@@ -149,6 +149,7 @@ class ChatRequest(Nullable):
     def question(self) -> Question:
         """The request as a question; InvalidInput where it asks for more than an answer about media."""
         _check_supported(self.model_extra or {})
+        _check_text(self.messages)
         system, history, text = _turns(self.messages)
         return Question(
             text=text,
@@ -175,6 +176,12 @@ def _check_supported(given: dict[str, Any]) -> None:
     for name, harmless in _WITHOUT_EFFECT.items():
         if name in given and given[name] not in harmless:
             raise InvalidInput(f"{name} is not supported.", name)
+
+
+def _check_text(messages: list[Message]) -> None:
+    length = sum(len(message.text) for message in messages)
+    if length > MAX_TEXT:
+        raise InvalidInput(f"The messages have {length} characters of text, over the limit of {MAX_TEXT}.", "messages")
 
 
 def _sources(messages: list[Message]) -> tuple[Source, ...]:

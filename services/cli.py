@@ -1,7 +1,6 @@
 """The `occam` command. Exit codes: 0 done, 1 failed, 2 used wrongly."""
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -40,8 +39,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_ask(commands.add_parser("ask", help="ask about one video or image, in this process"))
     _add_calibrate(commands.add_parser("calibrate", help="measure what a checkpoint needs for pruning, and keep it"))
     _add_registers(commands.add_parser("registers", help="find the neurons behind a checkpoint's attention sinks"))
-    models = commands.add_parser("models", help="list the models inside the package")
-    models.add_argument("--json", action="store_true", help="one JSON array")
+    models = commands.add_parser("models", help="list models, families and calibrations")
+    models.add_argument("name", nargs="*", metavar="MODEL", help="checkpoints to look at (those in the package)")
+    models.add_argument("--json", action="store_true", help="one JSON object")
     models.set_defaults(run=_models)
     return parser
 
@@ -165,10 +165,13 @@ def _footage(settings: Settings, options: argparse.Namespace) -> "Footage | None
 
 
 def _models(options: argparse.Namespace) -> None:
-    from occam.models.checkpoint import embedded_models
+    from services.catalogue import as_json, families, models
 
-    names = list(embedded_models())
-    print(json.dumps(names) if options.json else "\n".join(names))
+    listed, known = models(options.name), families()
+    if options.json:
+        print(as_json(listed, known))
+    else:
+        print("\n".join([*map(str, listed), "", "families of checkpoints, by name or path:", *map(str, known)]))
 
 
 def _note(text: str) -> None:

@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 
 from occam.config import Pruning
@@ -82,7 +83,7 @@ class Prefixes:
             await self._tiers.delete(key)
 
     async def _find_or_build(self, key: KVKey, media: Sequence[Medium], pruning: Pruning, system: str) -> Prefix:
-        found = await self._tiers.get(key)
+        found = await self._tiers.get(key, partial(self._engine.fits, pruning))
         if found.state is not None:
             tier: Tier = "memory" if found.tier == "memory" else "redis"
             return Prefix(state=found.state, key=key, tier=tier, cached_tokens=len(found.state))

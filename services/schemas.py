@@ -4,11 +4,14 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from occam.config import SEEDS
 from occam.types import MediaKind
 from pipelines.ingest.sample import MAX_FPS
 from services.messages import FrameChoice, PruningChoice, ServedModel
 from services.records import VideoRecord
 
+MAX_TEXT = 32_768
+"""Characters of all texts of one request together; what they cost grows with the square of their length."""
 MAX_NAME = 512
 """Characters of an id or a model's name: more than any has, and too few to be a burden."""
 
@@ -75,7 +78,7 @@ class QueryRequest(Options):
     )
     max_tokens: int = Field(default=64, ge=1, le=4096)
     temperature: float = Field(default=0.0, ge=0, le=2)
-    seed: int = 0
+    seed: int = Field(default=0, ge=SEEDS[0], le=SEEDS[1])
     stream: bool = Field(default=False, description="Server-sent events: `text` pieces, then the whole `answer`.")
 
 

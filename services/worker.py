@@ -1,6 +1,7 @@
 """The worker deployment: one model, its caches, and the questions put to it."""
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -20,6 +21,8 @@ from services.remote import stream
 from services.settings import Settings, model_name
 from services.tiers import open_tiers
 
+_LOG = logging.getLogger(__name__)
+
 
 class Worker:
     """Answers questions with one engine."""
@@ -30,6 +33,8 @@ class Worker:
         self._engine = load(settings.engine(model))
         self._engine.warm_up()
         self._name = model_name(model)
+        if not self._engine.info.calibrated:
+            _LOG.warning("%s is not calibrated: it runs strategy none. Run `occam calibrate %s`.", self._name, model)
         self._thread = EngineThread()
         memory, tiers = open_tiers(settings)
         chunks = partial(stream, decoder, "decode")

@@ -44,6 +44,7 @@ class FakeEngine:
             name=config.model,
             family="fake",
             digest="0" * 64,
+            config_digest="2" * 64,
             text_digest="1" * 64,
             preprocessing="fake",
             frames=8,
@@ -99,6 +100,9 @@ class FakeEngine:
                 stage="prefill_lower", started_s=ended, ended_s=ended, tokens_in=count * kept, tokens_out=count * kept
             ),
         )
+
+    def fits(self, pruning: Pruning, state: PrefixState) -> bool:
+        return state.shape == self.begin(pruning).shape
 
     def replay(self, state: PrefixState, turns: Sequence[Turn]) -> PrefixState:
         ids = [i for turn in turns for i in (*turn.suffix_ids, *turn.generated_ids, *turn.closing_ids)]

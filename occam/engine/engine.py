@@ -17,13 +17,15 @@ from torch import Tensor
 
 from occam.config import EngineConfig, NoPruning, OccamToken, Pruning, SamplingParams
 from occam.engine import prefix, turn
+from occam.engine.evidence import counts_of, evidence_of
+from occam.engine.facts import key_facts
 from occam.engine.sampling import Sampler
 from occam.errors import InvalidInput, NotCalibrated
 from occam.models.base import ModelInfo, VideoLM
 from occam.models.registry import load_model
-from occam.stats import StageStats, VisualTokenCounts
-from occam.tensors import PrefixState, RetentionMask
-from occam.types import Answer, Evidence, FrameBatch, FrameEvidence, Turn
+from occam.stats import StageStats
+from occam.tensors import PrefixState
+from occam.types import Answer, FrameBatch, Turn
 
 WARM_UP_SIZE = (224, 224)
 
@@ -42,7 +44,7 @@ class Engine:
 
     @classmethod
     def load(cls, config: EngineConfig, clock: prefix.Clock = time.monotonic) -> "Engine":
-        """Load the model that `config` names; UnknownModel or InvalidInput where that cannot be."""
+        """Load the model that `config` names; UnknownModel, InvalidInput or NotCalibrated where that cannot be."""
         torch.set_num_threads(config.threads)
         lm = load_model(config)
         if config.chunk_frames % lm.info.group:
@@ -51,7 +53,9 @@ class Engine:
                 f"got {config.chunk_frames}.",
                 "chunk_frames",
             )
-        return cls(lm, config, clock)
+        engine = cls(lm, config, clock)
+        engine.pruning()
+        return engine
 
     @property
     def info(self) -> ModelInfo:
@@ -63,7 +67,8 @@ class Engine:
     ) -> Pruning:
         """The strategy a request names, with the model's calibrated defaults for what it leaves open.
 
-        NotCalibrated for `occam` on a model without an artefact; InvalidInput for an unknown name.
+        NotCalibrated for `occam` on a model without an artefact, or with one that lacks the neurons it names;
+        InvalidInput for an unknown name.
         """
         calibration = self.info.calibration
         name = strategy or ("none" if calibration is None else "occam")
@@ -77,40 +82,32 @@ class Engine:
                 "strategy",
             )
         defaults = calibration.defaults
+        self._check_neurons(defaults)
         return replace(
             defaults,
             lambda1=defaults.lambda1 if lambda1 is None else lambda1,
             lambda2=defaults.lambda2 if lambda2 is None else lambda2,
         )
 
+    def _check_neurons(self, pruning: Pruning) -> None:
+        """NotCalibrated where a register of neurons would have none: that is a zero token under a wrong name."""
+        wanted = isinstance(pruning, OccamToken) and pruning.register == "neurons"
+        if wanted and not (self.info.calibration and self.info.calibration.neurons):
+            raise NotCalibrated(
+                f"{self.info.name!r} has no register neurons. Run `occam calibrate {self.info.name}`.", "register"
+            )
+
     def key_facts(self, pruning: Pruning) -> dict[str, str | int | float]:
         """Every fact that two runs must share for their prefix states to be interchangeable; lambda2 is not one."""
-        info, config = self.info, self.config
-        facts: dict[str, str | int | float] = {
-            "model": info.digest,
-            "text": info.text_digest,
-            "preprocessing": info.preprocessing,
-            "device": torch.device(config.device).type,
-            "dtype": config.dtype,
-            "threads": config.threads,
-            "chunk_frames": config.chunk_frames,
-            "torch": str(torch.__version__),
-            "strategy": pruning.name,
-        }
-        if isinstance(pruning, OccamToken):
-            facts |= {
-                "cut": pruning.cut,
-                "lambda1": pruning.lambda1,
-                "register": pruning.register,
-                "placement": pruning.placement,
-                "keep_cls": pruning.keep_cls,
-                "neurons": info.calibration.digest if info.calibration else "",
-            }
-        return facts
+        return key_facts(self.info, self.config, pruning)
 
     @torch.inference_mode()
     def begin(self, pruning: Pruning, system: str = "") -> PrefixState:
-        """The state of the text in front of the media."""
+        """The state of the text in front of the media.
+
+        QuestionTooLong where that passes the model's positions; NotCalibrated for a register of neurons without any.
+        """
+        self._check_neurons(pruning)
         return prefix.begin(self.lm, pruning, system)
 
     @torch.inference_mode()
@@ -119,17 +116,26 @@ class Engine:
     ) -> tuple[PrefixState, tuple[StageStats, ...]]:
         """The state with one chunk of frames, or one image, behind it; the only way a state gets media.
 
-        InvalidInput for a kind of media that the model does not take; VideoTooLarge where the unpruned frames pass the
-        model's positions.
+        InvalidInput for a kind of media that the model does not take; where the unpruned conversation passes the
+        model's positions, VideoTooLarge, or QuestionTooLong if most of it is the text in front.
         """
         if media.kind not in self.info.media:
             taken = " and ".join(self.info.media)
             raise InvalidInput(f"{self.info.name} takes {taken} input, not {media.kind}.", "model")
         return prefix.append_media(self.lm, state, media, pruning, self.clock)
 
+    def fits(self, pruning: Pruning, state: PrefixState) -> bool:
+        """Whether a state out of a cache is of this engine's shape and length: another would end the request later."""
+        own = prefix.empty_state(self.lm, pruning)
+        times = bool(state.view_pts.isfinite().all())
+        return state.shape == own.shape and state.next_position <= self.info.max_positions and times
+
     @torch.inference_mode()
     def replay(self, state: PrefixState, turns: Sequence[Turn]) -> PrefixState:
-        """The state with finished turns behind it, from their ids; a state out of a cache comes to the device here."""
+        """The state with finished turns behind it, from their ids; a state out of a cache comes to the device here.
+
+        QuestionTooLong where the unpruned conversation passes the model's positions.
+        """
         state = state.to(self.config.device)
         for finished in turns:
             state = prefix.append_turn(self.lm, state, finished)
@@ -164,14 +170,14 @@ class Engine:
         sampling: SamplingParams,
         on_logits: Callable[[Tensor], None] = _ignore,
     ) -> Iterator[str | Answer]:
-        """Pieces of text as they are decoded, then the answer.
+        """Pieces of text as they are decoded, which together are the answer's, then the answer.
 
         on_logits: called with the float32 logits [vocabulary] of every generated position. QuestionTooLong where the
         unpruned conversation and `max_new_tokens` pass the model's positions.
         """
         prompt = self.lm.prompt
         suffix, span = prompt.turn_ids(question, first=state.turns == 0)
-        prefix.check_length(self.lm, state, len(suffix), sampling.max_new_tokens)
+        prefix.check_length(self.lm, state, len(suffix), "question", sampling.max_new_tokens)
         with torch.inference_mode():
             prefilled = turn.prefill(self.lm, state, suffix, span, pruning, self.clock)
         started = self.clock()
@@ -183,13 +189,16 @@ class Engine:
             ids.append(token)
             longer = prompt.text(ids)
             # A character of several tokens decodes to U+FFFD until its last one.
-            if len(longer) > len(text) and longer.startswith(text) and not longer.endswith("\ufffd"):
-                yield longer[len(text) :]
+            if (piece := _behind(text, longer)) and not longer.endswith("\ufffd"):
+                yield piece
                 text = longer
+        whole = prompt.text(ids)
+        if piece := _behind(text, whole):
+            yield piece
         ended = ids[-1] == prompt.end_id
         generated = StageStats(stage="generate", started_s=started, ended_s=self.clock(), tokens_out=len(ids))
         yield Answer(
-            text=prompt.text(ids),
+            text=whole,
             turn=Turn(
                 suffix_ids=tuple(suffix), generated_ids=tuple(ids), closing_ids=() if ended else (prompt.end_id,)
             ),
@@ -197,8 +206,8 @@ class Engine:
             prompt_tokens=len(state) + len(suffix),
             reused_tokens=len(state),
             completion_tokens=len(ids),
-            visual_tokens=_counts(state, prefilled.mask),
-            evidence=_evidence(state, prefilled.mask),
+            visual_tokens=counts_of(state, prefilled.mask),
+            evidence=evidence_of(state, prefilled.mask),
             stats=(*prefilled.stats, generated),
         )
 
@@ -217,47 +226,12 @@ class Engine:
         self.ask(state, "what", pruning, SamplingParams(max_new_tokens=1))
 
 
+def _behind(text: str, longer: str) -> str:
+    """What `longer` has behind `text`; nothing where it begins otherwise."""
+    return longer.removeprefix(text) if longer.startswith(text) else ""
+
+
 def _next_token(tokens: Iterator[int]) -> int | None:
     """One step of decoding; inference mode is left between steps, since a generator may be resumed anywhere."""
     with torch.inference_mode():
         return next(tokens, None)
-
-
-def _counts(state: PrefixState, mask: RetentionMask | None) -> VisualTokenCounts:
-    stage1 = state.stage1
-    return VisualTokenCounts(
-        encoded=state.encoded, stage1=stage1, stage2=stage1 if mask is None else int(mask.keep.sum())
-    )
-
-
-def _evidence(state: PrefixState, mask: RetentionMask | None) -> Evidence:
-    """The masks as a grid for every view; without stage II every stage I survivor is kept and has no score."""
-    sizes = state.view_grid.prod(dim=1)
-    starts = torch.cat([sizes.new_zeros(1), sizes.cumsum(dim=0)])
-    tested = state.patch >= 0
-    where = starts[state.view[tested].cpu()] + state.patch[tested].cpu()
-    total = int(starts[-1])
-    stage1 = torch.zeros(total, dtype=torch.bool)
-    stage1[where] = True
-    stage2, scores = stage1.clone(), torch.full((total,), torch.nan)
-    if mask is not None:
-        stage2[where] = mask.keep.cpu()
-        scores[where] = mask.scores.cpu()
-
-    def evidence_of(view: int) -> FrameEvidence:
-        rows, columns = state.view_grid[view].tolist()
-        own = slice(int(starts[view]), int(starts[view + 1]))
-        return FrameEvidence(
-            index=int(state.view_index[view]),
-            pts_s=float(state.view_pts[view]),
-            of=rows * columns,
-            grid=(rows, columns),
-            stage1=stage1[own].view(rows, columns).numpy(),
-            stage2=stage2[own].view(rows, columns).numpy(),
-            scores=scores[own].view(rows, columns).numpy(),
-        )
-
-    return Evidence(
-        threshold=float("nan") if mask is None else float(mask.threshold),
-        frames=tuple(evidence_of(view) for view in range(len(sizes))),
-    )

@@ -22,9 +22,9 @@ from occam.types import FrameBatch, Turn
 Clock = Callable[[], float]
 
 
-def empty_state(lm: VideoLM, lower: int) -> PrefixState:
-    """A state of no tokens with `lower` layers."""
-    model = lm.decoder.model
+def empty_state(lm: VideoLM, pruning: Pruning) -> PrefixState:
+    """A state of no tokens, with the layers below the cut."""
+    model, lower = lm.decoder.model, strategy_for(pruning).cut(lm.decoder.layers)
     none = model.embed_tokens.weight.new_zeros
     attention = model.layers[0].self_attn
     heads = attention.k_proj.out_features // attention.head_dim
@@ -53,8 +53,9 @@ def empty_state(lm: VideoLM, lower: int) -> PrefixState:
 
 def begin(lm: VideoLM, pruning: Pruning, system: str) -> PrefixState:
     """The state of the text in front of the media."""
-    state = empty_state(lm, strategy_for(pruning).cut(lm.decoder.layers))
-    return append_text(lm, state, lm.prompt.prefix_ids(system))
+    state, ids = empty_state(lm, pruning), lm.prompt.prefix_ids(system)
+    check_length(lm, state, len(ids), "system")
+    return append_text(lm, state, ids)
 
 
 def append_media(
@@ -63,12 +64,7 @@ def append_media(
     """The state with one chunk of media behind it: encode, stage I, compact, lower layers."""
     started = clock()
     tokens = encode(lm, media, pruning)
-    if state.next_position + tokens.length > lm.info.max_positions:
-        raise VideoTooLarge(
-            f"The frames so far take {state.next_position + tokens.length} positions unpruned, the model has "
-            f"{lm.info.max_positions}. Ask for fewer frames.",
-            "max_frames",
-        )
+    check_media_length(lm, state, tokens.length)
     encoded = clock()
     grown = _grow(
         lm,
@@ -106,7 +102,7 @@ def encode(lm: VideoLM, media: FrameBatch, pruning: Pruning) -> MediaTokens:
 
 
 def append_text(lm: VideoLM, state: PrefixState, ids: Sequence[int]) -> PrefixState:
-    """The state with text behind it that every later token sees."""
+    """The state with text behind it that every later token sees; the caller has checked its length."""
     if not ids:
         return state
     tokens = torch.tensor(ids, device=state.ids.device)
@@ -120,7 +116,9 @@ def append_turn(lm: VideoLM, state: PrefixState, turn: Turn) -> PrefixState:
     """The state with a finished turn behind it; the turn's register is seen by the turn, then leaves the state.
 
     One block [r; suffix; generated; closing], whether the turn ended a moment ago or is replayed from its ids.
+    QuestionTooLong where it passes the model's positions, its closing not counted: `stream` does not count it either.
     """
+    check_length(lm, state, len(turn.suffix_ids) + len(turn.generated_ids), "messages")
     ids = [*turn.suffix_ids, *turn.generated_ids, *turn.closing_ids]
     register = register_token(state)
     if register is None:
@@ -167,15 +165,32 @@ def lower_cache(state: PrefixState) -> DynamicCache:
     return cache
 
 
-def check_length(lm: VideoLM, state: PrefixState, suffix: int, new_tokens: int) -> None:
-    """QuestionTooLong where the conversation would pass the model's positions, counted unpruned."""
-    length = state.next_position + suffix + new_tokens
+def check_length(lm: VideoLM, state: PrefixState, text: int, param: str, new_tokens: int = 0) -> None:
+    """QuestionTooLong where the conversation would pass the model's positions, counted unpruned.
+
+    Looked at before anything is computed: what a text costs grows with the square of its length.
+    """
+    length = state.next_position + text + new_tokens
     if length > lm.info.max_positions:
+        share = f" ({new_tokens} of them for the answer)" if new_tokens else ""
         raise QuestionTooLong(
-            f"The conversation would take {length} positions unpruned ({new_tokens} of them for the answer), "
-            f"the model has {lm.info.max_positions}.",
-            "question",
+            f"The conversation would take {length} positions unpruned{share}, the model has {lm.info.max_positions}.",
+            param,
         )
+
+
+def check_media_length(lm: VideoLM, state: PrefixState, length: int) -> None:
+    """Raise where a chunk of media passes the model's positions: the larger of text and frames is at fault."""
+    total, text = state.next_position + length, int((state.view < 0).cumprod(dim=0).sum())
+    if total <= lm.info.max_positions:
+        return
+    message = (
+        f"The text in front of the frames takes {text} positions, the frames so far {total - text} unpruned; "
+        f"the model has {lm.info.max_positions}. "
+    )
+    if text > total - text:
+        raise QuestionTooLong(message + "Shorten the text.", "system")
+    raise VideoTooLarge(message + "Ask for fewer frames.", "max_frames")
 
 
 def without(state: PrefixState, index: int) -> PrefixState:

@@ -28,7 +28,7 @@ Part = bytes | memoryview
 # Torch's own alignment on the CPU: kernels may sum in another order where data lies otherwise, and cost the last bit.
 _ALIGNMENT = 64
 _MAX_MANIFEST_BYTES = 1 << 20
-_MAX_INTEGER = 1 << 40
+_MAX_INTEGER = 1 << 24
 _MAX_LAYERS = 1024
 _MAX_GRID = 4096
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -94,21 +94,15 @@ class Manifest:
 
 def describe(state: PrefixState) -> Manifest:
     """The manifest of `state` before its parts have checksums; its `nbytes` is what encoding will take."""
-    dtype = str(state.hidden.dtype).removeprefix("torch.")
+    shape = asdict(state.shape)
+    dtype = str(shape.pop("dtype")).removeprefix("torch.")
     if dtype not in _DTYPES:
         raise ValueError(f"hidden must be one of {', '.join(_DTYPES)}, got {dtype}")
-    heads, _, head_dim = state.keys[0].shape if state.keys else (0, 0, 0)
     return Manifest(
+        **shape,
         dtype=dtype,
         tokens=len(state),
-        axes=state.positions.shape[0],
-        layers=len(state.keys),
-        heads=heads,
-        head_dim=head_dim,
-        width=state.hidden.shape[1],
         views=state.view_pts.shape[0],
-        levels=state.register_sum.shape[0] - 1,
-        planes=len(state.planes),
         register_count=state.register_count,
         next_position=state.next_position,
         encoded=state.encoded,

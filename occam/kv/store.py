@@ -19,6 +19,7 @@ from occam.tensors import PrefixState
 T = TypeVar("T")
 Result = Literal["hit", "miss", "done", "refused", "failed"]
 Reason = Literal["", "unavailable", "corrupt", "backlog"]
+Fits = Callable[[PrefixState], bool]
 
 
 class KVStore(Protocol):
@@ -132,10 +133,13 @@ class TieredStore:
         self._writes: dict[tuple[str, str], asyncio.Task[bool | None]] = {}
         self._backlog_bytes = 0
 
-    async def get(self, key: KVKey) -> Lookup:
-        """The state of `key` from the nearest tier that has it; a tier that fails is one that does not."""
+    async def get(self, key: KVKey, fits: Fits) -> Lookup:
+        """The state of `key` from the nearest tier that has it; a tier that fails is one that does not.
+
+        fits: whether its reader can use a state; one that it cannot is corrupt, however right its checksums are
+        """
         for depth, tier in enumerate(self._tiers):
-            state = await self._attempt(tier, "get", partial(tier.get, key))
+            state = await self._attempt(tier, "get", partial(_get_fitting, tier, key, fits))
             if state is not None:
                 await self._write(key, state, self._tiers[:depth])
                 return Lookup(state=state, tier=tier.name)
@@ -214,6 +218,13 @@ class TieredStore:
         seconds = self._clock() - started_s
         self._observe(TierEvent(tier=tier.name, op=op, result=result, reason=reason, seconds=seconds, nbytes=moved))
         return outcome
+
+
+async def _get_fitting(tier: KVStore, key: KVKey, fits: Fits) -> PrefixState | None:
+    state = await tier.get(key)
+    if state is not None and not fits(state):
+        raise CorruptState("The state is none that its reader could have written.")
+    return state
 
 
 def _result(op: Literal["get", "put"], outcome: object) -> Result:

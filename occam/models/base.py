@@ -18,7 +18,8 @@ from occam.types import FrameBatch, MediaKind
 class ModelInfo:
     """What users and caches need to know of a loaded model.
 
-    digest: SHA-256 of the weights; text_digest: SHA-256 of tokenizer and template; frames: sampled by default
+    digest: SHA-256 of the weights; config_digest: SHA-256 of the configurations beside them (model and processors)
+    text_digest: SHA-256 of tokenizer and template; frames: sampled by default
     media: what it takes; group: frames that the tower takes together; layers: decoder depth; cut: the paper's, where it
     names one for the family; max_positions: length of an unpruned conversation
     calibration: None where no artefact was found
@@ -27,6 +28,7 @@ class ModelInfo:
     name: str
     family: str
     digest: str
+    config_digest: str
     text_digest: str
     preprocessing: str
     frames: int

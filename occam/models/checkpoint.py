@@ -58,6 +58,13 @@ def weights_digest(directory: Path) -> str:
     return _digest(files)
 
 
+def config_digest(directory: Path) -> str:
+    """SHA-256 over the model's and its processors' configurations: what else than weights decides a state."""
+    files = [directory / "config.json", *sorted(directory.glob("*processor*config.json"))]
+    named = [f"{file.name} {_digest([file])}\n" for file in files]
+    return hashlib.sha256("".join(named).encode()).hexdigest()
+
+
 def text_digest(directory: Path, template: str) -> str:
     """SHA-256 over the tokenizer's files and the prompt template."""
     return _digest([directory / name for name in TEXT_FILES if (directory / name).exists()], template.encode())

@@ -44,8 +44,6 @@ class Llava(LlavaFamily):
             name=name,
             directory=directory,
             digest=digest,
-            media="image",
-            frames=1,
             placeholder=PLACEHOLDER,
             template=_template(model.config.text_config.model_type),
         )
@@ -71,8 +69,6 @@ class LlavaNext(LlavaFamily):
             name=name,
             directory=directory,
             digest=digest,
-            media="image",
-            frames=1,
             placeholder=PLACEHOLDER,
             template=_template(model.config.text_config.model_type),
         )

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from occam.config import RegisterMode, RegisterPlacement
 from occam.errors import InvalidInput
 from occam.models import preprocess
 from occam.models.base import ModelInfo, TowerOutput
+from occam.models.checkpoint import config_digest
 from occam.models.clip_tower import ClipTower
 from occam.models.compact import Layout, compact
 from occam.models.decoder import Decoder
@@ -35,7 +36,13 @@ Pixels = Callable[[NDArray[np.uint8]], Tensor]
 
 @dataclass(frozen=True)
 class LlavaFamily(ABC):
-    """The adapter; see `VideoLM` for what each method promises."""
+    """The adapter; see `VideoLM` for what each method promises.
+
+    media: what the family takes; frames: sampled of a video by default
+    """
+
+    media: ClassVar[tuple[MediaKind, ...]] = ("image",)
+    frames: ClassVar[int] = 1
 
     info: ModelInfo
     decoder: Decoder
@@ -54,8 +61,6 @@ class LlavaFamily(ABC):
         name: str,
         directory: Path,
         digest: str,
-        media: MediaKind,
-        frames: int,
         placeholder: str,
         template: Format,
     ) -> Self:
@@ -74,10 +79,11 @@ class LlavaFamily(ABC):
             name=name,
             family=model.config.model_type,
             digest=digest,
+            config_digest=config_digest(directory),
             text_digest=prompt.digest(directory),
             preprocessing=preprocess.VERSION,
-            frames=frames,
-            media=(media,),
+            frames=cls.frames,
+            media=cls.media,
             layers=text.num_hidden_layers,
             cut=round(text.num_hidden_layers / 3),
             max_positions=min(text.max_position_embeddings, window),

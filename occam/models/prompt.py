@@ -55,6 +55,19 @@ MISTRAL = Format(
 """`[INST] <media>\\n{question} [/INST] {answer}</s>[INST] ...`, of LLaVA-NeXT on Mistral-Instruct."""
 
 
+CHATML = Format(
+    opening=lambda system: (
+        f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n" if system else "<|im_start|>user\n"
+    ),
+    question="",
+    generation="<|im_end|>\n<|im_start|>assistant\n",
+    answer="",
+    following="\n<|im_start|>user\n",
+    end="<|im_end|>",
+)
+"""`<|im_start|>user\\n<media>{question}<|im_end|>\\n<|im_start|>assistant\\n{answer}<|im_end|>\\n...`, of Qwen3-VL."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """A tokenizer and its template; `placeholder` is the token that stands for visual tokens."""
@@ -70,12 +83,12 @@ class Prompt:
     @property
     def placeholder_id(self) -> int:
         """The id that stands for a visual token."""
-        return self._id(self.placeholder)
+        return self.id(self.placeholder)
 
     @property
     def end_id(self) -> int:
         """The id that ends a turn."""
-        return self._id(self.format.end)
+        return self.id(self.format.end)
 
     def prefix_ids(self, system: str) -> list[int]:
         """Ids in front of the media of a conversation; BOS where the tokenizer adds one."""
@@ -95,6 +108,7 @@ class Prompt:
 
     def answer_ids(self, answer: str) -> list[int]:
         """Ids of an answer's text, as they follow the generation prompt."""
+        self._refuse_control_tokens(answer, "messages")
         prompt = self.tokenizer.encode(self.format.generation, add_special_tokens=False)
         whole = self.format.generation + self.format.answer + answer
         return list(self.tokenizer.encode(whole, add_special_tokens=False)[len(prompt) :])
@@ -102,7 +116,7 @@ class Prompt:
     def behind(self, anchor: str, text: str) -> list[int]:
         """Ids of `text` as it is tokenized behind the special token `anchor`."""
         ids: list[int] = self.tokenizer.encode(anchor + text, add_special_tokens=False)
-        return ids[ids.index(self._id(anchor)) + 1 :]
+        return ids[ids.index(self.id(anchor)) + 1 :]
 
     @property
     def media_end_ids(self) -> list[int]:
@@ -119,13 +133,21 @@ class Prompt:
             return self.behind(self.format.end, text)
         return self.behind(self.placeholder, self.format.media_end + text)[len(self.media_end_ids) :]
 
-    def _id(self, token: str) -> int:
+    def id(self, token: str) -> int:
+        """The id of one token of the vocabulary."""
         return int(self.tokenizer.convert_tokens_to_ids(token))
 
     def _refuse_control_tokens(self, text: str, param: str) -> None:
-        """A placeholder or an end of turn inside a text would be taken for a real one."""
-        for token in self.tokenizer.added_tokens_decoder.values():
-            if token.special and str(token) in text:
+        """A placeholder or an end of turn inside a text would be taken for a real one.
+
+        Ids tell, not the text: a tokenizer may change the case and the letters before it looks for its tokens.
+        """
+        control = {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        control |= {self.placeholder_id, self.end_id}
+        control.discard(self.tokenizer.unk_token_id)
+        for index in self.tokenizer.encode(text, add_special_tokens=False):
+            if index in control:
+                token = self.tokenizer.convert_ids_to_tokens(index)
                 raise InvalidInput(f"The {param} contains {token}, which is the model's own control token.", param)
 
 

@@ -3,6 +3,7 @@
 import importlib
 import json
 from pathlib import Path
+from typing import Any
 
 from occam.calibration import ARTEFACT_NAME, Calibration
 from occam.config import EngineConfig
@@ -11,6 +12,7 @@ from occam.models.base import VideoLM
 from occam.models.checkpoint import locate, weights_digest
 
 FAMILIES = {
+    "qwen3_vl": ("occam.models.qwen3_vl", "Qwen3VL"),
     "video_llava": ("occam.models.video_llava", "VideoLlava"),
     "llava": ("occam.models.llava", "Llava"),
     "llava_next": ("occam.models.llava", "LlavaNext"),
@@ -37,12 +39,17 @@ def stored_calibration(model: str, weights: str) -> Calibration | None:
         return None
 
 
+def adapter_of(family: str) -> type[Any]:
+    """The adapter's class; its `media` and `frames` say what the family takes."""
+    module, name = FAMILIES[family]
+    adapter: type[Any] = getattr(importlib.import_module(module), name)
+    return adapter
+
+
 def load_model(config: EngineConfig, calibrated: bool = True) -> VideoLM:
     """Load the model that `config` names, by default with its calibration where one lies beside it."""
     directory = locate(config.model)
-    module, name = FAMILIES[family_of(directory)]
-    adapter = getattr(importlib.import_module(module), name)
-    lm: VideoLM = adapter.load(config.model, directory, weights_digest(directory), config)
+    lm: VideoLM = adapter_of(family_of(directory)).load(config.model, directory, weights_digest(directory), config)
     artefact = directory / ARTEFACT_NAME
     if not calibrated or not artefact.exists():
         return lm

@@ -16,11 +16,12 @@ from occam.models.preprocess import ClipPixels
 from occam.models.prompt import VICUNA
 from occam.types import FrameBatch
 
-FRAMES = 8
-
 
 class VideoLlava(LlavaFamily):
     """Videos of single frames, their CLS tokens among the stock model's visual tokens."""
+
+    media = ("video",)
+    frames = 8
 
     @classmethod
     def load(cls, name: str, directory: Path, digest: str, config: EngineConfig) -> "VideoLlava":
@@ -33,8 +34,6 @@ class VideoLlava(LlavaFamily):
             name=name,
             directory=directory,
             digest=digest,
-            media="video",
-            frames=FRAMES,
             placeholder="<video>",
             template=VICUNA,
         )

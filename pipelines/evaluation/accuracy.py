@@ -20,7 +20,7 @@ LONGEST_ANSWER = 4
 class Accuracy:
     """Shares over clips with `per_clip` questions each, and visual tokens a question.
 
-    questions: answered right; clips: with every question right
+    questions: answered right, the questions of a clip taken together; clips: with every question right
     all_or_nothing: share of the views of which stage I kept every patch or none
     """
 
@@ -45,8 +45,7 @@ def questions_about(scene: Scene, count: int) -> list[Question]:
 
 def accuracy(engine: Engine, pruning: Pruning, first_seed: int, clips: int, per_clip: int = 2) -> Accuracy:
     """Ask `per_clip` questions about each of `clips` clips, each question a follow-up of those before."""
-    right: list[bool] = []
-    all_right: list[bool] = []
+    right: list[list[bool]] = []
     counts: list[tuple[int, int, int]] = []
     coarse: list[bool] = []
     source = scenes(first_seed)
@@ -54,15 +53,15 @@ def accuracy(engine: Engine, pruning: Pruning, first_seed: int, clips: int, per_
         scene = next(source)
         questions = questions_about(scene, per_clip)
         answers = list(_converse(engine, scene, questions, pruning))
-        hits = [is_right(answer.text, question.answer) for answer, question in zip(answers, questions, strict=True)]
-        right += hits
-        all_right.append(all(hits))
+        right.append(
+            [is_right(answer.text, question.answer) for answer, question in zip(answers, questions, strict=True)]
+        )
         coarse += all_or_nothing(answers[0].evidence)
         counts += [(tokens.encoded, tokens.stage1, tokens.stage2) for tokens in (a.visual_tokens for a in answers)]
     encoded, stage1, stage2 = np.mean(counts, axis=0).tolist()
     return Accuracy(
         questions=estimate(right),
-        clips=estimate(all_right),
+        clips=estimate(np.all(right, axis=1)),
         per_clip=per_clip,
         encoded=encoded,
         stage1=stage1,

@@ -8,7 +8,6 @@ from occam.config import Pruning
 from occam.engine import Engine
 from occam.tensors import PrefixState
 from occam.types import FrameBatch, MediaKind
-from pipelines.evaluation.codec import through_h264
 from pipelines.evaluation.renderer import Scene, SceneConfig, draw_scene, render
 
 CRF = 18
@@ -25,6 +24,9 @@ def scenes(first_seed: int, config: SceneConfig | None = None) -> Iterator[Scene
 
 def frames_of(scene: Scene, media: Sequence[MediaKind] = ("video",)) -> FrameBatch:
     """The scene's frames after an H.264 round trip, one a second; its first as an image for what takes no video."""
+    # PyAV only where a clip is encoded: whatever else asks an engine runs without it.
+    from pipelines.evaluation.codec import through_h264
+
     frames = through_h264(render(scene), CRF)
     kind: MediaKind = "video" if "video" in media else "image"
     count = len(frames) if kind == "video" else 1

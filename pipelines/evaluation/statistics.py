@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A mean with its 95 % bootstrap interval over `n` samples."""
+    """A mean of `n` values with its 95 % bootstrap interval."""
 
     mean: float
     low: float
@@ -20,12 +20,16 @@ class Estimate:
 
 
 def estimate(values: npt.ArrayLike, resamples: int = 2000) -> Estimate:
-    """Mean and percentile bootstrap interval; ValueError on no values."""
+    """Mean and percentile bootstrap interval of samples [N], or [N, K] of which each has K values that hang together.
+
+    Whole samples are drawn again, since the values of one are not independent; ValueError on no values.
+    """
     sample = np.asarray(values, dtype=np.float64)
     if sample.size == 0:
         raise ValueError("there is nothing to estimate from")
+    drawn = sample.reshape(len(sample), -1).mean(axis=1)
     rng = np.random.default_rng(0)
-    means = rng.choice(sample, size=(resamples, sample.size)).mean(axis=1)
+    means = rng.choice(drawn, size=(resamples, len(drawn))).mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
     return Estimate(mean=float(sample.mean()), low=float(low), high=float(high), n=sample.size)
 

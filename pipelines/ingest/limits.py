@@ -13,6 +13,7 @@ class Limits:
     max_bytes, max_image_bytes: size of the file
     max_seconds: length of its video stream
     max_pixels, max_image_pixels: width times height of one frame; still images may have more than frames of a video
+    max_aspect: a frame's longer side over its shorter, since a model scales the shorter one to its own size, then crops
     max_frames: frames in its video stream, since a decoder walks frames that nobody sampled
     connect_s, read_s, total_s: seconds to connect, to wait for the next bytes, and to fetch all of them
     redirects: hops that a fetch follows
@@ -24,6 +25,7 @@ class Limits:
     max_pixels: int = 4096 * 2304
     max_image_bytes: int = 32 << 20
     max_image_pixels: int = 50_000_000
+    max_aspect: float = 32.0
     max_frames: int = 250_000
     connect_s: float = 5.0
     read_s: float = 10.0
@@ -54,3 +56,13 @@ def check_pixels(kind: MediaKind, width: int, height: int, limit: int) -> None:
     if pixels > limit:
         what = "The image" if kind == "image" else "A frame"
         raise VideoTooLarge(f"{what} has {width} x {height} = {pixels} pixels, over the limit of {limit}.")
+
+
+def check_aspect(kind: MediaKind, width: int, height: int, limit: float) -> None:
+    """Raise VideoTooLarge if one side of a frame of this kind is more than `limit` times the other."""
+    aspect = max(width, height) / min(width, height)
+    if aspect > limit:
+        what = "The image" if kind == "image" else "A frame"
+        raise VideoTooLarge(
+            f"{what} has {width} x {height} pixels, one side {aspect:g} times the other, over the limit of {limit:g}."
+        )

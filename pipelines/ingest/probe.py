@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from occam.errors import UnsupportedVideo, VideoTooLarge
 from occam.types import MediaKind
-from pipelines.ingest.limits import Limits, check_pixels
+from pipelines.ingest.limits import Limits, check_aspect, check_pixels
 from pipelines.ingest.process import Child, ChildDied, in_reader
 from pipelines.ingest.sandbox import Sandbox
 from pipelines.ingest.source import LocalFile
@@ -104,6 +104,7 @@ def _facts(child: Child, kind: MediaKind, limits: Limits) -> VideoFacts:
     finally:
         child.close()
     check_pixels(kind, facts.width, facts.height, limits.pixels_of(kind))
+    check_aspect(kind, facts.width, facts.height, limits.max_aspect)
     if facts.duration_s > limits.max_seconds:
         raise VideoTooLarge(
             f"The video lasts {facts.duration_s:.1f} s, longer than the limit of {limits.max_seconds:g} s."

@@ -5,9 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, AutoTokenizer, VideoLlavaForConditionalGeneration
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    Qwen3VLForConditionalGeneration,
+    VideoLlavaForConditionalGeneration,
+)
 
 from occam.engine.engine import Engine
+from tests.parity import checkpoint_qwen
 from tests.parity.checkpoint import write_checkpoint
 from tests.parity.checkpoint_llava import write_llava, write_llava_next
 from tests.parity.eye_llava import LlavaCase
@@ -55,3 +61,23 @@ def llava_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Llav
         return LlavaCase(folder, stock, AutoTokenizer.from_pretrained(folder))
 
     return case
+
+
+@pytest.fixture(scope="session")
+def qwen_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint_qwen.write_checkpoint(tmp_path_factory.mktemp("qwen"))
+
+
+@pytest.fixture(scope="session")
+def qwen_stock(qwen_checkpoint: Path) -> Any:
+    return Qwen3VLForConditionalGeneration.from_pretrained(qwen_checkpoint, attn_implementation="eager").eval()
+
+
+@pytest.fixture(scope="session")
+def qwen_tokenizer(qwen_checkpoint: Path) -> Any:
+    return AutoTokenizer.from_pretrained(qwen_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def qwen_engine(qwen_checkpoint: Path) -> Engine:
+    return load(qwen_checkpoint)

@@ -1,7 +1,7 @@
 """The engine under test, asked the way the oracle is asked, and the comparison of the two."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +13,7 @@ from occam.config import EngineConfig, NoPruning, OccamToken, Pruning, SamplingP
 from occam.engine.engine import Engine
 from occam.tensors import PrefixState
 from occam.types import Answer, FrameBatch
-from tests.parity.oracle import Played, Rule
+from tests.parity.oracle import Eye, Played, Rule, converse
 
 QUESTIONS = ("what colour is the ball ?", "where does it go then ?")
 
@@ -43,12 +43,26 @@ def video_of(frames: np.ndarray) -> FrameBatch:
     return FrameBatch(frames=frames, pts_seconds=np.arange(count) / 2, indices=np.arange(count), digest="0" * 64)
 
 
+def image_of(pixels: np.ndarray) -> FrameBatch:
+    """uint8 [H, W, 3] as an image."""
+    return FrameBatch(
+        frames=pixels[None], pts_seconds=np.zeros(1), indices=np.zeros(1, dtype=np.int64), digest="0" * 64, kind="image"
+    )
+
+
 def build(engine: Engine, frames: np.ndarray, pruning: Pruning, chunk_frames: int = 2) -> PrefixState:
     """A state from uint8 [T, H, W, 3], appended in chunks."""
-    video = video_of(frames)
-    state = engine.begin(pruning)
-    for start in range(0, len(video), chunk_frames):
-        state, _ = engine.append(state, video.chunk(start, min(start + chunk_frames, len(video))), pruning)
+    return see(engine, [video_of(frames)], pruning, chunk_frames=chunk_frames)
+
+
+def see(
+    engine: Engine, media: Sequence[FrameBatch], pruning: Pruning, system: str = "", chunk_frames: int = 2
+) -> PrefixState:
+    """A state of several media, each appended in chunks."""
+    state = engine.begin(pruning, system)
+    for each in media:
+        for start in range(0, len(each), chunk_frames):
+            state, _ = engine.append(state, each.chunk(start, min(start + chunk_frames, len(each))), pruning)
     return state
 
 
@@ -83,3 +97,24 @@ def assert_same(replies: Sequence[Reply], expected: Sequence[Played], rule: Rule
         np.testing.assert_allclose(evidence.threshold, threshold, atol=1e-6, rtol=1e-4)
         assert reply.answer.turn.generated_ids == tuple(played.generated)
         torch.testing.assert_close(reply.logits, played.logits, atol=1e-4, rtol=0)
+
+
+def thresholds(eye: Eye, rule: Rule, *, empty_view: bool = False) -> Rule:
+    """The rule with lambdas that really cut, far from any score; optionally one view keeps nothing."""
+    seen = eye.see(rule)
+    ratios_P = seen.scores / seen.reference
+    lambda1 = _widest_gap(ratios_P)
+    if empty_view:
+        best = torch.stack([ratios.max() for ratios in ratios_P.split(seen.sizes)]).sort().values
+        lambda1 = float(best[:2].mean())
+    rule = replace(rule, lambda1=lambda1)
+    played = converse(eye, QUESTIONS, rule, 1)
+    return replace(rule, lambda2=_widest_gap(torch.cat([turn.scores / turn.reference for turn in played])))
+
+
+def _widest_gap(ratios: Tensor) -> float:
+    """A threshold in the middle of the widest gap between the 30th and the 70th percentile of the ratios."""
+    ratios = ratios[~ratios.isnan()].sort().values
+    inner = ratios[int(0.3 * len(ratios)) : int(0.7 * len(ratios)) + 1]
+    at = int(inner.diff().argmax())
+    return float(inner[at : at + 2].mean())

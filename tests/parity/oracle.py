@@ -24,6 +24,8 @@ Fault = Literal[
     "old register visible",
     "wrong tile's register",
     "newline pruned",
+    "rows instead of columns",
+    "planes of the unmasked order",
 ]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tests.parity.oracle import Rule, Seen, Spoken, Token
 
-PREFIX, FIRST_TURN, NEXT_TURN = "USER: ", "\n{} ASSISTANT:", " USER: {} ASSISTANT:"
+PREFIX, FIRST_TURN, NEXT_TURN = "USER: ", "\n{} ASSISTANT:", "USER: {} ASSISTANT:"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,25 +22,34 @@ STEPS = 16
 FRAMES = random_frames(5, seed=2)
 RULE = Rule(lambda1=1.1, lambda2=1.7, cut=3, neurons=NEURONS)
 PRUNING = pruning_of(RULE)
+RULES = {"checkpoint": RULE, "qwen_checkpoint": Rule(lambda1=1.1, lambda2=1.7, cut=1, neurons=NEURONS)}
 DTYPES: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+
+
+@pytest.fixture(scope="module", params=RULES)
+def family(request: pytest.FixtureRequest) -> tuple[Path, Rule]:
+    """A family's checkpoint, and a rule that cuts at both stages."""
+    return request.getfixturevalue(request.param), RULES[request.param]
 
 
 @pytest.fixture(scope="module")
 def resumed(
-    checkpoint: Path, shared_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory
+    family: tuple[Path, Rule], shared_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """By dtype, what another process answers over two stored states: the video alone, and with the first turn in."""
     folder = tmp_path_factory.mktemp("stored")
+    checkpoint, rule = family
+    pruning = pruning_of(rule)
     for dtype in DTYPES:
         engine = load(checkpoint, dtype=dtype)
-        video = build(engine, FRAMES, PRUNING)
-        first = ask(engine, video, QUESTIONS[:1], PRUNING, STEPS)[0]
+        video = build(engine, FRAMES, pruning)
+        first = ask(engine, video, QUESTIONS[:1], pruning, STEPS)[0]
         states = {"video": video, "session": engine.replay(video, [first.answer.turn])}
-        asyncio.run(store(shared_redis.url, {key_of(engine, RULE, name): state for name, state in states.items()}))
+        asyncio.run(store(shared_redis.url, {key_of(engine, rule, name): state for name, state in states.items()}))
     job = {
         "redis": shared_redis.url,
         "checkpoint": str(checkpoint),
-        "rule": asdict(RULE),
+        "rule": asdict(rule),
         "steps": STEPS,
         "dtypes": DTYPES,
         "questions": {"video": QUESTIONS, "session": QUESTIONS[1:]},
@@ -55,10 +64,13 @@ def resumed(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_state_restored_in_another_process_is_bitwise_the_cold_run(
-    checkpoint: Path, resumed: dict[str, dict[str, list[dict[str, Any]]]], dtype: Literal["float32", "bfloat16"]
+    family: tuple[Path, Rule],
+    resumed: dict[str, dict[str, list[dict[str, Any]]]],
+    dtype: Literal["float32", "bfloat16"],
 ) -> None:
-    engine = load(checkpoint, dtype=dtype)
-    replies = ask(engine, build(engine, FRAMES, PRUNING), QUESTIONS, PRUNING, STEPS)
+    checkpoint, rule = family
+    engine, pruning = load(checkpoint, dtype=dtype), pruning_of(rule)
+    replies = ask(engine, build(engine, FRAMES, pruning), QUESTIONS, pruning, STEPS)
     for counts in (reply.answer.visual_tokens for reply in replies):
         assert 0 < counts.stage2 < counts.stage1 < counts.encoded
     cold = everything(replies)

@@ -6,37 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from occam.engine.engine import Engine
 from tests.parity.checkpoint import LAYERS, NEURONS, pixels, random_frames
-from tests.parity.harness import QUESTIONS, Reply, ask, assert_same, build, load, pruning_of
+from tests.parity.harness import QUESTIONS, Reply, ask, assert_same, build, load, pruning_of, thresholds
 from tests.parity.oracle import Fault, Played, Rule, converse
-from tests.parity.oracle_tower import VideoLlavaEye, look
+from tests.parity.oracle_tower import VideoLlavaEye
 
 STEPS = 16
 FRAMES = random_frames(5, seed=2)
 BASE = Rule(lambda1=0, lambda2=0, cut=3, neurons=NEURONS)
 
 
-def widest_gap(ratios: torch.Tensor) -> float:
-    """A threshold in the middle of the widest gap between the 30th and the 70th percentile of the ratios."""
-    ratios = ratios[~ratios.isnan()].sort().values
-    inner = ratios[int(0.3 * len(ratios)) : int(0.7 * len(ratios)) + 1]
-    at = int(inner.diff().argmax())
-    return float(inner[at : at + 2].mean())
-
-
 def with_lambdas(stock: Any, tokenizer: Any, rule: Rule, *, empty_frame: bool = False) -> Rule:
-    """The rule with thresholds that really cut, far from any score; optionally one frame keeps nothing."""
-    frames = look(stock.model, pixels(FRAMES), rule, -2)
-    ratios_FP = frames.scores / frames.reference[:, None]
-    lambda1 = widest_gap(ratios_FP.flatten())
-    if empty_frame:
-        lambda1 = float(ratios_FP.max(dim=1).values.sort().values[:2].mean())
-    rule = replace(rule, lambda1=lambda1)
-    played = converse(VideoLlavaEye(stock, tokenizer, pixels(FRAMES)), QUESTIONS, rule, 1)
-    return replace(rule, lambda2=widest_gap(torch.cat([turn.scores.flatten() / turn.reference for turn in played])))
+    return thresholds(VideoLlavaEye(stock, tokenizer, pixels(FRAMES)), rule, empty_view=empty_frame)
 
 
 def both(engine: Engine, stock: Any, tokenizer: Any, rule: Rule) -> tuple[list[Reply], list[Played]]:

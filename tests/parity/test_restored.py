@@ -1,10 +1,12 @@
 """A state that went through the codec, against the state that did: bitwise the same conversation."""
 
-from pathlib import Path
+from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
 
+from occam.config import OccamToken
 from occam.kv.codec import Manifest, decode, encode
 from tests.parity.checkpoint import random_frames
 from tests.parity.harness import QUESTIONS, ask, build, load
@@ -12,10 +14,24 @@ from tests.states import assert_same
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("strategy", ["occam", "none"])
-def test_a_restored_state_answers_as_the_first_one_bit_for_bit(checkpoint: Path, dtype: str, strategy: str) -> None:
-    engine = load(checkpoint, dtype=dtype)
+@pytest.mark.parametrize(
+    ("family", "strategy", "cut"),
+    [
+        ("checkpoint", "occam", 3),
+        ("checkpoint", "none", 3),
+        ("qwen_checkpoint", "occam", 1),
+        ("qwen_checkpoint", "occam", 3),
+        ("qwen_checkpoint", "none", 3),
+    ],
+)
+def test_a_restored_state_answers_as_the_first_one_bit_for_bit(
+    request: pytest.FixtureRequest, family: str, strategy: str, cut: int, dtype: Literal["float32", "bfloat16"]
+) -> None:
+    """Cut 1 of Qwen3-VL leaves a DeepStack plane to be added above it."""
+    engine = load(request.getfixturevalue(family), dtype=dtype)
     pruning = engine.pruning(strategy)
+    if isinstance(pruning, OccamToken):
+        pruning = replace(pruning, cut=cut)
     state = build(engine, random_frames(3), pruning)
     manifest, parts = encode(state)
     restored = decode(Manifest.from_bytes(manifest.to_bytes()), [bytes(part) for part in parts])

@@ -398,10 +398,20 @@ def test_turns_of_one_session_do_not_run_side_by_side(play: Callable[..., None])
         ("/v1/chat/completions", {**chat(("user", [CLIP])), "model": "x" * 10_000}, 400, "malformed", "model"),
         ("/v1/videos/{clip}/queries", {"question": "what?", "start_s": 200}, 422, "invalid_input", "start_s"),
         ("/v1/videos/{clip}/queries", {"question": "crash?"}, 500, "internal", None),
+        ("/v1/videos/{clip}/queries", {"question": "what?", "temperature": 1e-39}, 422, "invalid_input", "temperature"),
+        ("/v1/videos/{clip}/queries", {"question": "what?", "seed": 2**63}, 400, "malformed", "seed"),
+        ("/v1/chat/completions", chat(("user", [CLIP]), seed=-(2**63) - 1), 400, "malformed", "seed"),
         ("/v1/videos/{corrupt}/queries", {"question": "what?"}, 415, "unsupported_video", None),
         ("/v1/chat/completions", chat(("user", "no video")), 422, "invalid_input", "messages"),
         ("/v1/chat/completions", chat(("user", [CLIP])), 422, "invalid_input", "messages"),
         ("/v1/chat/completions", chat(("assistant", "hello")), 422, "invalid_input", "messages"),
+        (
+            "/v1/chat/completions",
+            chat(("system", "a" * 32_766), ("user", [CLIP, {"type": "text", "text": "what?"}])),
+            422,
+            "invalid_input",
+            "messages",
+        ),
         (
             "/v1/chat/completions",
             chat(

@@ -119,3 +119,35 @@ def test_asking_needs_no_service(checkpoint: Path, clip: Path, found: bool) -> N
     )
     assert ended.returncode == (0 if found else 1), ended.stderr
     assert ("answer" if found else "error") in json.loads(ended.stdout)
+
+
+def test_models_are_listed_with_family_and_calibration(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = write_checkpoint(tmp_path / "bare")
+    (bare / "occam.json").unlink()
+    assert main(["models", "tiny-video-llava", str(checkpoint), str(bare)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "zero_token, cut 3" in lines[0]
+    assert lines[1].endswith("neurons, cut 3, lambda1 0.5, lambda2 1")
+    assert lines[2].endswith("not calibrated: strategy none")
+    assert [line.split()[0] for line in lines[5:]] == ["qwen3_vl", "video_llava", "llava", "llava_next"]
+    assert main(["models", "--json", str(bare)]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["models"] == [{"name": str(bare), "family": "video_llava", "calibrated": False, "calibration": None}]
+    assert {"family": "qwen3_vl", "media": ["video", "image"], "frames": 16} in listed["families"]
+
+
+def test_a_model_without_calibration_answers_unpruned_and_says_how_to_prune(
+    tmp_path: Path, clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = write_checkpoint(tmp_path / "bare")
+    (bare / "occam.json").unlink()
+    arguments = ["ask", "--json", "--model", str(bare), "--max-tokens", "2", str(clip), "what"]
+    assert main(arguments) == 0
+    tokens = json.loads(capsys.readouterr().out)["usage"]["visual_tokens"]
+    assert tokens["stage2"] == tokens["encoded"]
+    assert main([*arguments, "--strategy", "occam"]) == 1
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == "not_calibrated"
+    assert f"Run `occam calibrate {bare}`" in error["message"]

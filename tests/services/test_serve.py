@@ -12,23 +12,27 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipelines.evaluation.codec import write_mp4
+from tests.parity import checkpoint_qwen
 from tests.parity.checkpoint import PATCHES, write_checkpoint
 
-MODEL = "random-weights"
+MODEL, OTHER = "random-weights", "random-qwen"
 
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[tuple["subprocess.Popen[str]", str]]:
     write_checkpoint(tmp_path / MODEL)
+    checkpoint_qwen.write_checkpoint(tmp_path / OTHER)
+    (tmp_path / OTHER / "occam.json").unlink()
     rng = np.random.default_rng(0)
     write_mp4(tmp_path / "clip.mp4", rng.integers(0, 255, (12, 96, 96, 3), dtype=np.uint8))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {
-        "OCCAM_MODELS": str(tmp_path / MODEL),
+        "OCCAM_MODELS": f"{tmp_path / MODEL},{tmp_path / OTHER}",
         "OCCAM_FILE_ROOTS": str(tmp_path),
         "OCCAM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
@@ -59,6 +63,8 @@ def test_sigterm_lets_answers_end_and_exits_zero(serve: tuple["subprocess.Popen[
         tokens = first["usage"]["visual_tokens"]
         assert tokens["encoded"] == 8 * PATCHES >= tokens["stage1"] >= tokens["stage2"] > 0
 
+        _ask_the_other_family(http, tmp_path)
+
         body = {"question": "what", "session_id": first["session_id"], "stream": True, "max_tokens": 48}
         with http.stream("POST", query, json=body) as response:
             lines = response.iter_lines()
@@ -68,3 +74,29 @@ def test_sigterm_lets_answers_end_and_exits_zero(serve: tuple["subprocess.Popen[
     assert events[-1] == "[DONE]"
     assert json.loads(events[-2])["type"] == "answer"
     assert process.wait(60) == 0
+
+
+def _ask_the_other_family(http: httpx.Client, folder: Path) -> None:
+    """Qwen3-VL beside Video-LLaVA: `model` picks it, it takes images too, and without calibration it prunes nothing."""
+    served = {model["id"]: model for model in http.get("/v1/models").json()["data"]}
+    assert [(served[name]["family"], served[name]["calibrated"]) for name in (MODEL, OTHER)] == [
+        ("video_llava", True),
+        ("qwen3_vl", False),
+    ]
+    noise = np.random.default_rng(1).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "image.png")
+    parts = [{"type": "image_url", "image_url": {"url": str(folder / "image.png")}}, {"type": "text", "text": "what"}]
+    chat = {"model": OTHER, "max_tokens": 4, "messages": [{"role": "user", "content": parts}]}
+    answer = http.post("/v1/chat/completions", json=chat).json()
+    assert answer["model"] == OTHER
+    tokens = (
+        answer["occam"]["visual_tokens"] if "visual_tokens" in answer["occam"] else answer["usage"]["visual_tokens"]
+    )
+    assert tokens["encoded"] == tokens["stage2"] > 0
+    for body, status, code in (
+        (chat | {"model": MODEL}, 422, "invalid_input"),
+        (chat | {"occam": {"strategy": "occam"}}, 422, "not_calibrated"),
+        (chat | {"model": "absent"}, 404, "unknown_model"),
+    ):
+        response = http.post("/v1/chat/completions", json=body)
+        assert (response.status_code, response.json()["error"]["code"]) == (status, code), response.text

@@ -5,7 +5,7 @@ import pytest
 
 from occam.errors import CorruptState, StoreUnavailable
 from occam.kv.key import KVKey
-from occam.kv.store import KVStore, MemoryStore, TieredStore, TierEvent
+from occam.kv.store import KVStore, Lookup, MemoryStore, TieredStore, TierEvent
 from occam.tensors import PrefixState
 from tests.states import make_key, make_state
 
@@ -50,6 +50,9 @@ class Tiers:
         self.seen: list[TierEvent] = []
         tiers: list[KVStore] = [self.memory, self.far]
         self.store = TieredStore(tiers, self.seen.append, clock=lambda: 0.0, **settings)
+
+    async def get(self, key: KVKey) -> Lookup:
+        return await self.store.get(key, fits=lambda state: state.shape == STATE.shape)
 
     @property
     def results(self) -> list[str]:
@@ -102,7 +105,7 @@ def test_a_put_reaches_every_tier_and_waits_for_the_first_alone() -> None:
         await tiers.store.put(A, STATE)
         await asyncio.sleep(0)
         assert tiers.results == ["memory put done"]
-        assert (await tiers.store.get(A)).tier == "memory"
+        assert (await tiers.get(A)).tier == "memory"
         tiers.far.gate.set()
         await tiers.store.drain()
         assert tiers.results == ["memory get hit", "redis put done"]
@@ -115,11 +118,22 @@ def test_a_hit_below_fills_the_tiers_above() -> None:
     async def test() -> None:
         tiers = Tiers()
         await tiers.far.put(A, STATE)
-        found = await tiers.store.get(A)
+        found = await tiers.get(A)
         assert (found.state, found.tier) == (STATE, "redis")
         assert tiers.seen[1].nbytes == tiers.seen[2].nbytes == SIZE
         assert tiers.results == ["memory get miss", "redis get hit", "memory put done"]
-        assert (await tiers.store.get(A)).tier == "memory"
+        assert (await tiers.get(A)).tier == "memory"
+
+    run(test())
+
+
+def test_a_state_that_its_reader_cannot_use_is_a_corrupt_miss_and_goes_no_higher() -> None:
+    async def test() -> None:
+        tiers = Tiers()
+        await tiers.far.put(A, make_state(layers=3))
+        found = await tiers.get(A)
+        assert (found.state, found.tier) == (None, None)
+        assert tiers.results == ["memory get miss", "redis get failed corrupt"]
 
     run(test())
 
@@ -131,7 +145,7 @@ def test_a_failing_tier_costs_a_miss_and_is_counted(failure: Exception, reason: 
     async def test() -> None:
         tiers = Tiers()
         tiers.far.failure = failure
-        found = await tiers.store.get(A)
+        found = await tiers.get(A)
         assert (found.state, found.tier) == (None, None)
         await tiers.store.put(A, STATE)
         await tiers.store.drain()
@@ -141,7 +155,7 @@ def test_a_failing_tier_costs_a_miss_and_is_counted(failure: Exception, reason: 
             "memory put done",
             f"redis put failed {reason}",
         ]
-        assert (await tiers.store.get(A)).tier == "memory"
+        assert (await tiers.get(A)).tier == "memory"
 
     run(test())
 
@@ -151,7 +165,7 @@ def test_a_mistake_of_ours_is_not_a_miss() -> None:
         tiers = Tiers()
         tiers.far.failure = ZeroDivisionError()
         with pytest.raises(ZeroDivisionError):
-            await tiers.store.get(A)
+            await tiers.get(A)
 
     run(test())
 
@@ -163,7 +177,7 @@ def test_a_state_too_large_for_a_tier_is_refused_there_alone() -> None:
         await tiers.store.put(A, large)
         await tiers.store.drain()
         assert tiers.results == ["memory put refused", "redis put done"]
-        assert (await tiers.store.get(A)).tier == "redis"
+        assert (await tiers.get(A)).tier == "redis"
 
     run(test())
 
@@ -196,7 +210,7 @@ def test_a_write_on_its_way_does_not_bring_back_what_was_deleted(begun: bool) ->
         await tiers.store.delete(A)
         tiers.far.gate.set()
         await tiers.store.drain()
-        assert (await tiers.store.get(A)).state is None
+        assert (await tiers.get(A)).state is None
 
     run(test())
 

@@ -86,3 +86,21 @@ def test_control_tokens_in_a_text_are_refused(checkpoint: Path, token: str) -> N
         lm.prompt.turn_ids(f"what {token} is", first=True)
     with pytest.raises(InvalidInput, match=f"system contains {token}"):
         lm.prompt.prefix_ids(token)
+    with pytest.raises(InvalidInput, match=f"messages contains {token}"):
+        lm.prompt.answer_ids(f"red {token}")
+
+
+@pytest.mark.parametrize("text", ["<VIDEO>", "</S>", "what <Video> is", "red </S>"])
+def test_a_tokenizer_that_lowers_the_case_first_lets_no_control_token_through(text: str) -> None:
+    prompt = load_model(EngineConfig(model="tiny-video-llava")).prompt
+    control = {prompt.placeholder_id, prompt.end_id}
+    assert control & set(prompt.tokenizer.encode(text, add_special_tokens=False))
+    for tokenize in (prompt.prefix_ids, prompt.answer_ids, lambda question: prompt.turn_ids(question, first=False)):
+        with pytest.raises(InvalidInput, match="own control token"):
+            tokenize(text)
+
+
+def test_a_word_that_the_tokenizer_does_not_know_is_no_control_token() -> None:
+    prompt = load_model(EngineConfig(model="tiny-video-llava")).prompt
+    ids, (start, stop) = prompt.turn_ids("pterodactyl", first=True)
+    assert ids[start:stop] == [prompt.tokenizer.unk_token_id]

@@ -78,6 +78,18 @@ def test_accuracy_counts_questions_and_whole_clips() -> None:
     assert scored.encoded == scored.stage2 == 8 * GRID**2
 
 
+def test_the_questions_of_a_clip_are_no_independent_samples() -> None:
+    class RightOrWrongThroughout(Scripted):
+        def answer(self, scene: Any, question: str) -> str:
+            return next(q.answer for q in questions_about(scene, 4) if q.text == question) if scene.seed % 2 else ""
+
+    scored = accuracy(RightOrWrongThroughout(), NoPruning(), FIRST_TEST_SEED, clips=20, per_clip=4)  # type: ignore[arg-type]
+    assert (scored.questions.mean, scored.questions.n) == (0.5, 80)
+    assert (scored.questions.low, scored.questions.high) == (scored.clips.low, scored.clips.high)
+    alone = estimate([0.0, 1.0] * 40)
+    assert scored.questions.high - scored.questions.low > 1.5 * (alone.high - alone.low)
+
+
 class KeepsTheAsked(Scripted):
     """Keeps the patches of every object whose colour, shape or size the question names."""
 
@@ -110,6 +122,21 @@ def test_coverage_tells_keeping_the_asked_from_keeping_all_and_from_keeping_the_
     assert ignores.p > 0.9
     assert flees.difference.mean < 0
     assert flees.p > 0.99
+
+
+class KeepsAllOnce(Scripted):
+    """Keeps everything for the first question that is asked of a clip, and nothing for the second."""
+
+    asked = 0
+
+    def kept(self, scene: Any, question: str) -> np.ndarray:
+        self.asked += 1
+        return np.full((scene.frames, GRID, GRID), self.asked % 2 == 1)
+
+
+def test_coverage_is_the_mean_of_both_objects() -> None:
+    covered = _coverage(KeepsAllOnce())
+    assert (covered.asked.mean, covered.other.mean) == (0.5, 0.5)
 
 
 def test_retention_is_of_the_kind_of_clip_that_was_asked_for() -> None:

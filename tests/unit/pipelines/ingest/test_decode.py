@@ -346,6 +346,7 @@ def test_closing_early_ends_the_iteration_and_the_child(
         ({"max_frames": 59}, "more frames than the limit of 59"),
         ({"max_seconds": 2.3}, r"lasts 2\.4 s, longer than the limit of 2\.3 s"),
         ({"max_pixels": 6143}, "96 x 64 = 6144 pixels, over the limit of 6143"),
+        ({"max_aspect": 1.49}, r"96 x 64 pixels, one side 1\.5 times the other, over the limit of 1\.49"),
     ],
 )
 def test_limits_name_themselves_and_the_value(
@@ -353,6 +354,16 @@ def test_limits_name_themselves_and_the_value(
 ) -> None:
     with pytest.raises(VideoTooLarge, match=match):
         probe(local(plain_clip), replace(limits, **limit))
+
+
+def test_a_strip_is_refused_whichever_way_it_lies(
+    make_clip: Callable[..., Path], local: Callable[[Path], LocalFile], limits: Limits
+) -> None:
+    for name, width, height in (("wide.mp4", 1040, 32), ("tall.mp4", 32, 1040)):
+        with pytest.raises(VideoTooLarge, match=r"32\.5 times the other, over the limit of 32"):
+            probe(local(make_clip(name, width=width, height=height, frames=2)), limits)
+    strip = make_clip("strip.mp4", width=1024, height=32, frames=2)
+    assert probe(local(strip), limits).width == 1024
 
 
 def test_a_file_cut_short_says_what_it_announces_and_holds(

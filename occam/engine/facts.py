@@ -1,0 +1,40 @@
+"""What a prefix state was computed by, for the key that stands for it in a cache."""
+
+import torch
+import transformers
+
+from occam.config import EngineConfig, OccamToken, Pruning
+from occam.models.base import ModelInfo
+
+
+def key_facts(info: ModelInfo, config: EngineConfig, pruning: Pruning) -> dict[str, str | int | float]:
+    """Every fact that two runs must share for their prefix states to be interchangeable; lambda2 is not one."""
+    facts: dict[str, str | int | float] = {
+        "model": info.digest,
+        "config": info.config_digest,
+        "text": info.text_digest,
+        "preprocessing": info.preprocessing,
+        "device": torch.device(config.device).type,
+        "hardware": _hardware(torch.device(config.device)),
+        "dtype": config.dtype,
+        "threads": config.threads,
+        "chunk_frames": config.chunk_frames,
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+        "strategy": pruning.name,
+    }
+    if isinstance(pruning, OccamToken):
+        facts |= {
+            "cut": pruning.cut,
+            "lambda1": pruning.lambda1,
+            "register": pruning.register,
+            "placement": pruning.placement,
+            "keep_cls": pruning.keep_cls,
+            "neurons": info.calibration.digest if info.calibration else "",
+        }
+    return facts
+
+
+def _hardware(device: torch.device) -> str:
+    """What chooses the kernels, and by them the last bits: the CPU's instruction set, or the GPU's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()

@@ -1,0 +1,134 @@
+"""Frames to patches without torchvision: Qwen3-VL's stock image and video processors' arithmetic, bit for bit.
+
+Legend: T frames, G temporal groups, P patches of a group, K values of a patch (channels x temporal x patch x patch).
+"""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from occam.errors import InvalidInput
+from occam.types import FrameBatch, MediaKind
+
+VERSION = "qwen3-vl-1"
+MOST_ASPECT = 200
+FRAME_TOKENS = 768
+"""Visual tokens that a frame of a video may take, as in qwen-vl-utils, where the checkpoint names no number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QwenPixels:
+    """Fits one kind of media into its budget of pixels (bicubic, antialiased, on uint8), normalises, cuts patches.
+
+    patch: pixels of a patch's side; merge: patches of a merge group's side; temporal: frames of a group
+    least, most: pixels of an image, or of all frames of a video together
+    frame_tokens: visual tokens that a frame may take (stock `cap_pixels_per_frame`), None without a cap
+    """
+
+    kind: MediaKind
+    patch: int
+    merge: int
+    temporal: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    least: int
+    most: int
+    frame_tokens: int | None
+
+    @classmethod
+    def load(cls, directory: Path, kind: MediaKind) -> "QwenPixels":
+        """From the checkpoint's `preprocessor_config.json` (image) or `video_preprocessor_config.json`.
+
+        Frames are capped, which is what qwen-vl-utils does, unless the video file says otherwise.
+        """
+        name = "preprocessor_config.json" if kind == "image" else "video_preprocessor_config.json"
+        content: dict[str, Any] = json.loads((directory / name).read_text())
+        capped = kind == "video" and content.get("cap_pixels_per_frame", True)
+        return cls(
+            kind=kind,
+            patch=content["patch_size"],
+            merge=content["merge_size"],
+            temporal=content["temporal_patch_size"],
+            mean=tuple(content["image_mean"]),
+            std=tuple(content["image_std"]),
+            least=content["size"]["shortest_edge"],
+            most=content["size"]["longest_edge"],
+            frame_tokens=content.get("max_video_tokens", FRAME_TOKENS) if capped else None,
+        )
+
+    @property
+    def side(self) -> int:
+        """Pixels of a merge group's side: resized media are whole groups."""
+        return self.patch * self.merge
+
+    def __call__(self, media: FrameBatch) -> tuple[Tensor, tuple[int, int, int]]:
+        """float32 [G * P, K], merge groups together, and the grid of patches (G, rows, columns); raises as `size`."""
+        size = self.size(media)
+        images = torch.from_numpy(media.frames).permute(0, 3, 1, 2)
+        if size != images.shape[2:]:
+            images = F.interpolate(images, size=size, mode="bicubic", antialias=True)
+        # The stock processors fold the scale into mean and std; the order decides the last bits.
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) * 255.0 for v in (self.mean, self.std))
+        return self._patches((images.float() - mean) / std)
+
+    def size(self, media: FrameBatch) -> tuple[int, int]:
+        """Height and width after the resize, of an image or of each frame of the planned video (stock `smart_resize`).
+
+        InvalidInput where one side is more than 200 times the other.
+        """
+        height, width = media.frames.shape[1:3]
+        frames, counted, side, most = 1, 1, self.side, self.most
+        if self.kind == "video":
+            # A video of one frame is that frame twice, here as in the padding of an odd end.
+            frames = max(media.planned or len(media), self.temporal)
+            counted = round(frames / self.temporal) * self.temporal
+            if self.frame_tokens is not None:
+                share = min(self.frame_tokens * side * side, most // frames)
+                most = max(share, int(self.least * 1.05)) * frames
+            if height < side or width < side:
+                scale = max(side / height, side / width)
+                height, width = int(height * scale), int(width * scale)
+        aspect = max(height, width) / min(height, width)
+        if aspect > MOST_ASPECT:
+            raise InvalidInput(f"The longer side may be {MOST_ASPECT} times the shorter one, it is {aspect:.0f} times.")
+        rows, columns = round(height / side), round(width / side)
+        if counted * rows * columns * side * side > most:
+            shrink = math.sqrt(frames * height * width / most)
+            rows = max(1, math.floor(height / shrink / side))
+            columns = max(1, math.floor(width / shrink / side))
+        elif counted * rows * columns * side * side < self.least:
+            grow = math.sqrt(self.least / (frames * height * width))
+            rows, columns = math.ceil(height * grow / side), math.ceil(width * grow / side)
+        return rows * side, columns * side
+
+    @property
+    def digest(self) -> str:
+        """Stands for all of these settings in the cache key."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()
+
+    def _patches(self, images: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
+        """Groups of frames, the last one filled up with the last frame; patches in the order of their merge groups."""
+        missing = -len(images) % self.temporal
+        images = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)])
+        grid = (len(images) // self.temporal, images.shape[2] // self.patch, images.shape[3] // self.patch)
+        groups, rows, columns = grid
+        cut = images.view(
+            groups,
+            self.temporal,
+            images.shape[1],
+            rows // self.merge,
+            self.merge,
+            self.patch,
+            columns // self.merge,
+            self.merge,
+            self.patch,
+        )
+        # [group, merged row, merged column, row in it, column in it, channel, frame, y, x]
+        return cut.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(groups * rows * columns, -1), grid

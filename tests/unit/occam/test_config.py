@@ -1,0 +1,102 @@
+"""What can be chosen is checked where it is made: a misspelt mode must not run as another one."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from occam.calibration import Calibration
+from occam.config import OccamToken, SamplingParams
+from occam.errors import InvalidInput
+
+PRUNING = OccamToken(lambda1=0.5, lambda2=1.0, cut=3, register="zero_token")
+WEIGHTS = "ab" * 32
+CALIBRATION = Calibration(
+    weights=WEIGHTS, cut=3, register="neurons", neurons=((0, 5), (1, 17)), lambda1=0.5, lambda2=2, statistics={"n": 1.5}
+)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"register": "neuron"},
+        {"evaluators": "turns"},
+        {"placement": "afternorm"},
+        {"lambda1": -1.0},
+        {"lambda2": float("nan")},
+        {"cut": 0},
+        {"min_tokens": -1},
+    ],
+    ids=str,
+)
+def test_a_pruning_that_cannot_be_names_its_field(change: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match=next(iter(change))) as caught:
+        replace(PRUNING, **change)
+    assert caught.value.param == next(iter(change))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": 9e-4},
+        {"temperature": 2.1},
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"seed": 2**63},
+        {"seed": -(2**63) - 1},
+    ],
+    ids=str,
+)
+def test_sampling_that_cannot_be_names_its_field(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match=f"{next(iter(wrong))} must") as caught:
+        SamplingParams(**wrong)
+    assert caught.value.param == next(iter(wrong))
+
+
+def test_an_artefact_is_read_as_it_was_written(tmp_path: Path) -> None:
+    CALIBRATION.save(tmp_path / "occam.json")
+    assert Calibration.load(tmp_path / "occam.json", WEIGHTS) == CALIBRATION
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"cut": 0}, "cut must be an integer of at least 1, got '0'"),
+        ({"cut": True}, "cut must be an integer"),
+        ({"cut": 3.0}, "cut must be an integer"),
+        ({"register": "neuron"}, "register must be one of neurons, zero_token, mean_threshold, got 'neuron'"),
+        ({"register": ["neurons"]}, "register must be one of"),
+        ({"evaluators": "words"}, "evaluators must be one of question, turn"),
+        ({"lambda1": -0.1}, "lambda1 must be a finite number"),
+        ({"lambda1": "0.5"}, "lambda1 must be a finite number"),
+        ({"lambda2": float("inf")}, "lambda2 must be a finite number"),
+        ({"neurons": [[0, -1]]}, "neurons must be pairs"),
+        ({"neurons": [[0, 1, 2]]}, "neurons must be pairs"),
+        ({"neurons": [[0, 1.5]]}, "neurons must be pairs"),
+        ({"neurons": 5}, "neurons must be pairs"),
+        ({"statistics": {"n": "many"}}, "statistics must be finite numbers"),
+        ({"statistics": []}, "statistics must be finite numbers"),
+        ({"weights": 5}, "made for weights 5"),
+        ({"version": 2}, "has version 2"),
+        ({"more": 1}, "exactly the fields"),
+    ],
+    ids=str,
+)
+def test_an_artefact_that_cannot_be_is_refused(change: dict[str, Any], match: str, tmp_path: Path) -> None:
+    path = tmp_path / "occam.json"
+    CALIBRATION.save(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InvalidInput, match=match) as caught:
+        Calibration.load(path, WEIGHTS)
+    assert caught.value.param == "model"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "5", "{}", '{"version": 1}'])
+def test_a_file_that_is_no_artefact_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "occam.json").write_text(text)
+    with pytest.raises(InvalidInput):
+        Calibration.load(tmp_path / "occam.json", WEIGHTS)
