@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from occam.errors import Overloaded
-from pipelines.ingest.source import LocalFile
+from pipelines.ingest.local_file import LocalFile
 
 
 class Copies:

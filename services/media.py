@@ -15,12 +15,13 @@ from occam.errors import InvalidInput, SourceUnavailable
 from occam.stats import StageStats
 from pipelines.ingest.decode import FrameStream, route
 from pipelines.ingest.limits import Limits
+from pipelines.ingest.local_file import LocalFile, open_local
 from pipelines.ingest.policy import SourcePolicy
 from pipelines.ingest.probe import VideoFacts, probe_async
 from pipelines.ingest.process import in_reader, walls_of_this_host
 from pipelines.ingest.sample import Sampling, sample
 from pipelines.ingest.sandbox import Sandbox
-from pipelines.ingest.source import LocalFile, fetch, open_local
+from pipelines.ingest.source import fetch
 from services.copies import Copies
 from services.messages import DecodedChunk, Described, FrameChoice, Medium, Source
 from services.settings import Settings

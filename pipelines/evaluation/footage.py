@@ -8,9 +8,9 @@ from occam.types import FrameBatch
 from pipelines.evaluation.budgets import Sample
 from pipelines.ingest.decode import FrameStream
 from pipelines.ingest.limits import Limits
+from pipelines.ingest.local_file import open_local
 from pipelines.ingest.probe import probe
 from pipelines.ingest.sample import Sampling, sample
-from pipelines.ingest.source import open_local
 
 SUFFIX = ".txt"
 

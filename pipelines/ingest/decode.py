@@ -17,10 +17,10 @@ import numpy.typing as npt
 from occam.errors import UnsupportedVideo
 from occam.types import FrameBatch
 from pipelines.ingest.limits import Limits
+from pipelines.ingest.local_file import LocalFile
 from pipelines.ingest.probe import VideoFacts
 from pipelines.ingest.process import Child, ChildDied, in_reader
 from pipelines.ingest.sandbox import Sandbox
-from pipelines.ingest.source import LocalFile
 from pipelines.ingest.wire import BackendFailed, Kind
 
 _LOG = logging.getLogger(__name__)

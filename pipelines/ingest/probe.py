@@ -12,9 +12,9 @@ import numpy.typing as npt
 from occam.errors import UnsupportedVideo, VideoTooLarge
 from occam.types import MediaKind
 from pipelines.ingest.limits import Limits, check_aspect, check_pixels
+from pipelines.ingest.local_file import LocalFile
 from pipelines.ingest.process import Child, ChildDied, in_reader
 from pipelines.ingest.sandbox import Sandbox
-from pipelines.ingest.source import LocalFile
 from pipelines.ingest.wire import Kind
 
 _LOG = logging.getLogger(__name__)

@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from occam.errors import DecodeTimeout, UnsupportedVideo, VideoTooLarge
 from pipelines.ingest.limits import Limits
+from pipelines.ingest.local_file import LocalFile
 from pipelines.ingest.sandbox import Sandbox
-from pipelines.ingest.source import LocalFile
 from pipelines.ingest.wire import HEADER, MAX_TEXT_BYTES, BackendFailed, Kind
 
 T = TypeVar("T")

@@ -11,53 +11,24 @@ import ssl
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import httpx
 
-from occam.errors import ForbiddenSource, Overloaded, SourceUnavailable, UnsupportedVideo
+from occam.errors import ForbiddenSource, Overloaded, SourceUnavailable
 from occam.types import MediaKind
 from pipelines.ingest.addresses import Resolver, checked_addresses, resolve
 from pipelines.ingest.data_url import image_bytes
 from pipelines.ingest.limits import Limits
+from pipelines.ingest.local_file import LocalFile, checked_reader, open_local, real_path, version_of
 from pipelines.ingest.policy import SourcePolicy
-from pipelines.ingest.sniff import HEAD_BYTES, kind_of, reader_of
+from pipelines.ingest.sniff import HEAD_BYTES
 
 _PORTS = {"http": 80, "https": 443}
 _MAX_PORT = 65535
 _NO_URL = "The address is not a valid URL."
-
-Version = tuple[int, int, int, int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalFile:
-    """A video or image on this disk: its path, SHA-256 (hex) and size, and the reader that its first bytes call for.
-
-    version: device, inode, size and modification time (ns) of the file when it was read
-    """
-
-    path: Path
-    digest: str
-    bytes: int
-    reader: str
-    version: Version = (0, 0, 0, 0)
-
-    @property
-    def kind(self) -> MediaKind:
-        """What the file is."""
-        return kind_of(self.reader)
-
-    @property
-    def is_current(self) -> bool:
-        """True iff the file is still the one that was read: neither written to, nor replaced, nor gone."""
-        try:
-            return _version(os.stat(self.path)) == self.version
-        except OSError:
-            return False
 
 
 async def fetch(
@@ -107,63 +78,27 @@ def _scheme(url: str) -> str:
         raise ForbiddenSource(_NO_URL) from None
 
 
-def open_local(path: Path, limits: Limits, kind: MediaKind | None = None) -> LocalFile:
-    """Take a file that the person at the keyboard named: no roots are checked, sizes and first bytes are.
-
-    Raises SourceUnavailable, VideoTooLarge, UnsupportedVideo.
-    """
-    try:
-        path = _real(path)
-        if not path.is_file():
-            raise SourceUnavailable("The path does not name a regular file.")
-        with path.open("rb") as file:
-            stat = os.fstat(file.fileno())  # before the bytes, so that what is written meanwhile shows
-            reader = _checked_reader(file.read(HEAD_BYTES), stat.st_size, limits, kind)
-            file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            return LocalFile(path=path, digest=digest, bytes=file.tell(), reader=reader, version=_version(stat))
-    except OSError as error:
-        raise SourceUnavailable(f"The file cannot be read: {error.strerror}.") from None
-
-
 def _open_under_roots(url: str, policy: SourcePolicy, limits: Limits, kind: MediaKind | None) -> LocalFile:
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost"):
         raise ForbiddenSource("A file URL may not name a host.")
     path = Path(unquote(parts.path) if parts.scheme else url)
     # Links are followed before the roots are compared, and one answer covers "outside" and "absent".
-    if "\0" in str(path) or not any(_real(path).is_relative_to(_real(root)) for root in policy.file_roots):
+    if "\0" in str(path) or not any(real_path(path).is_relative_to(real_path(root)) for root in policy.file_roots):
         raise ForbiddenSource("The file is not in a folder that may be read.")
     return open_local(path, limits, kind)
 
 
-def _real(path: Path) -> Path:
-    return Path(os.path.realpath(path))  # unlike `resolve`, it raises nothing over a loop of links
-
-
-def _version(stat: os.stat_result) -> Version:
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
-
-
-def _checked_reader(head: bytes, size: int, limits: Limits, kind: MediaKind | None) -> str:
-    reader = reader_of(head)
-    found = kind_of(reader)
-    if kind not in (None, found):
-        raise UnsupportedVideo(f"The file is of another kind than was said: {found}, not {kind}.")
-    limits.check_bytes(found, size)
-    return reader
-
-
 def _unpack(url: str, limits: Limits, directory: Path, kind: MediaKind | None) -> LocalFile:
     data = image_bytes(url, limits)
-    reader = _checked_reader(data[:HEAD_BYTES], len(data), limits, kind)
+    reader = checked_reader(data[:HEAD_BYTES], len(data), limits, kind)
     digest = hashlib.sha256(data).hexdigest()
     path = directory / digest
     try:
         path.write_bytes(data)
     except OSError as error:
         raise Overloaded(_no_room(error)) from None
-    return LocalFile(path=path, digest=digest, bytes=len(data), reader=reader, version=_version(path.stat()))
+    return LocalFile(path=path, digest=digest, bytes=len(data), reader=reader, version=version_of(path.stat()))
 
 
 def _checked_url(text: str, policy: SourcePolicy) -> httpx.URL:
@@ -264,9 +199,9 @@ async def _download(
                 digest.update(part)
                 file.write(part)
                 head = (head + part)[:HEAD_BYTES] if len(head) < HEAD_BYTES else head
-            reader = _checked_reader(head, size, limits, kind)
+            reader = checked_reader(head, size, limits, kind)
             file.flush()
-            version = _version(os.fstat(file.fileno()))
+            version = version_of(os.fstat(file.fileno()))
     return LocalFile(path=Path(file.name), digest=digest.hexdigest(), bytes=size, reader=reader, version=version)
 
 

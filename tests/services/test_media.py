@@ -15,7 +15,7 @@ import pytest
 
 from occam.errors import InvalidInput, Overloaded, SourceUnavailable
 from pipelines.ingest import process
-from pipelines.ingest.source import LocalFile
+from pipelines.ingest.local_file import LocalFile
 from services.media import LocalMedia
 from services.messages import DecodedChunk, FrameChoice, Medium, Source
 from services.settings import Settings

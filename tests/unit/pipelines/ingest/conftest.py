@@ -13,8 +13,8 @@ import pytest
 
 from pipelines.ingest.decode import FrameStream
 from pipelines.ingest.limits import Limits
+from pipelines.ingest.local_file import LocalFile, open_local
 from pipelines.ingest.probe import VideoFacts, probe
-from pipelines.ingest.source import LocalFile, open_local
 
 FRAMES, RATE, BITS = 60, 25, 8
 

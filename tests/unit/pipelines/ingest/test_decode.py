@@ -20,9 +20,9 @@ from occam.errors import DecodeTimeout, OccamError, UnsupportedVideo, VideoTooLa
 from pipelines.ingest import decode, process, pyav_backend
 from pipelines.ingest.decode import FrameStream, route
 from pipelines.ingest.limits import Limits
+from pipelines.ingest.local_file import LocalFile
 from pipelines.ingest.probe import probe, probe_async
 from pipelines.ingest.sample import Sampling, sample
-from pipelines.ingest.source import LocalFile
 
 X264_OPEN = {"x264-params": "open-gop=1:keyint=12:bframes=3:b-adapt=0:scenecut=0"}
 B_FRAMES = {"g": "12", "bf": "3"}

@@ -20,9 +20,10 @@ from occam.errors import ForbiddenSource, OccamError, UnsupportedVideo, VideoToo
 from pipelines.ingest import pillow_backend
 from pipelines.ingest.decode import FrameStream
 from pipelines.ingest.limits import Limits
+from pipelines.ingest.local_file import LocalFile, open_local
 from pipelines.ingest.policy import SourcePolicy
 from pipelines.ingest.probe import probe
-from pipelines.ingest.source import LocalFile, fetch, open_local
+from pipelines.ingest.source import fetch
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 40, 4), dtype=np.uint8))

@@ -17,9 +17,9 @@ import pytest
 from pipelines.ingest import process
 from pipelines.ingest.decode import FrameStream
 from pipelines.ingest.limits import Limits
+from pipelines.ingest.local_file import LocalFile
 from pipelines.ingest.process import Child
 from pipelines.ingest.sandbox import Sandbox
-from pipelines.ingest.source import LocalFile
 from pipelines.ingest.wire import Kind
 
 REFUSED_BY_SECCOMP = [
@@ -145,7 +145,7 @@ import sys, time
 from pathlib import Path
 from pipelines.ingest.limits import Limits
 from pipelines.ingest.process import Child
-from pipelines.ingest.source import LocalFile
+from pipelines.ingest.local_file import LocalFile
 video = LocalFile(path=Path(sys.argv[1]), digest="", bytes=0, reader="mov")
 child = Child("pyav", video, Limits(), 60.0, targets=[])
 print(child.pid, flush=True)

@@ -17,8 +17,9 @@ from occam.errors import ForbiddenSource, OccamError, Overloaded, SourceUnavaila
 from pipelines.ingest import source
 from pipelines.ingest.addresses import resolve
 from pipelines.ingest.limits import Limits
+from pipelines.ingest.local_file import LocalFile, open_local
 from pipelines.ingest.policy import SourcePolicy
-from pipelines.ingest.source import LocalFile, fetch, open_local
+from pipelines.ingest.source import fetch
 
 GIF = b"GIF89a" + bytes(5000)
 FORBIDDEN = """
