@@ -116,7 +116,8 @@ def write_qwen3_vl_8b(folder: Path, layers: int) -> None:
     )
     _replace(folder, lambda: Qwen3VLForConditionalGeneration(config))
     _edit(folder / "preprocessor_config.json", {"patch_size": 16, "size": _edges(65536, 16777216)})
-    _edit(folder / "video_preprocessor_config.json", {"patch_size": 16, "size": _edges(4096, 25165824)})
+    video = {"patch_size": 16, "size": _edges(4096, 25165824), "max_video_tokens": 768}
+    _edit(folder / "video_preprocessor_config.json", video)
 
 
 FAMILIES: dict[str, Callable[[Path, int], None]] = {
