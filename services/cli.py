@@ -151,7 +151,7 @@ def _registers(options: argparse.Namespace) -> None:
     calibration, found = find_registers(settings.engine(options.model), plan, _footage(settings, options))
     print(described(found))
     calibration.save(locate(options.model) / ARTEFACT_NAME)
-    print(f"kept; `occam calibrate {options.model}` sets the lambdas")
+    print("kept" if calibration.complete else f"kept; `occam calibrate {options.model}` sets the lambdas")
 
 
 def _footage(settings: Settings, options: argparse.Namespace) -> "Footage | None":

@@ -19,6 +19,7 @@ from occam.engine import Engine
 from occam.errors import InvalidInput
 from services import metrics
 from services.app import APP_NAME, build_app
+from services.catalogue import models
 from services.decoder import Media
 from services.kv import resolve
 from services.media import LocalMedia
@@ -31,7 +32,10 @@ _QUIET = LoggingConfig(log_level="WARNING")
 
 
 def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and return."""
+    """Serve until SIGTERM or SIGINT, then drain and return; UnknownModel before anything is started."""
+    for entry in models(list(settings.models)):
+        if not entry.calibrated:
+            print(f"{entry.name} is not calibrated: it runs strategy none. Run `occam calibrate {entry.name}`.")
     stop = threading.Event()
     with running(settings, stop=stop) as live:
         print(f"Cache: {live.kv_detail}. Sessions and videos: {live.state_detail}.")

@@ -10,6 +10,7 @@ import torch
 from occam.calibration import Calibration
 from occam.config import EngineConfig, NoPruning, OccamToken, Pruning, RegisterMode, SamplingParams
 from occam.engine import Engine
+from occam.errors import InvalidInput
 from occam.models.base import VideoLM
 from occam.models.registry import load_model, stored_calibration
 from occam.registers import RegisterReport, find_register_neurons
@@ -40,6 +41,13 @@ class Plan:
     cut: int | None = None
     samples: int = 50
     trials: int = 200
+
+    def __post_init__(self) -> None:
+        if not (self.stage2 > 0 and 0 < self.stage1 <= 1):
+            raise InvalidInput(
+                f"Budgets must satisfy 0 < budget and 0 < stage1 <= 1, got {self.stage2:g} and {self.stage1:g}.",
+                "budget",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,10 +113,17 @@ def described(found: RegisterReport) -> str:
 def find_registers(
     config: EngineConfig, plan: Plan, footage: Footage | None = None
 ) -> tuple[Calibration, RegisterReport]:
-    """Search for the register neurons on the middle frame of every sample; a calibration that has no lambdas yet."""
+    """Search for the register neurons on the middle frame of every sample.
+
+    The calibration has no lambdas yet, unless one that is stored stands on the same neurons: then it keeps its own.
+    """
     lm = load_model(config, calibrated=False)
     found = _find(lm, _samples(lm, plan, footage))
-    return _without_lambdas(lm, plan, found), found
+    fresh = _without_lambdas(lm, plan, found)
+    stored = stored_calibration(config.model, lm.info.digest)
+    if stored is not None and stored.complete and stored.neurons == fresh.neurons:
+        fresh = replace(stored, statistics={**stored.statistics, **fresh.statistics})
+    return fresh, found
 
 
 @torch.inference_mode()

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from occam.errors import InvalidInput
+from occam.errors import InvalidInput, OccamError
 from occam.types import FrameBatch
 from pipelines.evaluation.budgets import Sample
 from pipelines.ingest.decode import FrameStream
@@ -19,8 +19,10 @@ def read_footage(folder: Path, frames: int, limits: Limits) -> list[Sample]:
     """Every clip of `folder` that has its questions beside it: `NAME.mp4` and `NAME.txt`, a question a line.
 
     frames: to take of each, evenly. InvalidInput for a folder without such pairs, or questions without a clip; what a
-    clip is wrong with is raised as it is.
+    clip is wrong with is said with its name.
     """
+    if not folder.is_dir():
+        raise InvalidInput(f"{folder} is not a folder.", "videos")
     samples = [
         Sample(frames=_frames(clip, frames, limits), questions=_questions(text))
         for text in sorted(folder.glob(f"*{SUFFIX}"))
@@ -46,8 +48,11 @@ def _questions(text: Path) -> tuple[str, ...]:
 
 
 def _frames(clip: Path, count: int, limits: Limits) -> FrameBatch:
-    video = open_local(clip, limits)
-    facts = probe(video, limits)
-    indices = sample(facts.pts_seconds, Sampling(frames=count))
-    with FrameStream(video, facts, indices, limits, chunk_frames=len(indices)) as stream:
-        return next(stream)
+    try:
+        video = open_local(clip, limits)
+        facts = probe(video, limits)
+        indices = sample(facts.pts_seconds, Sampling(frames=count))
+        with FrameStream(video, facts, indices, limits, chunk_frames=len(indices)) as stream:
+            return next(stream)
+    except OccamError as error:
+        raise InvalidInput(f"{clip.name}: {error.message}", "videos") from error

@@ -151,3 +151,8 @@ def test_a_model_without_calibration_answers_unpruned_and_says_how_to_prune(
     error = json.loads(capsys.readouterr().out)["error"]
     assert error["code"] == "not_calibrated"
     assert f"Run `occam calibrate {bare}`" in error["message"]
+
+
+def test_serving_an_unknown_model_fails_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--model", "no-such-model"]) == 1
+    assert "There is no model 'no-such-model'" in capsys.readouterr().err

@@ -141,3 +141,31 @@ def test_calibration_on_a_users_own_clips(tmp_path: Path, checkpoint: Path, caps
     (clips / "3.txt").write_text("what")
     assert main(command) == 1
     assert "3.txt must lie beside exactly one clip" in capsys.readouterr().err
+
+
+def test_a_second_search_with_the_same_outcome_keeps_the_lambdas(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in checkpoint.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    assert main(["calibrate", str(tmp_path), "--samples", "2", "--trials", "1"]) == 0
+    before = Engine.load(EngineConfig(model=str(tmp_path))).info.calibration
+    assert main(["registers", str(tmp_path), "--samples", "3"]) == 0
+    assert capsys.readouterr().out.endswith("kept\n")
+    after = Engine.load(EngineConfig(model=str(tmp_path))).info.calibration
+    assert before is not None
+    assert after is not None
+    assert (after.lambda1, after.lambda2, after.cut) == (before.lambda1, before.lambda2, before.cut)
+
+
+def test_a_clip_that_cannot_be_read_is_named(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.mp4").write_text("no video")
+    (tmp_path / "broken.txt").write_text("what")
+    assert main(["calibrate", str(checkpoint), "--videos", str(tmp_path)]) == 1
+    assert "broken.mp4: The file's first bytes" in capsys.readouterr().err
+    assert main(["calibrate", str(checkpoint), "--videos", str(tmp_path / "absent")]) == 1
+    assert "is not a folder" in capsys.readouterr().err
+    assert main(["calibrate", str(checkpoint), "--budget", "0"]) == 1
+    assert "Budgets must satisfy" in capsys.readouterr().err
