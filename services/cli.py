@@ -73,6 +73,7 @@ def _add_ask(parser: argparse.ArgumentParser) -> None:
 
 def _add_calibrate(parser: argparse.ArgumentParser) -> None:
     _add_material(parser)
+    parser.add_argument("--cut", type=int, metavar="L", help="decoder layers before stage II (the family's)")
     parser.add_argument("--stage1", type=float, default=0.85, metavar="SHARE", help="kept by stage I, on average")
     parser.add_argument(
         "--budget", type=float, default=0.25, metavar="N", help="kept by stage II, on average: a share, or tokens"
@@ -92,7 +93,6 @@ def _add_material(parser: argparse.ArgumentParser) -> None:
         "--videos", metavar="FOLDER", help="your clips, each with its questions in NAME.txt (rendered clips)"
     )
     parser.add_argument("--samples", type=int, default=50, metavar="N", help="rendered clips to measure on (50)")
-    parser.add_argument("--cut", type=int, metavar="L", help="decoder layers before stage II (the family's)")
 
 
 def _serve(options: argparse.Namespace) -> None:
@@ -146,7 +146,7 @@ def _registers(options: argparse.Namespace) -> None:
     from occam.models.checkpoint import locate
     from pipelines.evaluation.calibrate import Plan, described, find_registers
 
-    plan = Plan(cut=options.cut, samples=options.samples)
+    plan = Plan(samples=options.samples)
     settings = Settings.load()
     calibration, found = find_registers(settings.engine(options.model), plan, _footage(settings, options))
     print(described(found))

@@ -38,6 +38,12 @@ class Engine:
     """One model on one device; not thread-safe: one thread at a time runs it."""
 
     def __init__(self, lm: VideoLM, config: EngineConfig, clock: prefix.Clock = time.monotonic) -> None:
+        if config.chunk_frames % lm.info.group:
+            raise InvalidInput(
+                f"{lm.info.name} takes frames in groups of {lm.info.group}; chunk_frames must be a multiple of that, "
+                f"got {config.chunk_frames}.",
+                "chunk_frames",
+            )
         self.lm = lm
         self.config = config
         self.clock = clock
@@ -46,14 +52,7 @@ class Engine:
     def load(cls, config: EngineConfig, clock: prefix.Clock = time.monotonic) -> "Engine":
         """Load the model that `config` names; UnknownModel, InvalidInput or NotCalibrated where that cannot be."""
         torch.set_num_threads(config.threads)
-        lm = load_model(config)
-        if config.chunk_frames % lm.info.group:
-            raise InvalidInput(
-                f"{lm.info.name} takes frames in groups of {lm.info.group}; chunk_frames must be a multiple of that, "
-                f"got {config.chunk_frames}.",
-                "chunk_frames",
-            )
-        engine = cls(lm, config, clock)
+        engine = cls(load_model(config), config, clock)
         engine.pruning()
         return engine
 

@@ -34,14 +34,18 @@ def read_footage(folder: Path, frames: int, limits: Limits) -> list[Sample]:
 
 
 def _clip_of(text: Path) -> Iterator[Path]:
-    clips = [path for path in text.parent.glob(f"{text.stem}.*") if path.suffix != SUFFIX]
+    clips = [path for path in text.parent.iterdir() if path.stem == text.stem and path.suffix != SUFFIX]
     if len(clips) != 1:
         raise InvalidInput(f"{text.name} must lie beside exactly one clip of that name, found {len(clips)}.", "videos")
     yield from clips
 
 
 def _questions(text: Path) -> tuple[str, ...]:
-    questions = tuple(line.strip() for line in text.read_text().splitlines() if line.strip())
+    try:
+        lines = text.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{text.name} is not UTF-8.", "videos") from error
+    questions = tuple(line.strip() for line in lines if line.strip())
     if not questions:
         raise InvalidInput(f"{text.name} holds no question.", "videos")
     return questions

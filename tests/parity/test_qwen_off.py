@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from occam.config import NoPruning
+from occam.config import EngineConfig, NoPruning
 from occam.engine.engine import Engine
 from occam.engine.prefix import encode
+from occam.errors import InvalidInput
 from occam.tensors import PrefixState
 from occam.types import FrameBatch
 from tests.parity.checkpoint_qwen import random_frames
@@ -202,3 +203,8 @@ def test_the_embedded_info_says_what_the_family_takes(qwen_engine: Engine) -> No
     info = qwen_engine.info
     assert (info.family, info.media, info.group, info.frames) == ("qwen3_vl", ("video", "image"), 2, 16)
     assert (info.layers, info.cut, info.max_positions) == (6, 2, 1024)
+
+
+def test_a_chunk_that_cuts_a_group_apart_is_refused(qwen_engine: Engine) -> None:
+    with pytest.raises(InvalidInput, match="groups of 2; chunk_frames must be a multiple of that, got 3"):
+        Engine(qwen_engine.lm, EngineConfig(chunk_frames=3))

@@ -100,7 +100,7 @@ def test_registers_are_kept_until_calibrate_sets_the_lambdas(
 ) -> None:
     for file in checkpoint.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    assert main(["registers", str(tmp_path), "--samples", "2", "--cut", "3"]) == 0
+    assert main(["registers", str(tmp_path), "--samples", "2"]) == 0
     printed = capsys.readouterr().out
     for figure in ("largest patch norm", "effective patches", "share of that attention"):
         assert figure in printed
@@ -130,9 +130,9 @@ def test_calibration_on_a_users_own_clips(tmp_path: Path, checkpoint: Path, caps
     command = ["calibrate", str(model), "--videos", str(clips), "--budget", "20"]
     assert main(command) == 1
     assert "holds no clip with its questions" in capsys.readouterr().err
-    for seed in (1, 2):
-        write_mp4(clips / f"{seed}.mp4", random_frames(12, seed))
-        (clips / f"{seed}.txt").write_text("what is the ball ?\n\nwhere does it go\n")
+    for seed, name in ((1, "clip [1]"), (2, "clip [1].2")):
+        write_mp4(clips / f"{name}.mp4", random_frames(12, seed))
+        (clips / f"{name}.txt").write_text("what is the ball ?\n\nwhere does it go\n", "utf-8-sig")
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "right" not in printed, "nobody knows the truth of a user's clips"
