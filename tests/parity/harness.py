@@ -101,7 +101,8 @@ def assert_same(replies: Sequence[Reply], expected: Sequence[Played], rule: Rule
 
 def thresholds(eye: Eye, rule: Rule, *, empty_view: bool = False) -> Rule:
     """The rule with lambdas that really cut, far from any score; optionally one view keeps nothing."""
-    seen = eye.see(rule)
+    with torch.no_grad():
+        seen = eye.see(rule)
     ratios_P = seen.scores / seen.reference
     lambda1 = _widest_gap(ratios_P)
     if empty_view:

@@ -10,31 +10,13 @@ import torch
 from tests.parity.checkpoint import LAYERS, NEURONS
 from tests.parity.checkpoint_llava import random_image
 from tests.parity.eye_llava import LlavaCase, state_of
-from tests.parity.harness import QUESTIONS, Reply, ask, assert_same, pruning_of
+from tests.parity.harness import QUESTIONS, Reply, ask, assert_same, pruning_of, thresholds
 from tests.parity.oracle import Played, Rule, converse
 
 STEPS = 6
 IMAGES = [random_image(70, 100, seed=3), random_image(150, 33, seed=4)]
 BASE = Rule(lambda1=0, lambda2=0, cut=3, neurons=NEURONS)
 Cases = Callable[[str], LlavaCase]
-
-
-def widest_gap(ratios: torch.Tensor) -> float:
-    """A threshold in the middle of the widest gap between the 30th and the 70th percentile of the ratios."""
-    ratios = ratios[~ratios.isnan()].sort().values
-    inner = ratios[int(0.3 * len(ratios)) : int(0.7 * len(ratios)) + 1]
-    at = int(inner.diff().argmax())
-    return float(inner[at : at + 2].mean())
-
-
-def with_lambdas(case: LlavaCase, rule: Rule) -> Rule:
-    """The rule with thresholds that really cut, far from any score."""
-    eye = case.eye(IMAGES)
-    with torch.no_grad():
-        seen = eye.see(rule)
-    rule = replace(rule, lambda1=widest_gap(seen.scores / seen.reference))
-    played = converse(eye, QUESTIONS, rule, 1)
-    return replace(rule, lambda2=widest_gap(torch.cat([turn.scores / turn.reference for turn in played])))
 
 
 def both(case: LlavaCase, rule: Rule) -> tuple[list[Reply], list[Played]]:
@@ -59,7 +41,7 @@ def both(case: LlavaCase, rule: Rule) -> tuple[list[Reply], list[Played]]:
 )
 def test_every_family_and_setting(llava_case: Cases, name: str, change: dict[str, Any]) -> None:
     case = llava_case(name)
-    rule = with_lambdas(case, replace(BASE, **change))
+    rule = thresholds(case.eye(IMAGES), replace(BASE, **change))
     replies, expected = both(case, rule)
     for turn in expected:
         assert 0 < turn.stage2.sum() < turn.stage1.sum() < turn.stage1.numel()
@@ -79,7 +61,7 @@ def test_no_patch_of_any_tile_passes_stage_one_and_newlines_stay(llava_case: Cas
 
 @pytest.fixture(scope="module")
 def honest(llava_case: Cases) -> tuple[Rule, list[Reply]]:
-    rule = with_lambdas(llava_case("next llama"), BASE)
+    rule = thresholds(llava_case("next llama").eye(IMAGES), BASE)
     replies, expected = both(llava_case("next llama"), rule)
     assert_same(replies, expected, rule)
     return rule, replies
