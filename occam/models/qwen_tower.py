@@ -52,7 +52,7 @@ class QwenTower:
         """
         with_register = register in ("neurons", "zero_token")
         neurons = self.neurons if register == "neurons" else ()
-        hidden, rotary = self._embed(pixels, grid, with_register)
+        hidden, rotary = self.embed(pixels, grid, with_register)
         levels: list[Tensor] = []
         for index, block in enumerate(self.vision.blocks):
             scored = hidden
@@ -85,7 +85,7 @@ class QwenTower:
 
     def trace(self, pixels: Tensor, grid: Grid, neurons: Sequence[Neuron] | None) -> TowerTrace:
         """Run with a trial set of register neurons and report norms, activations and scores (see `registers`)."""
-        hidden, rotary = self._embed(pixels, grid, neurons is not None)
+        hidden, rotary = self.embed(pixels, grid, neurons is not None)
         end = hidden.shape[1] if neurons is None else -1
         norms, activations = [], []
         for index, block in enumerate(self.vision.blocks):
@@ -97,7 +97,7 @@ class QwenTower:
         share = scores.new_zeros(scores.shape[0]) if neurons is None else scores[:, -1]
         return TowerTrace(norms=norms, activations=activations, row=scores[:, :end], register_share=share)
 
-    def _embed(self, pixels: Tensor, grid: Grid, with_register: bool) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def embed(self, pixels: Tensor, grid: Grid, with_register: bool) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Patch and position embeddings [S, N, C], and cos and sin [S * N, D] of their rotation."""
         segments, rows, columns = grid
         embedded = self.vision.patch_embed(pixels).unflatten(0, (segments, -1))

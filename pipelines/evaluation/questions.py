@@ -1,14 +1,17 @@
 """Questions about a scene with their answers; every answer is one word and follows from the scene alone."""
 
+import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.evaluation.renderer import COLORS, DIRECTIONS, SHAPES, SIZES, Scene, SceneObject
+from pipelines.evaluation.renderer import COLORS, DIRECTIONS, SHAPES, SIZES, UNSEEN_PAIRS, Scene, SceneObject
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven")
+
+CORNERS = ("top-left", "top-right", "bottom-left", "bottom-right")
 
 TEMPLATES = {
     "exists": "is there a {0}",
@@ -26,9 +29,13 @@ TEMPLATES = {
     "which_vanishes": "what {1} is the object that vanishes",
     "side": "is {0} left or right at the end",
     "half": "is {0} up or down at the end",
+    "corner": "in which corner is {0} at the end",
     "dot": "is there a dot",
     "dot_color": "what color is the dot",
 }
+
+TEMPORAL = ("direction", "moves", "first", "before", "when", "vanishes", "which_vanishes")
+"""Kinds that a single image does not answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,17 +50,22 @@ class Question:
 
 def vocabulary() -> tuple[str, ...]:
     """Every word of every question and answer, sorted."""
-    words = {"yes", "no", "object", "the", "shape", "color", *NUMBERS, *SHAPES, *COLORS, *SIZES, *DIRECTIONS}
+    words = {"yes", "no", "object", "the", "shape", "color", *NUMBERS, *SHAPES, *COLORS, *SIZES, *DIRECTIONS, *CORNERS}
     for template in TEMPLATES.values():
         words.update(word for word in template.split() if "{" not in word)
     return tuple(sorted(words))
 
 
-def draw_questions(scene: Scene, rng: np.random.Generator, count: int) -> list[Question]:
-    """`count` different questions about the scene, fewer if it does not give as many; kinds by `WEIGHTS`."""
-    names, weights = list(WEIGHTS), np.array(list(WEIGHTS.values()), float)
+def draw_questions(
+    scene: Scene, rng: np.random.Generator, count: int, weights: Mapping[str, float] | None = None
+) -> list[Question]:
+    """`count` different questions about the scene, fewer if it does not give as many.
+
+    weights: how often each kind is tried, all alike by default
+    """
+    chances = np.array([1.0 if weights is None else weights[kind] for kind in TEMPLATES])
     drawn: dict[str, Question] = {}
-    for kind in rng.choice(names, size=8 * count, p=weights / weights.sum()):
+    for kind in rng.choice(list(TEMPLATES), size=8 * count, p=chances / chances.sum()):
         question = ask(scene, str(kind), rng)
         if question is not None:
             drawn.setdefault(question.text, question)
@@ -63,7 +75,9 @@ def draw_questions(scene: Scene, rng: np.random.Generator, count: int) -> list[Q
 
 
 def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Question | None:
-    """A question of one kind, None where the scene does not allow it without ambiguity."""
+    """A question of one kind, None where the scene does not allow it, or not without ambiguity."""
+    if scene.frames == 1 and kind in TEMPORAL:
+        return None
     return _ASKERS[kind](scene, kind, rng)
 
 
@@ -78,6 +92,12 @@ def names_of(scene: Scene, index: int) -> dict[str, str]:
     if sum((other.color, other.shape) == (item.color, item.shape) for other in scene.objects) == 1:
         names["pair"] = f"the {item.color} {item.shape}"
     return names
+
+
+def names_unseen_pair(text: str) -> bool:
+    """Whether a question names a pair of colour and shape that no training shows."""
+    words = text.split()
+    return any(pair in UNSEEN_PAIRS for pair in itertools.pairwise(words))
 
 
 def _question(kind: str, answer: str, *parts: str, objects: tuple[int, ...] = ()) -> Question:
@@ -205,6 +225,16 @@ def _end_place(axis: int, low: str, high: str) -> Callable[[Scene, str, np.rando
     return asker
 
 
+def _corner(scene: Scene, kind: str, rng: np.random.Generator) -> Question | None:
+    """In which quarter of the frame an object is when it was last seen; objects near a middle line are not asked about."""
+    found = _draw_named(scene, rng, keep=lambda item: bool(np.all(abs(item.centers[item.stop - 1] - 0.5) > 0.06)))
+    if found is None:
+        return None
+    item = scene.objects[found[0]]
+    right, bottom = item.centers[item.stop - 1] > 0.5
+    return _question(kind, CORNERS[2 * bottom + right], found[1], objects=(found[0],))
+
+
 def _dot(scene: Scene, kind: str, _: np.random.Generator) -> Question | None:
     return _question(kind, _yes(scene.dot is not None))
 
@@ -229,27 +259,7 @@ _ASKERS: dict[str, Callable[[Scene, str, np.random.Generator], Question | None]]
     "which_vanishes": _that(lambda scene, item: item.stop < scene.frames),
     "side": _end_place(0, "left", "right"),
     "half": _end_place(1, "up", "down"),
+    "corner": _corner,
     "dot": _dot,
     "dot_color": _dot_color,
 }
-
-WEIGHTS = {
-    "exists": 4.0,
-    "color": 2.0,
-    "shape": 2.0,
-    "size": 1.0,
-    "direction": 1.5,
-    "moves": 0.7,
-    "count": 0.4,
-    "count_of": 0.8,
-    "first": 0.8,
-    "before": 0.8,
-    "when": 1.0,
-    "vanishes": 0.7,
-    "which_vanishes": 0.7,
-    "side": 1.2,
-    "half": 1.2,
-    "dot": 0.3,
-    "dot_color": 0.6,
-}
-"""How often each kind is drawn: telling objects apart comes first, everything else is built on it."""

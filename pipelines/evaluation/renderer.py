@@ -25,6 +25,10 @@ COLORS = {
     "cyan": (40, 215, 225),
     "white": (245, 245, 245),
 }
+UNSEEN_PAIRS = frozenset(
+    (color, shape) for i, color in enumerate(COLORS) for j, shape in enumerate(SHAPES) if (i + j) % 5 == 0
+)
+"""Nine of the 42 pairs of colour and shape: no training clip shows them and no training question names them."""
 SIZES = {"small": (0.075, 0.09), "big": (0.13, 0.15)}
 DIRECTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0), "nowhere": (0.0, 0.0)}
 DOT_RADIUS = 0.032
@@ -39,12 +43,14 @@ class SceneConfig:
     """What a scene is drawn from; ranges include both ends.
 
     objects: range of the number of objects; clutter: range of the number of background lines
+    unseen_pairs: whether objects may be of `UNSEEN_PAIRS`
     """
 
     frames: int = 8
     objects: tuple[int, int] = (1, 4)
     clutter: tuple[int, int] = (0, 6)
     dot_probability: float = 0.35
+    unseen_pairs: bool = True
 
 
 BUSY = SceneConfig(objects=(4, 4), clutter=(6, 6))
@@ -107,7 +113,8 @@ def draw_scene(seed: int, config: SceneConfig | None = None) -> Scene:
         if len(objects) == wanted:
             break
         candidate = _draw_object(rng, config.frames, objects)
-        if all(_apart(candidate, other) for other in objects):
+        allowed = config.unseen_pairs or (candidate.color, candidate.shape) not in UNSEEN_PAIRS
+        if allowed and all(_apart(candidate, other) for other in objects):
             objects.append(candidate)
     dot = _draw_dot(rng, config.frames, objects) if rng.random() < config.dot_probability else None
     clutter = int(rng.integers(config.clutter[0], config.clutter[1] + 1))
@@ -136,7 +143,7 @@ def _draw_object(rng: np.random.Generator, frames: int, others: list[SceneObject
     size = str(rng.choice(list(SIZES)))
     radius = float(rng.uniform(*SIZES[size]))
     start, stop = _draw_span(rng, frames)
-    direction = "nowhere" if rng.random() < 0.4 else str(rng.choice(list(DIRECTIONS)[:4]))
+    direction = "nowhere" if frames == 1 or rng.random() < 0.4 else str(rng.choice(list(DIRECTIONS)[:4]))
     heading = np.array(DIRECTIONS[direction])
     pace = rng.uniform(0.07, 0.09) * min(1.0, 7 / max(frames - 1, 1))
     travel = pace * (stop - start - 1) * heading

@@ -58,10 +58,11 @@ def orthogonalize(batch: torch.Tensor, steps: int = 5) -> torch.Tensor:
 def build_optimizers(
     hidden: nn.Module, others: Iterable[nn.Module], muon_lr: float, adamw_lr: float = 1.5e-3
 ) -> tuple[torch.optim.Optimizer, ...]:
-    """Muon for the matrices of `hidden`, AdamW for its vectors and for all parameters of `others`."""
-    matrices = [p for p in hidden.parameters() if p.requires_grad and p.ndim == 2]
-    rest = [p for p in hidden.parameters() if p.requires_grad and p.ndim != 2]
-    rest += [p for module in others for p in module.parameters() if p.requires_grad]
+    """Muon for the linear maps of `hidden`, AdamW for the rest of it and for all parameters of `others`."""
+    matrices = [module.weight for module in hidden.modules() if isinstance(module, nn.Linear)]
+    mapped = set(map(id, matrices))
+    rest = [parameter for parameter in hidden.parameters() if id(parameter) not in mapped]
+    rest += [parameter for module in others for parameter in module.parameters()]
     adamw = torch.optim.AdamW(rest, lr=adamw_lr, betas=(0.9, 0.98), weight_decay=0.05)
     optimizers = (Muon(matrices, lr=muon_lr), adamw)
     for optimizer in optimizers:

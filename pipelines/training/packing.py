@@ -7,8 +7,7 @@ import numpy as np
 import torch
 
 from pipelines.evaluation.questions import Question
-from pipelines.training.model import FRAME_TOKENS
-from pipelines.training.tokenizer import ASSISTANT, EOS, NEWLINE, PAD, USER, encode
+from pipelines.training.tokenizer import Words
 
 REGISTER = -1
 IGNORE = -100
@@ -22,6 +21,7 @@ class PackedText:
     positions: int64 [B, T], as if each conversation stood alone behind the video
     allowed: bool [B, T, T], which text each text token may see
     targets: int64 [B, T], the next id where it belongs to an answer, else IGNORE
+    answers: bool [B, T], places whose next id is an answer's word, a question each
     kinds: per clip, the question kinds in the order of their answers
     """
 
@@ -29,6 +29,7 @@ class PackedText:
     positions: torch.Tensor
     allowed: torch.Tensor
     targets: torch.Tensor
+    answers: torch.Tensor
     kinds: tuple[tuple[str, ...], ...]
 
 
@@ -42,17 +43,18 @@ def split_turns(questions: Sequence[Question], rng: np.random.Generator) -> list
     return conversations
 
 
-def pack(clips: Sequence[Sequence[Sequence[Question]]], frames: int, register: bool) -> PackedText:
+def pack(words: Words, clips: Sequence[Sequence[Sequence[Question]]], start: int, register: bool) -> PackedText:
     """Lay out each clip's conversations; with `register`, one register token stands before each turn.
 
-    The register takes the position of its turn's first text token and is seen by its own turn alone.
+    start: position of the text behind the prefix. The register takes that of its turn's first text token and is seen
+    by its own turn alone.
     """
-    rows = [_Row(conversations, 1 + frames * FRAME_TOKENS, register) for conversations in clips]
+    rows = [_Row(words, conversations, start, register) for conversations in clips]
     length = max(len(row.ids) for row in rows)
     ids, positions, conversation, turn, targets = (
         torch.tensor([values + [fill] * (length - len(values)) for values in column])
         for column, fill in (
-            ([row.ids for row in rows], encode(PAD)[0]),
+            ([row.ids for row in rows], words.id(words.special[0])),
             ([row.positions for row in rows], 0),
             ([row.conversation for row in rows], -1),
             ([row.turn for row in rows], -1),
@@ -62,25 +64,34 @@ def pack(clips: Sequence[Sequence[Sequence[Question]]], frames: int, register: b
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     together = conversation[:, :, None] == conversation[:, None, :]
     spent = (ids == REGISTER)[:, None, :] & (turn[:, :, None] != turn[:, None, :])
-    kinds = tuple(tuple(q.kind for turns in clip for q in turns) for clip in clips)
-    return PackedText(ids=ids, positions=positions, allowed=causal & together & ~spent, targets=targets, kinds=kinds)
+    return PackedText(
+        ids=ids,
+        positions=positions,
+        allowed=causal & together & ~spent,
+        targets=targets,
+        answers=(targets != IGNORE) & (targets != words.id(words.format.end)),
+        kinds=tuple(tuple(q.kind for turns in clip for q in turns) for clip in clips),
+    )
 
 
 class _Row:
     """One clip's text as plain lists of equal length."""
 
-    def __init__(self, conversations: Sequence[Sequence[Question]], start: int, register: bool) -> None:
+    def __init__(
+        self, words: Words, conversations: Sequence[Sequence[Question]], start: int, register: bool
+    ) -> None:
         self.ids: list[int] = []
         self.positions: list[int] = []
         self.conversation: list[int] = []
         self.turn: list[int] = []
         self.targets: list[int] = []
+        form = words.format
         for number, turns in enumerate(conversations):
             position = start
             for index, question in enumerate(turns):
-                opening = NEWLINE if index == 0 else f"{USER} "
-                prompt = encode(f"{opening}{question.text} {ASSISTANT}")
-                answer = encode(question.answer + EOS)
+                opening = form.question if index == 0 else form.following
+                prompt = words.encode(f"{opening}{question.text}{form.generation}{form.answer}")
+                answer = words.encode(question.answer + form.end)
                 ids = (*prompt, *answer)
                 targets = [IGNORE] * (len(prompt) - 1) + [*answer, IGNORE]
                 if register:
