@@ -1,7 +1,7 @@
-"""`make demo`: a clip that no training has seen, two questions over REST, and the books checked at the end.
+"""`make demo`: a clip that no training has seen, two questions to two models, and the books checked at the end.
 
-`make demo ARGS='--seed 1000000 --clips 50'` asks about fifty and prints how often both answers are right. The clips
-stay in `runs/demo`, to be looked at and asked again.
+`make demo ARGS='--seed 1000000 --clips 50'` asks about fifty and prints how often a model's both answers are right. The
+clips stay in `runs/demo`, to be looked at and asked again.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,6 +29,7 @@ from pipelines.evaluation.renderer import FIRST_TEST_SEED, draw_scene, render
 from services.launch import running
 from services.settings import Settings
 
+MODELS = ("tiny-video-llava", "tiny-qwen3-vl")
 CLIPS = Path("runs", "demo")
 QUESTIONS = 2
 PATIENCE_S = 120
@@ -44,21 +46,26 @@ def main() -> int:
     if first < FIRST_TEST_SEED or options.clips < 1:
         parser.error(f"--seed must be at least {FIRST_TEST_SEED}, --clips at least 1")
     print("starting the service", flush=True)
-    both_right, answers = 0, []
+    both_right: Counter[str] = Counter()
+    answers: list[dict[str, Any]] = []
     CLIPS.mkdir(parents=True, exist_ok=True)
     with _file_server(CLIPS) as files:
-        settings = replace(Settings.load(), port=_free_port(), allow_private_hosts=(files,))
+        settings = replace(Settings.load(), models=MODELS, port=_free_port(), allow_private_hosts=(files,))
         with running(settings), httpx.Client(base_url=f"http://127.0.0.1:{settings.port}", timeout=PATIENCE_S) as http:
             for seed in range(first, first + options.clips):
                 print(f"\nseed {seed} (again: make demo ARGS='--seed {seed}')", flush=True)
                 print(f"clip      {CLIPS / f'{seed}.mp4'}")
                 questions = _write_clip(CLIPS / f"{seed}.mp4", seed)
-                answered = _converse(http, f"http://{files}/{seed}.mp4", questions)
-                both_right += all(map(_right, questions, answered))
-                answers += answered
+                video = _upload(http, f"http://{files}/{seed}.mp4")
+                for model in MODELS:
+                    answered = _converse(http, video, model, questions)
+                    both_right[model] += all(map(_right, questions, answered))
+                    answers += answered
             agrees = _metrics_agree(http, answers)
     if options.clips > 1:
-        print(f"\nboth answers right: {both_right} of {options.clips} clips")
+        print()
+        for model in MODELS:
+            print(f"both answers right, {model}: {both_right[model]} of {options.clips} clips")
     return 0 if agrees else 1
 
 
@@ -69,8 +76,8 @@ def _write_clip(path: Path, seed: int) -> list[Question]:
     return questions_about(scene, QUESTIONS)
 
 
-def _converse(http: httpx.Client, url: str, questions: list[Question]) -> list[dict[str, Any]]:
-    """Post the clip and ask; every question but the first follows up on those before."""
+def _upload(http: httpx.Client, url: str) -> str:
+    """Post the clip, which the first model encodes at once; its id."""
     started = time.monotonic()
     video = _post(http, "/v1/videos", {"url": url})
     while http.get(f"/v1/videos/{video['id']}").json()["status"] == "processing":
@@ -81,12 +88,18 @@ def _converse(http: httpx.Client, url: str, questions: list[Question]) -> list[d
         f"video     {video['frames']} frames, {video['duration_s']:.1f} s, sha256 {video['digest'][:12]}: "
         f"fetched, decoded, encoded and cached in {time.monotonic() - started:.2f} s"
     )
+    return str(video["id"])
+
+
+def _converse(http: httpx.Client, video: str, model: str, questions: list[Question]) -> list[dict[str, Any]]:
+    """Ask one model; every question but the first follows up on those before."""
+    print(f"\nmodel     {model}")
     answers: list[dict[str, Any]] = []
     for question in questions:
-        body = {"question": question.text}
+        body = {"question": question.text, "model": model}
         if answers:
             body["session_id"] = answers[-1]["session_id"]
-        answer = _post(http, f"/v1/videos/{video['id']}/queries", body)
+        answer = _post(http, f"/v1/videos/{video}/queries", body)
         answers.append(answer)
         _show(question, answer)
     return answers
@@ -95,7 +108,7 @@ def _converse(http: httpx.Client, url: str, questions: list[Question]) -> list[d
 def _show(question: Question, answer: dict[str, Any]) -> None:
     tokens = answer["usage"]["visual_tokens"]
     right = "right" if _right(question, answer) else "wrong"
-    print(f"\nquestion  {question.text}")
+    print(f"question  {question.text}")
     print(f"answer    {answer['answer']}   (truth: {question.answer}, {right})")
     kept = f"{tokens['stage1']} after stage I, {tokens['stage2']} after stage II"
     print(f"tokens    {tokens['encoded']} visual encoded, {kept}")
