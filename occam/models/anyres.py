@@ -81,6 +81,7 @@ class AnyRes:
         fine_patch = torch.cat([torch.arange(fine.numel()).view(rows, columns), newline], dim=1).flatten()
         view = torch.cat([torch.zeros(patches, dtype=torch.int64), torch.ones_like(fine_patch)])
         return Layout(
+            tower=(passes, patches),
             source=torch.cat([index_FP[0], torch.cat([fine, newline], dim=1).flatten()]),
             view=view,
             patch=torch.cat([torch.arange(patches), fine_patch]),

@@ -94,8 +94,7 @@ class Qwen3VL:
     def compose(self, media: FrameBatch, output: TowerOutput, keep_VP: Tensor, keep_cls: bool) -> MediaTokens:
         """The chunk's markers, and its kept merge groups at their stock positions; there are no CLS tokens."""
         del keep_cls
-        pixels = self.pixels[media.kind]
-        rows, columns = (length // pixels.side for length in pixels.size(media))
+        rows, columns = self._grid(media)
         layout = self._layout(media, rows, columns).keep(keep_VP)
         visual = layout.patch >= 0
         embeddings = self.decoder.embed(layout.ids)
@@ -120,6 +119,11 @@ class Qwen3VL:
             register_count=0 if output.register is None else len(output.register),
         )
 
+    def shown(self, media: FrameBatch) -> Tensor:
+        """Every merge group of every view."""
+        rows, columns = self._grid(media)
+        return torch.ones(-(-len(media) // self.info.group), rows * columns, dtype=torch.bool)
+
     def trace(self, media: FrameBatch, neurons: tuple[Neuron, ...] | None) -> TowerTrace:
         """One pass of the tower over a chunk, watched; its patches are unmerged."""
         return self.tower.trace(*self._preprocess(media), neurons)
@@ -128,6 +132,12 @@ class Qwen3VL:
         """Patches and their grid; resized on the CPU whatever the device, since the float path differs."""
         patches, grid = self.pixels[media.kind](media)
         return patches.to(self.model.device, self.model.dtype), grid
+
+    def _grid(self, media: FrameBatch) -> tuple[int, int]:
+        """Rows and columns of a view's merge groups."""
+        pixels = self.pixels[media.kind]
+        height, width = pixels.size(media)
+        return height // pixels.side, width // pixels.side
 
     def _layout(self, media: FrameBatch, rows: int, columns: int) -> Layout:
         """The chunk as the stock prompt has it, nothing pruned."""
