@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from occam.calibration import ARTEFACT_NAME, Calibration
-from occam.errors import InvalidInput, NotCalibrated
+from occam.errors import InvalidInput, NotCalibrated, UnknownModel
 from occam.models.checkpoint import embedded_models, locate, weights_digest
 from occam.models.registry import FAMILIES, adapter_of, family_of
 
@@ -29,7 +29,7 @@ class ModelEntry:
 
     family: None where the checkpoint cannot be told
     calibrated: whether strategy `occam` can run
-    problem: why the checkpoint or its artefact is of no use, beginning with `stale` or `broken`; None where it is
+    problem: why the artefact or the checkpoint is of no use: `stale`, `broken` or `unusable`, and a sentence; else None
     """
 
     name: str
@@ -84,6 +84,8 @@ def _entry(name: str) -> ModelEntry:
         found = Calibration.load(artefact, weights_digest(directory)) if artefact.exists() else None
     except NotCalibrated as error:
         problem = f"stale: {error.message}"
+    except UnknownModel as error:
+        problem = f"unusable: {error.message}"
     except InvalidInput as error:
         problem = f"broken: {error.message}"
     return ModelEntry(

@@ -21,11 +21,11 @@ FAMILIES = {
 
 
 def family_of(directory: Path) -> str:
-    """The checkpoint's family; UnknownModel where no adapter knows it, or its `config.json` cannot be read."""
+    """The checkpoint's family; UnknownModel where no adapter knows it, InvalidInput where its config is broken."""
     try:
         config = json.loads((directory / "config.json").read_text())
     except (OSError, ValueError) as error:
-        raise UnknownModel(f"The config.json of the checkpoint {directory.name!r} is not JSON.", "model") from error
+        raise InvalidInput(f"The config.json of the checkpoint {directory.name!r} is not JSON.", "model") from error
     family = str(config.get("model_type") if isinstance(config, dict) else None)
     if family not in FAMILIES:
         raise UnknownModel(f"Models of type {family!r} are not supported; supported: {', '.join(FAMILIES)}.", "model")

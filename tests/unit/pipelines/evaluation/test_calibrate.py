@@ -1,6 +1,7 @@
 """Calibration of a checkpoint with random weights: budgets are met, the best reference is taken, the file is usable."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,7 +53,9 @@ def test_the_command_makes_a_checkpoint_that_prunes(
     pruning = Engine.load(EngineConfig(model=str(tmp_path))).pruning("occam")
     assert isinstance(pruning, OccamToken)
     assert pruning.cut == 4
-    assert main([*command, "--samples", "2", "--stage1", "0.1"]) == 1
+    assert [file.name for file in tmp_path.glob("occam.json*")] == ["occam.json"]
+    assert main([*command, "--samples", "2", "--stage1", "0.5"]) == 0
+    assert json.loads((tmp_path / "occam.json.bak").read_text())["lambda1"] == pruning.lambda1, "the one before"
     (tmp_path / "occam.json").write_text(json.dumps({"version": 0, "weights": ""}))
     assert main([*command, "--samples", "2"]) == 0, "an artefact of another release must not be in the way"
 
@@ -120,6 +123,61 @@ def test_a_second_search_with_the_same_outcome_keeps_the_lambdas(
     assert (after.lambda1, after.lambda2, after.cut) == (before.lambda1, before.lambda2, before.cut)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (("--cut", "-1"), "cut must be at least 1, got -1."),
+        (("--samples", "0"), "samples must be at least 1, got 0."),
+        (("--trials", "0"), "trials must be at least 1, got 0."),
+        (("--budget", "0"), "Budgets must satisfy"),
+        (("--budget", "0.9"), "Budgets must satisfy"),
+        (("--videos", "absent"), "absent is not a folder."),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_said_before_the_model_loads(
+    checkpoint: Path,
+    wrong: tuple[str, str],
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("pipelines.evaluation.calibrate.load_model", lambda *_, **__: pytest.fail("it loaded"))
+    assert main(["calibrate", str(checkpoint), *wrong]) == 1
+    assert capsys.readouterr().err.startswith(f"occam: {says}")
+
+
+def test_a_place_that_cannot_be_written_is_said_before_the_model_loads(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: path != checkpoint)
+    monkeypatch.setattr("pipelines.evaluation.calibrate.load_model", lambda *_, **__: pytest.fail("it loaded"))
+    assert main(["calibrate", str(checkpoint)]) == 1
+    assert main(["registers", str(checkpoint)]) == 1
+    assert capsys.readouterr().err.count("cannot be written to") == 2
+
+
+def test_a_cut_behind_the_last_layer_is_refused(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["calibrate", str(checkpoint), "--cut", "99"]) == 1
+    assert "cut must lie in 1..5 for the 6 decoder layers" in capsys.readouterr().err
+
+
+def test_every_phase_says_how_far_it_is(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Path(shutil.copytree(checkpoint, tmp_path / "model"))
+    command = ["calibrate", str(model), "--samples", "2", "--trials", "1"]
+    assert main(command) == 0
+    lines = capsys.readouterr().err.splitlines()
+    for line in ("reading: 2 of 2 clips", "zero_token, stage I: 2 of 2 clips", "mean_threshold, trial: 1 of 1 clips"):
+        assert lines.count(line) == 1
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert main(command) == 0
+    told = capsys.readouterr().err
+    for done in range(3):
+        assert f"\r\x1b[Kzero_token, stage II: {done} of 2 clips" in told
+
+
 def test_a_clip_that_cannot_be_read_is_named(
     tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,5 +187,3 @@ def test_a_clip_that_cannot_be_read_is_named(
     assert "broken.mp4: The file's first bytes" in capsys.readouterr().err
     assert main(["calibrate", str(checkpoint), "--videos", str(tmp_path / "absent")]) == 1
     assert "is not a folder" in capsys.readouterr().err
-    assert main(["calibrate", str(checkpoint), "--budget", "0"]) == 1
-    assert "Budgets must satisfy" in capsys.readouterr().err
