@@ -68,13 +68,14 @@ def test_on_its_own_samples_the_budget_is_met(
     assert second == pytest.approx(min(stage2 * encoded, first), abs=1 / 7 + 1e-6)
 
 
-IMAGES = ((40, 130), (130, 40), (56, 112), (90, 90))
+IMAGES = ((30, 150), (150, 30), (100, 160), (56, 112))
 
 
 @pytest.mark.parametrize("size", IMAGES, ids=str)
 def test_padding_of_tiles_is_no_part_of_a_budget(tmp_path: Path, size: tuple[int, int]) -> None:
     engine = loaded(write_llava_next(tmp_path))
     samples = [Sample.of(random_image(*size, seed), QUESTIONS[:2]) for seed in range(3)]
+    assert engine.lm.shown(samples[0].frames()).all() == (size == IMAGES[-1]), "all but the last are padded"
     pruning = lambda2_for(engine, lambda1_for(engine, BASE, samples, 0.85), samples, 0.25)
     encoded, first, second = kept(engine, pruning, samples)
     assert first == pytest.approx(0.85 * encoded, abs=1 / 3 + 1e-6)
