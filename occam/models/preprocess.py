@@ -1,6 +1,5 @@
 """Frames to pixels without torchvision: the stock CLIP-style processors' arithmetic, on the CPU, bit for bit."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from occam.errors import InvalidInput
+from occam.models.checkpoint import processor_settings
+from occam.types import MediaKind
 
 VERSION = "clip-1"
 """Goes into the cache key: a change of these pixels is a change of every state."""
@@ -34,9 +35,9 @@ class ClipPixels:
     pad: bool = False
 
     @classmethod
-    def load(cls, directory: Path) -> "ClipPixels":
-        """From the checkpoint's `preprocessor_config.json`."""
-        content = json.loads((directory / "preprocessor_config.json").read_text())
+    def load(cls, directory: Path, kind: MediaKind) -> "ClipPixels":
+        """From the checkpoint's configuration of its image or video processor."""
+        content = processor_settings(directory, kind)
         crop = content["crop_size"]
         pads = str(content.get("image_processor_type")).startswith("LlavaImageProcessor")
         return cls(

@@ -19,6 +19,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def resave(checkpoints: Sequence[Path], folders: Sequence[Path]) -> None:
+    """Each checkpoint's processor and tokenizer as this release of transformers writes them, into its folder."""
+    run = "from tests.parity.stock_processors import write_again; write_again({0!r}, {1!r})"
+    names = [[str(path) for path in paths] for paths in (checkpoints, folders)]
+    command = [sys.executable, "-W", "error", "-c", run.format(*names)]
+    subprocess.run(command, cwd=Path(__file__).parents[2], check=True)
+
+
 def process(checkpoint: Path, calls: Sequence[dict[str, Any]]) -> list[Any]:
     """What the checkpoint's processor returns for each call's keywords; a ValueError that it raises, as its message."""
     with tempfile.TemporaryDirectory() as folder:
@@ -103,6 +111,14 @@ def install() -> None:
     for name in ("torchvision.transforms", "torchvision.transforms.functional", "torchvision.transforms.v2.functional"):
         vars(modules[name]).update(functions)
     sys.modules.update(modules)
+
+
+def write_again(checkpoints: Sequence[str], folders: Sequence[str]) -> None:
+    install()
+    from transformers import AutoProcessor
+
+    for checkpoint, folder in zip(checkpoints, folders, strict=True):
+        AutoProcessor.from_pretrained(checkpoint).save_pretrained(folder)
 
 
 def main(checkpoint: Path, jobs: Path, results: Path) -> None:

@@ -31,7 +31,7 @@ PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 def test_clip_pixels_equal_the_stock_processor(tmp_path: Path) -> None:
     write_llava(tmp_path)
     _set(tmp_path, image_processor_type="LlavaImageProcessor", do_pad=True)
-    padded = ClipPixels.load(tmp_path)
+    padded = ClipPixels.load(tmp_path, "image")
     assert padded.pad
     _assert_equal(tmp_path, {True: padded, False: replace(padded, pad=False)})
 
