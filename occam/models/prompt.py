@@ -110,8 +110,12 @@ class Prompt:
         """Ids of an answer's text, as they follow the generation prompt."""
         self._refuse_control_tokens(answer, "messages")
         prompt = self.tokenizer.encode(self.format.generation, add_special_tokens=False)
-        whole = self.format.generation + self.format.answer + answer
-        return list(self.tokenizer.encode(whole, add_special_tokens=False)[len(prompt) :])
+        spoken = self.format.answer + answer
+        whole = self.tokenizer.encode(self.format.generation + spoken, add_special_tokens=False)
+        if whole[: len(prompt)] != prompt:
+            # A merge across the border, of two newlines say; a model that spoke began behind the prompt's last token.
+            return list(self.tokenizer.encode(spoken, add_special_tokens=False))
+        return list(whole[len(prompt) :])
 
     def behind(self, anchor: str, text: str) -> list[int]:
         """Ids of `text` as it is tokenized behind the special token `anchor`."""

@@ -95,7 +95,9 @@ class QwenPixels:
                 height, width = int(height * scale), int(width * scale)
         aspect = max(height, width) / min(height, width)
         if aspect > MOST_ASPECT:
-            raise InvalidInput(f"The longer side may be {MOST_ASPECT} times the shorter one, it is {aspect:.0f} times.")
+            raise InvalidInput(
+                f"The longer side may be {MOST_ASPECT} times the shorter one, it is {aspect:.0f} times.", self.kind
+            )
         rows, columns = round(height / side), round(width / side)
         if counted * rows * columns * side * side > most:
             shrink = math.sqrt(frames * height * width / most)
