@@ -82,9 +82,9 @@ class TimingsBody(BaseModel):
 
 
 class FrameBody(BaseModel):
-    """What was kept of one frame of a medium, the first of which is 0. `mask` and `scores` are rows of patches; what stage I dropped has no score."""
+    """What was kept of one frame. `mask` and `scores` are rows of patches; what stage I dropped has no score."""
 
-    medium: int
+    medium: int = Field(description="Which of the conversation's videos and images it shows, from 0.")
     index: int
     pts_s: float
     kept: int
