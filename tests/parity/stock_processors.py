@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,12 +28,12 @@ def resave(checkpoints: Sequence[Path], folders: Sequence[Path]) -> None:
     subprocess.run(command, cwd=Path(__file__).parents[2], check=True)
 
 
-def process(checkpoint: Path, calls: Sequence[dict[str, Any]]) -> list[Any]:
-    """What the checkpoint's processor returns for each call's keywords; a ValueError that it raises, as its message."""
+def process(calls: Sequence[tuple[Path, dict[str, Any]]]) -> list[Any]:
+    """What each checkpoint's processor returns for its call's keywords; a ValueError that it raises, as its message."""
     with tempfile.TemporaryDirectory() as folder:
         jobs, results = Path(folder) / "jobs", Path(folder) / "results"
-        torch.save(list(calls), jobs)
-        command = ["-W", "error", "-m", "tests.parity.stock_processors", str(checkpoint), str(jobs), str(results)]
+        torch.save([(str(checkpoint), call) for checkpoint, call in calls], jobs)
+        command = ["-W", "error", "-m", "tests.parity.stock_processors", str(jobs), str(results)]
         subprocess.run([sys.executable, *command], cwd=Path(__file__).parents[2], check=True)
         returned: list[Any] = torch.load(results, weights_only=False)
     return returned
@@ -121,16 +122,16 @@ def write_again(checkpoints: Sequence[str], folders: Sequence[str]) -> None:
         AutoProcessor.from_pretrained(checkpoint).save_pretrained(folder)
 
 
-def main(checkpoint: Path, jobs: Path, results: Path) -> None:
+def main(jobs: Path, results: Path) -> None:
     install()
     torch.set_num_threads(1)
     from transformers import AutoProcessor
 
-    processor = AutoProcessor.from_pretrained(checkpoint)
+    processor = cache(AutoProcessor.from_pretrained)
     returned: list[Any] = []
-    for call in torch.load(jobs, weights_only=False):
+    for checkpoint, call in torch.load(jobs, weights_only=False):
         try:
-            returned.append(dict(processor(**call, return_tensors="pt")))
+            returned.append(dict(processor(checkpoint)(**call, return_tensors="pt")))
         except ValueError as error:
             returned.append(str(error))
     torch.save(returned, results)

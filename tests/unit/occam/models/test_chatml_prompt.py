@@ -46,8 +46,6 @@ def test_a_model_that_thinks_first_is_refused(tmp_path: Path, place: str) -> Non
     (folder / place).write_text(PLACES[place](TEMPLATE))
     assert load_model(EngineConfig(model=str(folder))).prompt.format == CHATML
     (folder / place).write_text(PLACES[place](TEMPLATE.replace("assistant\\n", "assistant\\n<think>\\n")))
-    with pytest.raises(
-        InvalidInput, match=r"answer by .*<think>.n', .* models that think .* are not"
-    ) as raised:
+    with pytest.raises(InvalidInput, match=r"answer by .*<think>.n', .* models that think .* are not") as raised:
         load_model(EngineConfig(model=str(folder)))
     assert raised.value.param == "model"

@@ -45,7 +45,7 @@ def _assert_equal(checkpoint: Path, by_pad: Mapping[bool, AnyRes | ClipPixels]) 
     images = [random_image(*size, seed=at).frames for at, size in enumerate(SIZES)]
     cases = list(product(by_pad, images))
     calls = [{"images": [image[0]], "input_data_format": "channels_last", "do_pad": pad} for pad, image in cases]
-    for (pad, image), made in zip(cases, process(checkpoint, calls), strict=True):
+    for (pad, image), made in zip(cases, process([(checkpoint, call) for call in calls]), strict=True):
         expected = made["pixel_values"]
         assert torch.equal(by_pad[pad](image), expected[0] if expected.ndim == 5 else expected), (pad, image.shape)
 

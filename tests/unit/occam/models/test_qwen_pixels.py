@@ -42,7 +42,7 @@ def stock(checkpoint: Path) -> list[Any]:
             }
             for video in (*VIDEOS, *((2, *size) for size in REFUSED))
         ]
-    return process(checkpoint, calls)
+    return process([(checkpoint, call) for call in calls])
 
 
 def channels_first(frames: np.ndarray) -> torch.Tensor:
