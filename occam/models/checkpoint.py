@@ -98,9 +98,20 @@ def processor_settings(directory: Path, kind: MediaKind) -> dict[str, Any]:
 
 
 def load_stock(cls: type[M], directory: Path, config: EngineConfig) -> M:
-    """A stock `transformers` model from safetensors (whole or sharded), frozen, on the configured device and dtype."""
+    """A stock `transformers` model from safetensors (whole or sharded), frozen, on the configured device and dtype.
+
+    InvalidInput where `device` is not one device of torch's.
+    """
+    try:
+        device = torch.device(config.device)
+    except RuntimeError as error:
+        raise InvalidInput(
+            f"device must be one device of torch's, as cpu or cuda:0, got {config.device!r}; a model is not spread "
+            "over several.",
+            "device",
+        ) from error
     model = cls.from_pretrained(directory, dtype=getattr(torch, config.dtype), attn_implementation="sdpa")
-    loaded: M = model.eval().requires_grad_(False).to(config.device)
+    loaded: M = model.eval().requires_grad_(False).to(device)
     return loaded
 
 
