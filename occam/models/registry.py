@@ -13,6 +13,7 @@ from occam.models.checkpoint import locate, weights_digest
 
 FAMILIES = {
     "qwen3_vl": ("occam.models.qwen3_vl", "Qwen3VL"),
+    "qwen3_vl_moe": ("occam.models.qwen3_vl", "Qwen3VLMoe"),
     "video_llava": ("occam.models.video_llava", "VideoLlava"),
     "llava": ("occam.models.llava", "Llava"),
     "llava_next": ("occam.models.llava", "LlavaNext"),

@@ -97,7 +97,7 @@ def test_an_answer_says_what_it_cost_and_a_follow_up_goes_on(play: Callable[...,
         frame = first["evidence"]["frames"][3]
         assert (frame["kept"], frame["of"], frame["threshold"]) == (1, 4, 0.25)
         assert frame["scores"] == [[0.5, pytest.approx(0.1)], [None, None]]
-        assert first["evidence"]["spans"] == [{"start_s": 0.0, "end_s": 0.875, "kept": 8}]
+        assert first["evidence"]["spans"] == [{"medium": 0, "start_s": 0.0, "end_s": 0.875, "kept": 8}]
 
         second = await service.query(video, "what then?", session_id=first["session_id"])
         assert second["session_id"] == first["session_id"]

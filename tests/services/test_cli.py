@@ -132,7 +132,7 @@ def test_models_are_listed_with_family_and_calibration(
     assert "zero_token, cut 3" in lines[0]
     assert lines[1].endswith("neurons, cut 3, lambda1 0.5, lambda2 1")
     assert lines[2].endswith("not calibrated: strategy none")
-    assert [line.split()[0] for line in lines[5:]] == ["qwen3_vl", "video_llava", "llava", "llava_next"]
+    assert [line.split()[0] for line in lines[5:]] == ["qwen3_vl", "qwen3_vl_moe", "video_llava", "llava", "llava_next"]
     assert main(["models", "--json", str(bare)]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert listed["models"] == [

@@ -51,7 +51,7 @@ def test_the_ids_of_tokenizer_and_configuration_agree(folder):
 
 
 def test_pixels_are_the_ones_that_the_engine_makes(folder):
-    pixels = ClipPixels.load(folder)
+    pixels = ClipPixels.load(folder, "video")
     for side in (96, 192, 384):
         frames = render(draw_scene(1), side)
         torch.testing.assert_close(normalize(shrink(frames)), pixels(frames), atol=1e-6, rtol=0)
