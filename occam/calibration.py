@@ -2,18 +2,20 @@
 
 import hashlib
 import json
-import math
+import os
+import shutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
 from occam.config import Evaluators, OccamToken, RegisterMode
-from occam.errors import InvalidInput
+from occam.errors import InvalidInput, NotCalibrated
 from occam.registers import Neuron
 
 ARTEFACT_NAME = "occam.json"
-ARTEFACT_VERSION = 1
+ARTEFACT_VERSION = 2
 
 
 def _is_natural(value: Any) -> bool:
@@ -21,7 +23,7 @@ def _is_natural(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _is_lambda(value: Any) -> bool:
@@ -45,6 +47,8 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "neurons": (_are_pairs, "pairs of integers of at least 0"),
     "lambda1": (_is_lambda, "a finite number of at least 0, or null"),
     "lambda2": (_is_lambda, "a finite number of at least 0, or null"),
+    "searched": (lambda value: isinstance(value, str), "a text"),
+    "measured": (lambda value: value is None or isinstance(value, str), "a text, or null"),
     "evaluators": (lambda value: value in get_args(Evaluators), f"one of {', '.join(get_args(Evaluators))}"),
     "statistics": (_are_statistics, "finite numbers by name"),
 }
@@ -58,6 +62,7 @@ class Calibration:
     weights: SHA-256 of the checkpoint's weights; an artefact of other weights is refused
     cut, register, neurons, lambda1, lambda2, evaluators: the defaults of `OccamToken` for this model; without lambdas
     it is what `occam registers` found, and strategy `occam` waits for `occam calibrate`
+    searched, measured: digests of the clips and questions that neurons were searched on, and lambdas measured on
     statistics: what was measured when it was made (the finder's acceptance figures, retention)
     """
 
@@ -67,6 +72,8 @@ class Calibration:
     neurons: tuple[Neuron, ...] = ()
     lambda1: float | None = None
     lambda2: float | None = None
+    searched: str = ""
+    measured: str | None = None
     evaluators: Evaluators = "turn"
     statistics: Mapping[str, float] = field(default_factory=dict)
     version: int = ARTEFACT_VERSION
@@ -101,21 +108,37 @@ class Calibration:
         return hashlib.sha256(json.dumps([self.register, self.neurons]).encode()).hexdigest()
 
     def save(self, path: Path) -> None:
-        """Write the artefact as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        """Write the artefact as JSON, in one step; the one that was there stays beside it as `NAME.bak`.
+
+        InvalidInput where the directory cannot be written to.
+        """
+        fresh = path.with_name(f"{path.name}.new")
+        try:
+            fresh.write_text(json.dumps(asdict(self), indent=1) + "\n")
+            if path.exists():
+                shutil.copyfile(path, path.with_name(f"{path.name}.bak"))
+            os.replace(fresh, path)
+        except OSError as error:
+            raise InvalidInput(f"{path} cannot be written: {error.strerror}.", "model") from error
 
     @classmethod
     def load(cls, path: Path, weights: str) -> "Calibration":
-        """Read an artefact made for `weights` (SHA-256); InvalidInput if it is another's, or not a whole one."""
+        """Read an artefact made for `weights` (SHA-256).
+
+        NotCalibrated for a stale one, of other weights or another release; InvalidInput for one that is broken.
+        """
         try:
             content = json.loads(path.read_text())
-        except ValueError as error:
+        except OSError as error:
+            raise InvalidInput(f"The calibration {path.name} cannot be read: {error.strerror}.", "model") from error
+        except (ValueError, RecursionError) as error:
             raise InvalidInput(f"The calibration {path.name} is not JSON.", "model") from error
-        version = content.get("version") if isinstance(content, dict) else None
-        if version != ARTEFACT_VERSION:
-            raise InvalidInput(
-                f"The calibration {path.name} has version {version}, this release reads {ARTEFACT_VERSION}. "
-                "Run `occam calibrate` again.",
+        if not isinstance(content, dict) or "version" not in content:
+            raise InvalidInput(f"The calibration {path.name} names no version.", "model")
+        if content["version"] != ARTEFACT_VERSION:
+            raise NotCalibrated(
+                f"The calibration {path.name} has version {str(content['version'])[:12]}, this release reads "
+                f"{ARTEFACT_VERSION}. Run `occam calibrate` again.",
                 "model",
             )
         names = {field.name for field in fields(cls)}
@@ -124,14 +147,14 @@ class Calibration:
                 f"The calibration {path.name} must have exactly the fields {', '.join(sorted(names))}.", "model"
             )
         if content["weights"] != weights:
-            raise InvalidInput(
+            raise NotCalibrated(
                 f"The calibration {path.name} was made for weights {str(content['weights'])[:12]}, the checkpoint has "
                 f"{weights[:12]}. Run `occam calibrate` again.",
                 "model",
             )
-        return cls(**content | {"neurons": _tuples(content["neurons"])})
+        return cls(**content | {"neurons": _tuple(content["neurons"], of=_tuple)})
 
 
-def _tuples(value: Any) -> Any:
-    """JSON's lists as tuples, whatever is in them."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def _tuple(value: Any, of: Callable[[Any], Any] = lambda item: item) -> Any:
+    """A list of JSON as a tuple, its items through `of`; anything else as it is."""
+    return tuple(map(of, value)) if isinstance(value, list) else value

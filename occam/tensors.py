@@ -91,6 +91,7 @@ class PrefixState:
     hidden: [N, C], leaving layer l-1 (its residual and any DeepStack addition included)
     planes: [N, C] for each DeepStack level that is added behind a layer above the cut
     register_sum: float32 [1 + levels, C] and register_count: the mean of the views' registers, as sum and count
+    view_medium: int64 [V], which of the videos and images it shows, in the prompt's order
     view_pts: float64 [V], seconds; view_index: int64 [V], first frame in the source; view_grid: int64 [V, 2]
     next_position: the unpruned end, from which the next token goes on; encoded: patches the tower produced
     turns: finished turns of conversation in it
@@ -106,6 +107,7 @@ class PrefixState:
     planes: tuple[Tensor, ...]
     register_sum: Tensor
     register_count: int
+    view_medium: Tensor
     view_pts: Tensor
     view_index: Tensor
     view_grid: Tensor
@@ -165,6 +167,11 @@ class PrefixState:
     def visual(self) -> Tensor:
         """bool [N]: the token came from the vision tower."""
         return self.view >= 0
+
+    @property
+    def media(self) -> int:
+        """Videos and images in it."""
+        return int(self.view_medium[-1]) + 1 if len(self.view_medium) else 0
 
     @property
     def stage1(self) -> int:

@@ -22,6 +22,7 @@ class FrameBatch:
     kind: `image` batches hold one frame
     planned: frames that the whole video gives this conversation; models that spread a budget of pixels over them
     decide by it (None: these)
+    offset: frames of the same video in the batches before this one; what begins at 0 is a medium of its own
     """
 
     frames: npt.NDArray[np.uint8]
@@ -30,6 +31,7 @@ class FrameBatch:
     digest: str
     kind: MediaKind = "video"
     planned: int | None = None
+    offset: int = 0
 
     def __post_init__(self) -> None:
         shape = self.frames.shape
@@ -62,6 +64,7 @@ class FrameBatch:
             digest=self.digest,
             kind=self.kind,
             planned=self.planned or len(self),
+            offset=self.offset + start,
         )
 
 
@@ -83,12 +86,14 @@ class Turn:
 class FrameEvidence:
     """What was kept of one view (a frame, a temporal group, an image or its tiles) for one question.
 
+    medium: which of the conversation's videos and images it shows, from 0
     index: index of the (first) frame in the source; pts_s: presentation time in seconds
     of: patch tokens the tower produced; grid: their rows and columns
     stage1: bool [rows, cols], kept by stage I; stage2: bool [rows, cols], kept by stage II
     scores: float32 [rows, cols], stage II score where stage I kept the patch, NaN elsewhere
     """
 
+    medium: int
     index: int
     pts_s: float
     of: int

@@ -84,6 +84,7 @@ class TimingsBody(BaseModel):
 class FrameBody(BaseModel):
     """What was kept of one frame. `mask` and `scores` are rows of patches; what stage I dropped has no score."""
 
+    medium: int = Field(description="Which of the conversation's videos and images it shows, from 0.")
     index: int
     pts_s: float
     kept: int
@@ -96,6 +97,7 @@ class FrameBody(BaseModel):
     def of_frame(cls, frame: FrameEvidence, threshold: float) -> "FrameBody":
         """The body that shows one frame's evidence."""
         return cls(
+            medium=frame.medium,
             index=frame.index,
             pts_s=frame.pts_s,
             kept=frame.kept,
@@ -107,8 +109,9 @@ class FrameBody(BaseModel):
 
 
 class Span(BaseModel):
-    """A stretch of the video of which something was kept."""
+    """A stretch of a video, or an image, of which something was kept."""
 
+    medium: int
     start_s: float
     end_s: float
     kept: int
@@ -124,14 +127,14 @@ class EvidenceBody(BaseModel):
     def of(cls, evidence: Evidence) -> "EvidenceBody":
         """The body that shows an answer's evidence; neighbouring frames with kept patches make one span."""
         spans: list[Span] = []
-        open_span = False
+        before: FrameEvidence | None = None
         for frame in evidence.frames:
-            if frame.kept and open_span:
+            if frame.kept and before and before.kept and before.medium == frame.medium:
                 spans[-1].end_s = frame.pts_s
                 spans[-1].kept += frame.kept
             elif frame.kept:
-                spans.append(Span(start_s=frame.pts_s, end_s=frame.pts_s, kept=frame.kept))
-            open_span = frame.kept > 0
+                spans.append(Span(medium=frame.medium, start_s=frame.pts_s, end_s=frame.pts_s, kept=frame.kept))
+            before = frame
         return cls(frames=[FrameBody.of_frame(frame, evidence.threshold) for frame in evidence.frames], spans=spans)
 
 

@@ -1,11 +1,12 @@
-"""`occam models`: the models at hand and the families of those that are not, without loading any weights."""
+"""`occam models`: the models at hand and the families of those that are not, without loading a model."""
 
 import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from occam.calibration import ARTEFACT_NAME
-from occam.models.checkpoint import embedded_models, locate
+from occam.calibration import ARTEFACT_NAME, Calibration
+from occam.errors import InvalidInput, NotCalibrated, UnknownModel
+from occam.models.checkpoint import embedded_models, locate, weights_digest
 from occam.models.registry import FAMILIES, adapter_of, family_of
 
 
@@ -24,19 +25,27 @@ class FamilyEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelEntry:
-    """A model at hand; `calibration` is what its artefact says (cut, register, lambdas, ...), None without one."""
+    """A model at hand; `calibration` is what its artefact says (cut, register, lambdas, ...), None without a valid one.
+
+    family: None where the checkpoint cannot be told
+    calibrated: whether strategy `occam` can run
+    problem: why the artefact or the checkpoint is of no use: `stale`, `broken` or `unusable`, and a sentence; else None
+    """
 
     name: str
-    family: str
+    family: str | None
     calibrated: bool
     calibration: dict[str, Any] | None
+    problem: str | None
 
     def __str__(self) -> str:
-        return f"{self.name:<24}{self.family:<14}{self._calibration}"
+        return f"{self.name:<24}{self.family or '?':<14}{self._calibration}"
 
     @property
     def _calibration(self) -> str:
         found = self.calibration
+        if self.problem is not None:
+            return " ".join(self.problem.split())
         if found is None:
             return "not calibrated: strategy none"
         if not self.calibrated:
@@ -66,11 +75,23 @@ def as_json(listed: list[ModelEntry], known: list[FamilyEntry]) -> str:
 
 def _entry(name: str) -> ModelEntry:
     directory = locate(name)
-    artefact = directory / ARTEFACT_NAME
-    found = json.loads(artefact.read_text()) if artefact.exists() else None
+    family: str | None = None
+    found: Calibration | None = None
+    problem: str | None = None
+    try:
+        family = family_of(directory)
+        artefact = directory / ARTEFACT_NAME
+        found = Calibration.load(artefact, weights_digest(directory)) if artefact.exists() else None
+    except NotCalibrated as error:
+        problem = f"stale: {error.message}"
+    except UnknownModel as error:
+        problem = f"unusable: {error.message}"
+    except InvalidInput as error:
+        problem = f"broken: {error.message}"
     return ModelEntry(
         name=name,
-        family=family_of(directory),
-        calibrated=found is not None and found.get("lambda1") is not None,
-        calibration=found,
+        family=family,
+        calibrated=found is not None and found.complete,
+        calibration=None if found is None else asdict(found),
+        problem=problem,
     )

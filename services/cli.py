@@ -1,6 +1,7 @@
 """The `occam` command. Exit codes: 0 done, 1 failed, 2 used wrongly."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from occam.config import SamplingParams
-from occam.errors import OccamError
+from occam.errors import InvalidInput, OccamError
 from services.messages import FrameChoice, PruningChoice, Reply
 from services.settings import Settings
 
@@ -128,40 +129,45 @@ def _ask(options: argparse.Namespace) -> None:
 
 
 def _calibrate(options: argparse.Namespace) -> None:
-    from occam.calibration import ARTEFACT_NAME
-    from occam.models.checkpoint import locate
     from pipelines.evaluation.calibrate import Plan, calibrate
 
     plan = Plan(
         stage1=options.stage1, stage2=options.budget, cut=options.cut, samples=options.samples, trials=options.trials
     )
-    settings = Settings.load()
-    report = calibrate(settings.engine(options.model), plan, _footage(settings, options))
+    settings, artefact = Settings.load(), _artefact(options.model)
+    report = calibrate(settings.engine(options.model), plan, _footage(settings, options), _progress)
     print(report)
-    report.calibration.save(locate(options.model) / ARTEFACT_NAME)
+    report.calibration.save(artefact)
 
 
 def _registers(options: argparse.Namespace) -> None:
-    from occam.calibration import ARTEFACT_NAME
-    from occam.models.checkpoint import locate
     from pipelines.evaluation.calibrate import Plan, described, find_registers
 
     plan = Plan(samples=options.samples)
-    settings = Settings.load()
-    calibration, found = find_registers(settings.engine(options.model), plan, _footage(settings, options))
+    settings, artefact = Settings.load(), _artefact(options.model)
+    calibration, found = find_registers(settings.engine(options.model), plan, _footage(settings, options), _progress)
     print(described(found))
-    calibration.save(locate(options.model) / ARTEFACT_NAME)
+    calibration.save(artefact)
     print("kept" if calibration.complete else f"kept; `occam calibrate {options.model}` sets the lambdas")
 
 
+def _artefact(model: str) -> Path:
+    """Where the model's calibration is kept; InvalidInput where that is not for us to write, before minutes of work."""
+    from occam.calibration import ARTEFACT_NAME
+    from occam.models.checkpoint import locate
+
+    directory = locate(model)
+    if not os.access(directory, os.W_OK):
+        raise InvalidInput(f"{directory} cannot be written to, and the calibration lies beside the weights.", "model")
+    return directory / ARTEFACT_NAME
+
+
 def _footage(settings: Settings, options: argparse.Namespace) -> "Footage | None":
-    """Reads the user's folder when it is known how many frames the model takes; None without one."""
-    from pipelines.evaluation.footage import read_footage
+    """The user's folder; None without one."""
+    from pipelines.evaluation.footage import open_footage
     from services.media import limits_of
 
-    if options.videos is None:
-        return None
-    return lambda frames: read_footage(Path(options.videos), frames, limits_of(settings))
+    return None if options.videos is None else open_footage(Path(options.videos), limits_of(settings))
 
 
 def _models(options: argparse.Namespace) -> None:
@@ -178,6 +184,14 @@ def _note(text: str) -> None:
     """What is going on, on a terminal only: one line that the next one overwrites."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def _progress(phase: str, done: int, total: int) -> None:
+    """How far a phase is: a line that grows on a terminal, elsewhere one line at its end."""
+    line = f"{phase}: {done} of {total} clips"
+    _note(line)
+    if done == total:
+        print("" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
 
 
 def _write(text: str) -> None:

@@ -32,8 +32,10 @@ _QUIET = LoggingConfig(log_level="WARNING")
 
 
 def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and return; UnknownModel before anything is started."""
+    """Serve until SIGTERM or SIGINT, then drain and return; InvalidInput before anything is started."""
     for entry in models(list(settings.models)):
+        if entry.problem is not None:
+            raise InvalidInput(f"{entry.name} is {entry.problem}", "model")
         if not entry.calibrated:
             print(f"{entry.name} is not calibrated: it runs strategy none. Run `occam calibrate {entry.name}`.")
     stop = threading.Event()

@@ -210,6 +210,7 @@ class FakeMedia:
                     digest=medium.digest,
                     kind=medium.kind,
                     planned=len(medium.indices),
+                    offset=start,
                 ),
                 backend="fake",
                 stats=StageStats(stage="decode", started_s=started, ended_s=time.monotonic()),
@@ -252,6 +253,7 @@ def _state(ids: torch.Tensor, visual: torch.Tensor, frames: int) -> PrefixState:
         planes=(),
         register_sum=torch.zeros(1, 1),
         register_count=0,
+        view_medium=torch.zeros(frames, dtype=torch.int64),
         view_pts=torch.arange(frames, dtype=torch.float64),
         view_index=torch.arange(frames),
         view_grid=torch.tensor([[2, 2]]).expand(frames, 2),
@@ -268,7 +270,9 @@ def _evidence(frames: int) -> Evidence:
     return Evidence(
         threshold=0.25,
         frames=tuple(
-            FrameEvidence(index=i, pts_s=i / 8, of=PATCHES, grid=(2, 2), stage1=stage1, stage2=stage2, scores=scores)
+            FrameEvidence(
+                medium=0, index=i, pts_s=i / 8, of=PATCHES, grid=(2, 2), stage1=stage1, stage2=stage2, scores=scores
+            )
             for i in range(frames)
         ),
     )

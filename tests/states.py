@@ -47,6 +47,7 @@ def make_state(
         planes=tuple(bits(dtype, tokens, width) for _ in range(planes)),
         register_sum=bits(torch.float32, 1 + levels, width),
         register_count=views,
+        view_medium=bits(torch.int64, views),
         view_pts=bits(torch.float64, views),
         view_index=bits(torch.int64, views),
         view_grid=torch.tensor([[2, 3]]).expand(views, 2),

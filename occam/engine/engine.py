@@ -66,11 +66,14 @@ class Engine:
     ) -> Pruning:
         """The strategy a request names, with the model's calibrated defaults for what it leaves open.
 
-        NotCalibrated for `occam` on a model without an artefact, or with one that lacks the neurons it names;
-        InvalidInput for an unknown name.
+        A lambda names `occam` too. NotCalibrated for that on a model without an artefact, or with one that lacks the
+        neurons it names; InvalidInput for an unknown name, or a lambda for strategy `none`.
         """
         calibration = self.info.calibration
-        name = strategy or ("none" if calibration is None else "occam")
+        asked = lambda1 is not None or lambda2 is not None
+        name = strategy or ("none" if calibration is None and not asked else "occam")
+        if name == "none" and asked:
+            raise InvalidInput("Strategy 'none' has no thresholds: leave out lambda1 and lambda2.", "strategy")
         if name == "none":
             return NoPruning()
         if name != "occam":

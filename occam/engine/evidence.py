@@ -33,6 +33,7 @@ def evidence_of(state: PrefixState, mask: RetentionMask | None) -> Evidence:
         rows, columns = state.view_grid[view].tolist()
         own = slice(int(starts[view]), int(starts[view + 1]))
         return FrameEvidence(
+            medium=int(state.view_medium[view]),
             index=int(state.view_index[view]),
             pts_s=float(state.view_pts[view]),
             of=rows * columns,

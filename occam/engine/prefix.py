@@ -42,6 +42,7 @@ def empty_state(lm: VideoLM, pruning: Pruning) -> PrefixState:
         planes=tuple(none(0, width) for _ in range(lower, levels)),
         register_sum=none(1 + levels, width, dtype=torch.float32),
         register_count=0,
+        view_medium=torch.zeros(0, dtype=torch.int64),
         view_pts=torch.zeros(0, dtype=torch.float64),
         view_index=torch.zeros(0, dtype=torch.int64),
         view_grid=torch.zeros(0, 2, dtype=torch.int64),
@@ -76,10 +77,12 @@ def append_media(
         patch=tokens.patch,
         planes=tokens.planes,
     )
+    medium = max(state.media - (media.offset > 0), 0)
     grown = replace(
         grown,
         register_sum=state.register_sum + tokens.register_sum,
         register_count=state.register_count + tokens.register_count,
+        view_medium=torch.cat([state.view_medium, torch.full_like(tokens.indices, medium)]),
         view_pts=torch.cat([state.view_pts, tokens.pts_seconds]),
         view_index=torch.cat([state.view_index, tokens.indices]),
         view_grid=torch.cat([state.view_grid, tokens.grid]),

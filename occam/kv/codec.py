@@ -20,7 +20,7 @@ from torch import Tensor
 from occam.errors import CorruptState
 from occam.tensors import PrefixState
 
-CODEC_VERSION = 2
+CODEC_VERSION = 3
 PART_BYTES = 4 << 20
 
 Part = bytes | memoryview
@@ -169,6 +169,7 @@ def _slots(manifest: Manifest) -> list[_Slot]:
         _Slot("positions", torch.int64, (manifest.axes, tokens)),
         _Slot("view", torch.int64, (tokens,)),
         _Slot("patch", torch.int64, (tokens,)),
+        _Slot("view_medium", torch.int64, (manifest.views,)),
         _Slot("view_pts", torch.float64, (manifest.views,)),
         _Slot("view_index", torch.int64, (manifest.views,)),
         _Slot("view_grid", torch.int64, (manifest.views, 2)),

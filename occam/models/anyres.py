@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from occam.errors import InvalidInput
+from occam.models.checkpoint import processor_settings
 from occam.models.compact import Layout
 from occam.models.preprocess import normalise, resize
 
@@ -35,9 +36,9 @@ class AnyRes:
 
     @classmethod
     def load(cls, directory: Path) -> "AnyRes":
-        """From the checkpoint's `config.json` and `preprocessor_config.json`; InvalidInput where they disagree."""
+        """From the checkpoint's configurations of model and image processor; InvalidInput where they disagree."""
         config = json.loads((directory / "config.json").read_text())
-        content = json.loads((directory / "preprocessor_config.json").read_text())
+        content = processor_settings(directory, "image")
         pinpoints, edge = config["image_grid_pinpoints"], config["vision_config"]["image_size"]
         sizes = (content["size"]["shortest_edge"], content["crop_size"]["height"])
         if content["image_grid_pinpoints"] != pinpoints or sizes != (edge, edge):
@@ -81,6 +82,7 @@ class AnyRes:
         fine_patch = torch.cat([torch.arange(fine.numel()).view(rows, columns), newline], dim=1).flatten()
         view = torch.cat([torch.zeros(patches, dtype=torch.int64), torch.ones_like(fine_patch)])
         return Layout(
+            tower=(passes, patches),
             source=torch.cat([index_FP[0], torch.cat([fine, newline], dim=1).flatten()]),
             view=view,
             patch=torch.cat([torch.arange(patches), fine_patch]),

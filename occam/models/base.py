@@ -94,6 +94,10 @@ class VideoLM(Protocol):
         """What the language model gets of a chunk: the patches of bool `keep_VP`, projected, and their markers."""
         ...
 
+    def shown(self, media: FrameBatch) -> Tensor:
+        """bool [V, P], on the CPU: those of the patches in `scores` that the stock sequence has, padding being none."""
+        ...
+
     def trace(self, media: FrameBatch, neurons: tuple[Neuron, ...] | None) -> TowerTrace:
         """Run the tower with a trial set of register neurons and watch it; None runs without any register."""
         ...

@@ -1,8 +1,9 @@
 """Where a model's files are, and the digests that stand for them in cache keys."""
 
 import hashlib
+import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import snapshot_download
@@ -10,7 +11,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers import PreTrainedModel
 
 from occam.config import EngineConfig
-from occam.errors import UnknownModel
+from occam.errors import InvalidInput, UnknownModel
+from occam.types import MediaKind
 
 M = TypeVar("M", bound=PreTrainedModel)
 
@@ -22,6 +24,12 @@ TEXT_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+PROCESSOR_FILE = "processor_config.json"
+PROCESSOR_FILES: dict[MediaKind, tuple[str, ...]] = {
+    "image": ("preprocessor_config.json",),
+    "video": ("video_preprocessor_config.json", "preprocessor_config.json"),
+}
+"""Where a kind's processor has a file of its own, the first that there is."""
 
 
 def embedded_models() -> dict[str, Path]:
@@ -70,10 +78,40 @@ def text_digest(directory: Path, template: str) -> str:
     return _digest([directory / name for name in TEXT_FILES if (directory / name).exists()], template.encode())
 
 
+def processor_settings(directory: Path, kind: MediaKind) -> dict[str, Any]:
+    """What the checkpoint says of its image or video processor; InvalidInput where it says nothing.
+
+    A section of `processor_config.json` (transformers 5 writes nothing else) goes before a file of its own, and a
+    video does with the image processor's file where it has none, as in the stock `get_image_processor_dict`.
+    """
+    whole = directory / PROCESSOR_FILE
+    if whole.exists() and (section := json.loads(whole.read_text()).get(f"{kind}_processor")):
+        return dict(section)
+    for name in PROCESSOR_FILES[kind]:
+        if (directory / name).exists():
+            return dict(json.loads((directory / name).read_text()))
+    raise InvalidInput(
+        f"The checkpoint {directory.name!r} has no settings of its {kind} processor: no {PROCESSOR_FILES[kind][0]}, "
+        f"and no section {kind}_processor in {PROCESSOR_FILE}.",
+        "model",
+    )
+
+
 def load_stock(cls: type[M], directory: Path, config: EngineConfig) -> M:
-    """A stock `transformers` model from safetensors (whole or sharded), frozen, on the configured device and dtype."""
+    """A stock `transformers` model from safetensors (whole or sharded), frozen, on the configured device and dtype.
+
+    InvalidInput where `device` is not one device of torch's.
+    """
+    try:
+        device = torch.device(config.device)
+    except RuntimeError as error:
+        raise InvalidInput(
+            f"device must be one device of torch's, as cpu or cuda:0, got {config.device!r}; a model is not spread "
+            "over several.",
+            "device",
+        ) from error
     model = cls.from_pretrained(directory, dtype=getattr(torch, config.dtype), attn_implementation="sdpa")
-    loaded: M = model.eval().requires_grad_(False).to(config.device)
+    loaded: M = model.eval().requires_grad_(False).to(device)
     return loaded
 
 

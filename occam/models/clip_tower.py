@@ -40,6 +40,12 @@ class ClipTower:
             raise InvalidInput("Checkpoints that mix several vision feature layers are not supported.", "model")
         return cls(vision, config.vision_feature_layer)
 
+    @property
+    def side(self) -> int:
+        """Patches along a pass."""
+        config = self.vision.config
+        return int(config.image_size) // int(config.patch_size)
+
     def with_neurons(self, neurons: Sequence[Neuron]) -> "ClipTower":
         """The same tower with these register neurons."""
         return ClipTower(self.vision, self.feature_layer, neurons)

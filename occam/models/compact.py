@@ -13,17 +13,27 @@ from torch import Tensor
 class Layout:
     """The sequence that the stock model makes of a chunk's tower tokens, unpruned.
 
+    tower: F passes, and the P patches of each
     source: int64 [N], index into the tower's F * (1 + P) tokens, CLS first in every pass; negative for a token that
     does not come from the tower, and is never pruned
     view, patch: int64 [N], the view as users see it, and the patch in its grid, -1 for all that is none
     grid: int64 [V, 2], rows and columns of the views; frame: int64 [V], frame of the chunk that each shows
     """
 
+    tower: tuple[int, int]
     source: Tensor
     view: Tensor
     patch: Tensor
     grid: Tensor
     frame: Tensor
+
+    @property
+    def shown(self) -> Tensor:
+        """bool [F, P]: the patches that stand in the sequence; the others are padding."""
+        passes, patches = self.tower
+        shown = torch.zeros(passes * (1 + patches), dtype=torch.bool)
+        shown[self.source[self.source >= 0]] = True
+        return shown.view(passes, 1 + patches)[:, 1:]
 
     @classmethod
     def of_frames(cls, frames: int, side: int, with_cls: bool) -> "Layout":
@@ -31,6 +41,7 @@ class Layout:
         tokens = 1 + side * side
         source = torch.arange(frames * tokens).view(frames, tokens)[:, 0 if with_cls else 1 :].flatten()
         return cls(
+            tower=(frames, side * side),
             source=source,
             view=source // tokens,
             patch=source % tokens - 1,

@@ -40,7 +40,7 @@ class Llava(LlavaFamily):
         return cls.of(
             model,
             model.model.vision_tower,
-            ClipPixels.load(directory),
+            ClipPixels.load(directory, "image"),
             name=name,
             directory=directory,
             digest=digest,

@@ -114,7 +114,7 @@ class LlavaFamily(ABC):
 
     def compose(self, media: FrameBatch, output: TowerOutput, keep_VP: Tensor, keep_cls: bool) -> MediaTokens:
         """The tokens of a chunk at their stock positions, and what closes it; CLS tokens iff `keep_cls` and stock."""
-        layout = self.layout(media, round(output.scores.shape[1] ** 0.5))
+        layout = self.layout(media, self.tower.side)
         kept = compact(layout, keep_VP, keep_cls)
         visual = self.embed(output.features.flatten(0, 1), kept.source)
         end = torch.tensor(self.prompt.media_end_ids, dtype=torch.int64, device=visual.device)
@@ -137,6 +137,10 @@ class LlavaFamily(ABC):
             register_sum=register_sum[None],
             register_count=count,
         )
+
+    def shown(self, media: FrameBatch) -> Tensor:
+        """The patches of every pass that the stock sequence has."""
+        return self.layout(media, self.tower.side).shown
 
     def trace(self, media: FrameBatch, neurons: tuple[Neuron, ...] | None) -> TowerTrace:
         """The tower's passes over a chunk, watched."""

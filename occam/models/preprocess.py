@@ -1,6 +1,5 @@
 """Frames to pixels without torchvision: the stock CLIP-style processors' arithmetic, on the CPU, bit for bit."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from occam.errors import InvalidInput
+from occam.models.checkpoint import processor_settings
+from occam.types import MediaKind
 
 VERSION = "clip-1"
 """Goes into the cache key: a change of these pixels is a change of every state."""
 
+ROWS = 64
+"""Rows of an image that are padded to a square's width at once."""
 
 LONGEST = 200
 """Largest ratio of an image's edges: beyond it, a resize by the shortest edge takes all memory for a crop of it."""
@@ -34,9 +37,9 @@ class ClipPixels:
     pad: bool = False
 
     @classmethod
-    def load(cls, directory: Path) -> "ClipPixels":
-        """From the checkpoint's `preprocessor_config.json`."""
-        content = json.loads((directory / "preprocessor_config.json").read_text())
+    def load(cls, directory: Path, kind: MediaKind) -> "ClipPixels":
+        """From the checkpoint's configuration of its image or video processor."""
+        content = processor_settings(directory, kind)
         crop = content["crop_size"]
         pads = str(content.get("image_processor_type")).startswith("LlavaImageProcessor")
         return cls(
@@ -56,10 +59,10 @@ class ClipPixels:
             )
         images = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
         if self.pad:
-            images = _pad_to_square(images, self.mean)
-        height, width = images.shape[2:]
-        short = min(height, width)
-        images = resize(images, (int(height * self.size / short), int(width * self.size / short)))
+            images = _resize_padded(images, self.size, self.mean)
+        else:
+            short = min(height, width)
+            images = resize(images, (int(height * self.size / short), int(width * self.size / short)))
         return normalise(_centre_crop(images, self.crop), self.mean, self.std)
 
 
@@ -76,14 +79,28 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
     return (images.float() - scaled_mean) / scaled_std
 
 
-def _pad_to_square(images: Tensor, mean: tuple[float, ...]) -> Tensor:
+def _resize_padded(images: Tensor, size: int, mean: tuple[float, ...]) -> Tensor:
+    """uint8 [T, 3, size, size]: the images in the middle of a square of the mean colour, and that square resized.
+
+    The square of a long image would be gigabytes, so rows are padded and narrowed `ROWS` at a time. A resize of the
+    whole does the same: rows first, rounded to uint8, then columns.
+    """
     count, channels, height, width = images.shape
     edge = max(height, width)
     top, left = (edge - height) // 2, (edge - width) // 2
     colour = torch.tensor([int(value * 255) for value in mean], dtype=torch.uint8).view(1, channels, 1, 1)
-    square = colour.expand(count, channels, edge, edge).clone()
-    square[:, :, top : top + height, left : left + width] = images
-    return square
+
+    def narrowed(rows: Tensor) -> Tensor:
+        padded = colour.expand(count, channels, rows.shape[2], edge).clone()
+        padded[..., left : left + width] = rows
+        return resize(padded, (rows.shape[2], size))
+
+    empty = narrowed(colour.expand(count, channels, 1, width))
+    narrow = empty.expand(count, channels, edge, size).clone()
+    for start in range(0, height, ROWS):
+        rows = images[:, :, start : start + ROWS]
+        narrow[:, :, top + start : top + start + rows.shape[2]] = narrowed(rows)
+    return resize(narrow, (size, size))
 
 
 def _centre_crop(images: Tensor, crop: int) -> Tensor:

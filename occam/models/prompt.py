@@ -1,5 +1,6 @@
 """A family's prompt template as token ids: what stands before the media, behind them, and between turns."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,25 @@ class Prompt:
         """The id that ends a turn."""
         return self.id(self.format.end)
 
+    def check_template(self, directory: Path) -> None:
+        """InvalidInput where the checkpoint's own chat template opens an answer otherwise (thinking models do)."""
+        older = directory / "chat_template.json"
+        template = json.loads(older.read_text())["chat_template"] if older.exists() else None
+        if template is None and self.tokenizer.chat_template is None:
+            return
+        asked = [{"role": "user", "content": "?"}]
+        rendered = str(
+            self.tokenizer.apply_chat_template(
+                asked, chat_template=template, tokenize=False, add_generation_prompt=True
+            )
+        )
+        if not rendered.endswith(self.format.generation):
+            raise InvalidInput(
+                f"The checkpoint's chat template opens an answer by {rendered.rpartition('?')[2]!r}, supported is "
+                f"{self.format.generation!r}: models that think before they answer are not.",
+                "model",
+            )
+
     def prefix_ids(self, system: str) -> list[int]:
         """Ids in front of the media of a conversation; BOS where the tokenizer adds one."""
         self._refuse_control_tokens(system, "system")
@@ -110,8 +130,12 @@ class Prompt:
         """Ids of an answer's text, as they follow the generation prompt."""
         self._refuse_control_tokens(answer, "messages")
         prompt = self.tokenizer.encode(self.format.generation, add_special_tokens=False)
-        whole = self.format.generation + self.format.answer + answer
-        return list(self.tokenizer.encode(whole, add_special_tokens=False)[len(prompt) :])
+        spoken = self.format.answer + answer
+        whole = self.tokenizer.encode(self.format.generation + spoken, add_special_tokens=False)
+        if whole[: len(prompt)] != prompt:
+            # A merge across the border, of two newlines say; a model that spoke began behind the prompt's last token.
+            return list(self.tokenizer.encode(spoken, add_special_tokens=False))
+        return list(whole[len(prompt) :])
 
     def behind(self, anchor: str, text: str) -> list[int]:
         """Ids of `text` as it is tokenized behind the special token `anchor`."""

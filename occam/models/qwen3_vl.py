@@ -9,11 +9,16 @@ Legend: V views (temporal groups, or an image), P merge groups of patches in a v
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeForConditionalGeneration,
+)
 from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb
 
 from occam.calibration import Calibration
@@ -38,6 +43,7 @@ PADS: dict[MediaKind, str] = {"video": "<|video_pad|>", "image": "<|image_pad|>"
 class Qwen3VL:
     """The adapter; see `VideoLM` for what each method promises."""
 
+    stock: ClassVar[type[PreTrainedModel]] = Qwen3VLForConditionalGeneration
     media: ClassVar[tuple[MediaKind, ...]] = tuple(PADS)
     frames: ClassVar[int] = 16
 
@@ -45,19 +51,20 @@ class Qwen3VL:
     decoder: Decoder
     prompt: Prompt
     tower: QwenTower
-    model: Qwen3VLForConditionalGeneration
+    model: PreTrainedModel
     pixels: dict[MediaKind, QwenPixels]
 
     @classmethod
-    def load(cls, name: str, directory: Path, digest: str, config: EngineConfig) -> "Qwen3VL":
-        """Load a checkpoint directory in the stock layout."""
-        model = load_stock(Qwen3VLForConditionalGeneration, directory, config)
-        text, vision = model.config.text_config, model.config.vision_config
+    def load(cls, name: str, directory: Path, digest: str, config: EngineConfig) -> Self:
+        """Load a checkpoint directory in the stock layout; InvalidInput for one that thinks before it answers."""
         prompt = Prompt(AutoTokenizer.from_pretrained(directory), CHATML, PADS["video"])
+        prompt.check_template(directory)
+        model = load_stock(cls.stock, directory, config)
+        text, vision = model.config.text_config, model.config.vision_config
         pixels = {kind: QwenPixels.load(directory, kind) for kind in PADS}
         info = ModelInfo(
             name=name,
-            family="qwen3_vl",
+            family=model.config.model_type,
             digest=digest,
             config_digest=config_digest(directory),
             text_digest=prompt.digest(directory),
@@ -78,7 +85,7 @@ class Qwen3VL:
         )
         return cls(info, decoder, prompt, QwenTower(model.model.visual), model, pixels)
 
-    def calibrated(self, calibration: Calibration) -> "Qwen3VL":
+    def calibrated(self, calibration: Calibration) -> Self:
         """The same model with this calibration, its register neurons installed."""
         return replace(
             self,
@@ -94,8 +101,7 @@ class Qwen3VL:
     def compose(self, media: FrameBatch, output: TowerOutput, keep_VP: Tensor, keep_cls: bool) -> MediaTokens:
         """The chunk's markers, and its kept merge groups at their stock positions; there are no CLS tokens."""
         del keep_cls
-        pixels = self.pixels[media.kind]
-        rows, columns = (length // pixels.side for length in pixels.size(media))
+        rows, columns = self._grid(media)
         layout = self._layout(media, rows, columns).keep(keep_VP)
         visual = layout.patch >= 0
         embeddings = self.decoder.embed(layout.ids)
@@ -120,6 +126,11 @@ class Qwen3VL:
             register_count=0 if output.register is None else len(output.register),
         )
 
+    def shown(self, media: FrameBatch) -> Tensor:
+        """Every merge group of every view."""
+        rows, columns = self._grid(media)
+        return torch.ones(-(-len(media) // self.info.group), rows * columns, dtype=torch.bool)
+
     def trace(self, media: FrameBatch, neurons: tuple[Neuron, ...] | None) -> TowerTrace:
         """One pass of the tower over a chunk, watched; its patches are unmerged."""
         return self.tower.trace(*self._preprocess(media), neurons)
@@ -128,6 +139,12 @@ class Qwen3VL:
         """Patches and their grid; resized on the CPU whatever the device, since the float path differs."""
         patches, grid = self.pixels[media.kind](media)
         return patches.to(self.model.device, self.model.dtype), grid
+
+    def _grid(self, media: FrameBatch) -> tuple[int, int]:
+        """Rows and columns of a view's merge groups."""
+        pixels = self.pixels[media.kind]
+        height, width = pixels.size(media)
+        return height // pixels.side, width // pixels.side
 
     def _layout(self, media: FrameBatch, rows: int, columns: int) -> Layout:
         """The chunk as the stock prompt has it, nothing pruned."""
@@ -157,3 +174,9 @@ class Qwen3VL:
 
         planes = [merged(register, level) for level, register in enumerate(output.register_planes)]
         return torch.stack([merged(output.register), *planes])
+
+
+class Qwen3VLMoe(Qwen3VL):
+    """The same with a mixture of experts in its decoder layers; all that is opened here is alike."""
+
+    stock: ClassVar[type[PreTrainedModel]] = Qwen3VLMoeForConditionalGeneration

@@ -4,17 +4,16 @@ Legend: T frames, G temporal groups, P patches of a group, K values of a patch (
 """
 
 import hashlib
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from occam.errors import InvalidInput
+from occam.models.checkpoint import processor_settings
 from occam.types import FrameBatch, MediaKind
 
 VERSION = "qwen3-vl-1"
@@ -44,13 +43,12 @@ class QwenPixels:
 
     @classmethod
     def load(cls, directory: Path, kind: MediaKind) -> "QwenPixels":
-        """From the checkpoint's `preprocessor_config.json` (image) or `video_preprocessor_config.json`.
+        """From the checkpoint's configuration of its image or video processor.
 
-        Frames are capped, which is what qwen-vl-utils does, unless the video file says otherwise.
+        Frames are capped, which is what qwen-vl-utils does, unless the video processor's says otherwise.
         """
-        name = "preprocessor_config.json" if kind == "image" else "video_preprocessor_config.json"
-        content: dict[str, Any] = json.loads((directory / name).read_text())
-        capped = kind == "video" and content.get("cap_pixels_per_frame", True)
+        content = processor_settings(directory, kind)
+        capped = kind == "video" and content.get("cap_pixels_per_frame") is not False
         return cls(
             kind=kind,
             patch=content["patch_size"],
@@ -97,7 +95,9 @@ class QwenPixels:
                 height, width = int(height * scale), int(width * scale)
         aspect = max(height, width) / min(height, width)
         if aspect > MOST_ASPECT:
-            raise InvalidInput(f"The longer side may be {MOST_ASPECT} times the shorter one, it is {aspect:.0f} times.")
+            raise InvalidInput(
+                f"The longer side may be {MOST_ASPECT} times the shorter one, it is {aspect:.0f} times.", self.kind
+            )
         rows, columns = round(height / side), round(width / side)
         if counted * rows * columns * side * side > most:
             shrink = math.sqrt(frames * height * width / most)

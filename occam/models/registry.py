@@ -13,6 +13,7 @@ from occam.models.checkpoint import locate, weights_digest
 
 FAMILIES = {
     "qwen3_vl": ("occam.models.qwen3_vl", "Qwen3VL"),
+    "qwen3_vl_moe": ("occam.models.qwen3_vl", "Qwen3VLMoe"),
     "video_llava": ("occam.models.video_llava", "VideoLlava"),
     "llava": ("occam.models.llava", "Llava"),
     "llava_next": ("occam.models.llava", "LlavaNext"),
@@ -21,8 +22,12 @@ FAMILIES = {
 
 
 def family_of(directory: Path) -> str:
-    """The checkpoint's family; UnknownModel where no adapter knows it."""
-    family = str(json.loads((directory / "config.json").read_text()).get("model_type"))
+    """The checkpoint's family; UnknownModel where no adapter knows it, InvalidInput where its config is broken."""
+    try:
+        config = json.loads((directory / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"The config.json of the checkpoint {directory.name!r} is not JSON.", "model") from error
+    family = str(config.get("model_type") if isinstance(config, dict) else None)
     if family not in FAMILIES:
         raise UnknownModel(f"Models of type {family!r} are not supported; supported: {', '.join(FAMILIES)}.", "model")
     return family

@@ -30,7 +30,7 @@ class VideoLlava(LlavaFamily):
         return cls.of(
             model,
             model.model.video_tower,
-            ClipPixels.load(directory),
+            ClipPixels.load(directory, "video"),
             name=name,
             directory=directory,
             digest=digest,

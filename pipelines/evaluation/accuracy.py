@@ -1,6 +1,6 @@
 """How many questions a strategy answers right, asked as a user asks: over one video, one after the other."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ class Accuracy:
     """Shares over clips with `per_clip` questions each, and visual tokens a question.
 
     questions: answered right, the questions of a clip taken together; clips: with every question right
-    all_or_nothing: share of the views of which stage I kept every patch or none
+    all_or_nothing: share of a question's views of which stage I kept every patch or none
     """
 
     questions: Estimate
@@ -43,21 +43,36 @@ def questions_about(scene: Scene, count: int) -> list[Question]:
     return draw_questions(scene, np.random.default_rng(scene.seed), count)
 
 
-def accuracy(engine: Engine, pruning: Pruning, first_seed: int, clips: int, per_clip: int = 2) -> Accuracy:
-    """Ask `per_clip` questions about each of `clips` clips, each question a follow-up of those before."""
+def _ignore(done: int) -> None:
+    del done
+
+
+def accuracy(
+    engine: Engine,
+    pruning: Pruning,
+    first_seed: int,
+    clips: int,
+    per_clip: int = 2,
+    on_clip: Callable[[int], None] = _ignore,
+) -> Accuracy:
+    """Ask `per_clip` questions about each of `clips` clips, each question a follow-up of those before.
+
+    on_clip: called behind every clip with their number so far
+    """
     right: list[list[bool]] = []
     counts: list[tuple[int, int, int]] = []
     coarse: list[bool] = []
     source = scenes(first_seed)
-    for _ in range(clips):
+    for done in range(1, clips + 1):
         scene = next(source)
         questions = questions_about(scene, per_clip)
         answers = list(_converse(engine, scene, questions, pruning))
         right.append(
             [is_right(answer.text, question.answer) for answer, question in zip(answers, questions, strict=True)]
         )
-        coarse += all_or_nothing(answers[0].evidence)
+        coarse += [whole for answer in answers for whole in all_or_nothing(answer.evidence)]
         counts += [(tokens.encoded, tokens.stage1, tokens.stage2) for tokens in (a.visual_tokens for a in answers)]
+        on_clip(done)
     encoded, stage1, stage2 = np.mean(counts, axis=0).tolist()
     return Accuracy(
         questions=estimate(right),

@@ -1,30 +1,27 @@
 """`occam registers` and `occam calibrate`: what OccamToken needs to know of a checkpoint, measured on clips."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import islice
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 import torch
 
 from occam.calibration import Calibration
-from occam.config import EngineConfig, NoPruning, OccamToken, Pruning, RegisterMode, SamplingParams
+from occam.config import EngineConfig, NoPruning, RegisterMode
 from occam.engine import Engine
 from occam.errors import InvalidInput
-from occam.models.base import VideoLM
+from occam.models.base import ModelInfo, VideoLM
 from occam.models.registry import load_model, stored_calibration
-from occam.registers import RegisterReport, find_register_neurons
-from pipelines.evaluation.accuracy import accuracy, all_or_nothing, questions_about
-from pipelines.evaluation.budgets import Sample, lambdas_for
-from pipelines.evaluation.clips import frames_of, scenes, state_of
-from pipelines.evaluation.renderer import FIRST_TUNING_SEED
+from occam.registers import Neuron, RegisterReport, TowerTrace, find_register_neurons
+from pipelines.evaluation.budgets import lambda1_for, lambda2_for
+from pipelines.evaluation.material import Progress, Sample, counted, digest_of, ignore, rendered
+from pipelines.evaluation.trials import Trial, on_rendered, on_samples
 
 FALLBACKS: tuple[RegisterMode, ...] = ("zero_token", "mean_threshold")
-QUESTIONS = 3
-FIRST_TRIAL_SEED = FIRST_TUNING_SEED + 50_000
 
-Footage = Callable[[int], list[Sample]]
-"""A user's clips with their questions, so many frames of each."""
+Footage = Callable[[ModelInfo], list[Sample]]
+"""A user's clips with their questions, as a model takes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,36 +40,38 @@ class Plan:
     trials: int = 200
 
     def __post_init__(self) -> None:
-        if not (self.stage2 > 0 and 0 < self.stage1 <= 1):
+        fits = 0 < self.stage2 <= self.stage1 or 1 < self.stage2 < math.inf
+        if not (fits and 0 < self.stage1 <= 1):
             raise InvalidInput(
-                f"Budgets must satisfy 0 < budget and 0 < stage1 <= 1, got {self.stage2:g} and {self.stage1:g}.",
+                "Budgets must satisfy 0 < budget <= stage1 <= 1 (above 1, a budget is a number of tokens), got "
+                f"budget {self.stage2:g} and stage1 {self.stage1:g}.",
                 "budget",
             )
+        for name in ("cut", "samples", "trials"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InvalidInput(f"{name} must be at least 1, got {value}.", name)
 
+    def cut_of(self, info: ModelInfo) -> int:
+        """Decoder layers before stage II; InvalidInput where the model has no layer behind them."""
+        cut = info.cut if self.cut is None else self.cut
+        if not 1 <= cut < info.layers:
+            raise InvalidInput(
+                f"cut must lie in 1..{info.layers - 1} for the {info.layers} decoder layers of {info.name}, got {cut}.",
+                "cut",
+            )
+        return cut
 
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """How one reference did at the plan's budget.
-
-    encoded, stage1, stage2: patches a question, on average; all_or_nothing: share of the views of which stage I kept
-    every patch or none; right: share of questions answered right, NaN where nobody knows the truth
-    """
-
-    pruning: Pruning
-    encoded: float
-    stage1: float
-    stage2: float
-    all_or_nothing: float
-    right: float
-    questions: int
-
-    def __str__(self) -> str:
-        name = self.pruning.register if isinstance(self.pruning, OccamToken) else self.pruning.name
-        right = "" if np.isnan(self.right) else f"{self.right:.3f} of {self.questions} right, "
-        return (
-            f"{name}: {right}{self.stage1:.0f} / {self.stage2:.0f} of {self.encoded:.0f} patches kept, "
-            f"{self.all_or_nothing:.0%} of the views whole or not at all"
-        )
+    def share(self, patches: float) -> float:
+        """What stage II keeps of the `patches` a question has; InvalidInput where stage I leaves less."""
+        share = self.stage2 if self.stage2 <= 1 else self.stage2 / patches
+        if share > self.stage1:
+            raise InvalidInput(
+                f"A budget of {self.stage2:g} tokens passes what stage I keeps: {self.stage1:g} of the {patches:.0f} "
+                "patches that a question has on average.",
+                "budget",
+            )
+        return share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,23 +110,24 @@ def described(found: RegisterReport) -> str:
 
 @torch.inference_mode()
 def find_registers(
-    config: EngineConfig, plan: Plan, footage: Footage | None = None
+    config: EngineConfig, plan: Plan, footage: Footage | None = None, progress: Progress = ignore
 ) -> tuple[Calibration, RegisterReport]:
     """Search for the register neurons on the middle frame of every sample.
 
     The calibration has no lambdas yet, unless one that is stored stands on the same neurons: then it keeps its own.
     """
     lm = load_model(config, calibrated=False)
-    found = _find(lm, _samples(lm, plan, footage))
-    fresh = _without_lambdas(lm, plan, found)
+    cut, samples = plan.cut_of(lm.info), _samples(lm, plan, footage)
+    found = _find(lm, samples, progress)
+    fresh = _without_lambdas(lm, cut, found, digest_of(samples))
     stored = stored_calibration(config.model, lm.info.digest)
     if stored is not None and stored.complete and stored.neurons == fresh.neurons:
-        fresh = replace(stored, statistics={**stored.statistics, **fresh.statistics})
+        fresh = replace(stored, searched=fresh.searched, statistics={**stored.statistics, **fresh.statistics})
     return fresh, found
 
 
 @torch.inference_mode()
-def calibrate(config: EngineConfig, plan: Plan, footage: Footage | None = None) -> Report:
+def calibrate(config: EngineConfig, plan: Plan, footage: Footage | None = None, progress: Progress = ignore) -> Report:
     """Set the lambdas for the plan's budgets, on the user's footage or on rendered clips, and choose the reference.
 
     Register neurons are taken as `occam registers` stored them, else searched. Where none pass the acceptance the
@@ -135,17 +135,18 @@ def calibrate(config: EngineConfig, plan: Plan, footage: Footage | None = None) 
     few views they keep whole or not at all. A tie goes to the first.
     """
     lm = load_model(config, calibrated=False)
-    samples = _samples(lm, plan, footage)
-    stored = stored_calibration(config.model, lm.info.digest)
-    found = _find(lm, samples) if stored is None else _finder_of(stored)
-    base = _without_lambdas(lm, plan, found)
-    try_out = _on_samples(samples) if footage else _on_rendered(plan.trials)
+    cut, samples = plan.cut_of(lm.info), _samples(lm, plan, footage)
+    share = plan.share(_patches(lm, counted("reading", samples, progress)))
+    base, found = _stored_or_found(config, lm, cut, samples, progress)
+    try_out = on_samples(samples, progress) if footage else on_rendered(plan.trials, progress)
     trials = [try_out(Engine(lm, config), NoPruning())]
     drafts = []
     for register in ("neurons",) if found.accepted else FALLBACKS:
-        draft = replace(base, register=register, lambda1=1.0, lambda2=1.0)
+        draft = replace(base, register=register, lambda1=1.0, lambda2=1.0, measured=digest_of(samples))
         engine = Engine(lm.calibrated(draft), config)
-        pruning = lambdas_for(engine, draft.defaults, samples, plan.stage1, plan.stage2)
+        stage1 = counted(f"{register}, stage I", samples, progress)
+        pruning = lambda1_for(engine, draft.defaults, stage1, plan.stage1)
+        pruning = lambda2_for(engine, pruning, counted(f"{register}, stage II", samples, progress), share)
         drafts.append(replace(draft, lambda1=pruning.lambda1, lambda2=pruning.lambda2))
         trials.append(try_out(engine, pruning))
     best = int(np.argmax([-trial.all_or_nothing if footage else trial.right for trial in trials[1:]]))
@@ -154,70 +155,44 @@ def calibrate(config: EngineConfig, plan: Plan, footage: Footage | None = None) 
 
 
 def _samples(lm: VideoLM, plan: Plan, footage: Footage | None) -> list[Sample]:
-    if footage:
-        return footage(lm.info.frames)
-    return [
-        Sample(
-            frames=frames_of(scene, lm.info.media), questions=tuple(q.text for q in questions_about(scene, QUESTIONS))
-        )
-        for scene in islice(scenes(FIRST_TUNING_SEED), plan.samples)
-    ]
+    return footage(lm.info) if footage else rendered(plan.samples, lm.info.media)
 
 
-def _find(lm: VideoLM, samples: Sequence[Sample]) -> RegisterReport:
-    frames = [sample.frames.chunk(middle := len(sample.frames) // 2, middle + 1) for sample in samples]
-    return find_register_neurons(lambda neurons: (lm.trace(frame, neurons) for frame in frames))
+def _patches(lm: VideoLM, samples: Iterable[Sample]) -> float:
+    """Patches that a question has, on average."""
+    counts = [(int(lm.shown(sample.frames()).sum()), len(sample.questions)) for sample in samples]
+    return sum(patches * questions for patches, questions in counts) / sum(questions for _, questions in counts)
 
 
-def _without_lambdas(lm: VideoLM, plan: Plan, found: RegisterReport) -> Calibration:
+def _stored_or_found(
+    config: EngineConfig, lm: VideoLM, cut: int, samples: Sequence[Sample], progress: Progress
+) -> tuple[Calibration, RegisterReport]:
+    """The finder's result as it is stored, where it has neurons or comes from the same samples; else of a search."""
+    material = digest_of(samples)
+    stored = stored_calibration(config.model, lm.info.digest)
+    if stored is not None and (stored.neurons or stored.searched == material) and (found := _finder_of(stored)):
+        return _without_lambdas(lm, cut, found, stored.searched), found
+    found = _find(lm, samples, progress)
+    return _without_lambdas(lm, cut, found, material), found
+
+
+def _find(lm: VideoLM, samples: Sequence[Sample], progress: Progress) -> RegisterReport:
+    def watch(neurons: tuple[Neuron, ...] | None) -> Iterator[TowerTrace]:
+        phase = "no register" if neurons is None else f"register of {len(neurons)} neurons"
+        return (lm.trace(sample.middle(), neurons) for sample in counted(phase, samples, progress))
+
+    return find_register_neurons(watch)
+
+
+def _without_lambdas(lm: VideoLM, cut: int, found: RegisterReport, searched: str) -> Calibration:
     return Calibration(
         weights=lm.info.digest,
-        cut=plan.cut or lm.info.cut,
+        cut=cut,
         register="neurons" if found.accepted else FALLBACKS[0],
         neurons=found.neurons if found.accepted else (),
+        searched=searched,
         statistics=_remembered(found),
     )
-
-
-def _on_rendered(clips: int) -> Callable[[Engine, Pruning], Trial]:
-    """Trials by right answers over rendered clips, whose truth is known."""
-
-    def try_out(engine: Engine, pruning: Pruning) -> Trial:
-        score = accuracy(engine, pruning, FIRST_TRIAL_SEED, clips)
-        return Trial(
-            pruning=pruning,
-            encoded=score.encoded,
-            stage1=score.stage1,
-            stage2=score.stage2,
-            all_or_nothing=score.all_or_nothing,
-            right=score.questions.mean,
-            questions=score.questions.n,
-        )
-
-    return try_out
-
-
-def _on_samples(samples: Sequence[Sample]) -> Callable[[Engine, Pruning], Trial]:
-    """Trials by what is kept of the samples themselves."""
-
-    def try_out(engine: Engine, pruning: Pruning) -> Trial:
-        answers = [
-            engine.ask(state_of(engine, sample.frames, pruning), question, pruning, SamplingParams(max_new_tokens=1))
-            for sample in samples
-            for question in sample.questions
-        ]
-        counts = [answer.visual_tokens for answer in answers]
-        return Trial(
-            pruning=pruning,
-            encoded=float(np.mean([count.encoded for count in counts])),
-            stage1=float(np.mean([count.stage1 for count in counts])),
-            stage2=float(np.mean([count.stage2 for count in counts])),
-            all_or_nothing=float(np.mean([whole for answer in answers for whole in all_or_nothing(answer.evidence)])),
-            right=float("nan"),
-            questions=len(answers),
-        )
-
-    return try_out
 
 
 def _statistics(found: RegisterReport, unpruned: Trial, chosen: Trial) -> dict[str, float]:
@@ -236,9 +211,11 @@ def _remembered(found: RegisterReport) -> dict[str, float]:
     return {f"finder_{name}": float(value) for name, value in asdict(found).items() if name != "neurons"}
 
 
-def _finder_of(stored: Calibration) -> RegisterReport:
-    """What the finder said when the artefact was made."""
+def _finder_of(stored: Calibration) -> RegisterReport | None:
+    """What the finder said when the artefact was made; None where that is not kept."""
     said = stored.statistics
+    if not said.keys() >= {f"finder_{field.name}" for field in fields(RegisterReport)} - {"finder_neurons"}:
+        return None
     return RegisterReport(
         neurons=stored.neurons,
         largest_norm_before=said["finder_largest_norm_before"],

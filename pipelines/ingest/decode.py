@@ -134,6 +134,7 @@ class FrameStream:
             self._child.close()
 
     def _chunk(self, count: int) -> FrameBatch:
+        offset = self._done
         frames = np.empty((count, self._facts.height, self._facts.width, 3), np.uint8)
         places = np.array([self._receive(frame) for frame in frames])
         return FrameBatch(
@@ -143,6 +144,7 @@ class FrameStream:
             digest=self._video.digest,
             kind=self._video.kind,
             planned=len(self._indices),
+            offset=offset,
         )
 
     def _receive(self, frame: npt.NDArray[np.uint8]) -> int:

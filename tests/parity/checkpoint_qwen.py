@@ -8,11 +8,18 @@ head, so greedy decoding never ends.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
+)
 
 from occam.calibration import ARTEFACT_NAME, Calibration
 from occam.models.checkpoint import weights_digest
@@ -42,10 +49,10 @@ CORPUS = (
 )
 
 
-def write_checkpoint(folder: Path, seed: int = 0) -> Path:
-    """Write model, tokenizer, preprocessing and the register artefact into `folder`."""
+def write_checkpoint(folder: Path, seed: int = 0, experts: int = 0) -> Path:
+    """Write model, tokenizer, preprocessing and the register artefact; with `experts`, a mixture of so many."""
     tokenizer = _tokenizer()
-    _model(tokenizer, seed).save_pretrained(folder)
+    _model(tokenizer, seed, experts).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     shared = {
         "patch_size": PATCH,
@@ -80,7 +87,7 @@ def _size(least: int, most: int) -> dict[str, int]:
     return {"shortest_edge": least * SIDE**2, "longest_edge": most * SIDE**2}
 
 
-def _model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3VLForConditionalGeneration:
+def _model(tokenizer: PreTrainedTokenizerFast, seed: int, experts: int) -> Any:
     torch.manual_seed(seed)
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
     vision = {
@@ -113,7 +120,9 @@ def _model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3VLForCondition
             "mrope_interleaved": True,
         },
     }
-    config = Qwen3VLConfig(
+    if experts:
+        text |= {"num_experts": experts, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+    config = (Qwen3VLMoeConfig if experts else Qwen3VLConfig)(
         vision_config=vision,
         text_config=text,
         image_token_id=ids["<|image_pad|>"],
@@ -121,7 +130,8 @@ def _model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3VLForCondition
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
     )
-    model = Qwen3VLForConditionalGeneration(config).eval()
+    stock = Qwen3VLMoeForConditionalGeneration if experts else Qwen3VLForConditionalGeneration
+    model = stock(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoProcessor
 
 from occam.config import Pruning
 from occam.engine.engine import Engine
@@ -124,7 +123,7 @@ class LlavaEye:
 
 @dataclass(frozen=True)
 class LlavaCase:
-    """A checkpoint, its stock model (eager), and what stock processors say of it."""
+    """A checkpoint, its stock model (eager) and tokenizer."""
 
     folder: Path
     stock: Any
@@ -138,27 +137,10 @@ class LlavaCase:
         looks = [(self.engine.lm.pixels(image.frames), image.frames.shape[1:3]) for image in images]
         return LlavaEye(self.stock, self.tokenizer, looks)
 
-    def stock_inputs(self, text: str, images: Sequence[FrameBatch]) -> dict[str, Tensor]:
-        """What the stock processor makes of a prompt; pixels by torch's resize, where this one's is Pillow's."""
-        processor = AutoProcessor.from_pretrained(self.folder)
-        frames = [image.frames[0] for image in images]
-        made = processor(text=text, images=frames, input_data_format="channels_last", return_tensors="pt")
-        pixels = self.stock_pixels(images)
-        assert {name: value.shape for name, value in pixels.items()} == {name: made[name].shape for name in pixels}
-        return {**made, **pixels}
 
-    def stock_pixels(self, images: Sequence[FrameBatch]) -> dict[str, Tensor]:
-        """Pixels, padded to the most tiles as the stock processor does it (what they are has its own test)."""
-        pixels = [self.engine.lm.pixels(image.frames) for image in images]
-        if self.stock.config.model_type == "llava":
-            return {"pixel_values": torch.cat(pixels)}
-        sizes = torch.tensor([image.frames.shape[1:3] for image in images])
-        return {"pixel_values": torch.nn.utils.rnn.pad_sequence(pixels, batch_first=True), "image_sizes": sizes}
-
-
-def state_of(engine: Engine, images: Sequence[FrameBatch], pruning: Pruning, system: str = "") -> PrefixState:
+def state_of(engine: Engine, images: Sequence[FrameBatch], pruning: Pruning) -> PrefixState:
     """A state of several images, each an append."""
-    state = engine.begin(pruning, system)
+    state = engine.begin(pruning)
     for image in images:
         state, _ = engine.append(state, image, pruning)
     return state

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,12 +20,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def process(checkpoint: Path, calls: Sequence[dict[str, Any]]) -> list[Any]:
-    """What the checkpoint's processor returns for each call's keywords; a ValueError that it raises, as its message."""
+def resave(checkpoints: Sequence[Path], folders: Sequence[Path]) -> None:
+    """Each checkpoint's processor and tokenizer as this release of transformers writes them, into its folder."""
+    run = "from tests.parity.stock_processors import write_again; write_again({0!r}, {1!r})"
+    names = [[str(path) for path in paths] for paths in (checkpoints, folders)]
+    command = [sys.executable, "-W", "error", "-c", run.format(*names)]
+    subprocess.run(command, cwd=Path(__file__).parents[2], check=True)
+
+
+def process(calls: Sequence[tuple[Path, dict[str, Any]]]) -> list[Any]:
+    """What each checkpoint's processor returns for its call's keywords; a ValueError that it raises, as its message."""
     with tempfile.TemporaryDirectory() as folder:
         jobs, results = Path(folder) / "jobs", Path(folder) / "results"
-        torch.save(list(calls), jobs)
-        command = ["-W", "error", "-m", "tests.parity.stock_processors", str(checkpoint), str(jobs), str(results)]
+        torch.save([(str(checkpoint), call) for checkpoint, call in calls], jobs)
+        command = ["-W", "error", "-m", "tests.parity.stock_processors", str(jobs), str(results)]
         subprocess.run([sys.executable, *command], cwd=Path(__file__).parents[2], check=True)
         returned: list[Any] = torch.load(results, weights_only=False)
     return returned
@@ -105,16 +114,24 @@ def install() -> None:
     sys.modules.update(modules)
 
 
-def main(checkpoint: Path, jobs: Path, results: Path) -> None:
+def write_again(checkpoints: Sequence[str], folders: Sequence[str]) -> None:
+    install()
+    from transformers import AutoProcessor
+
+    for checkpoint, folder in zip(checkpoints, folders, strict=True):
+        AutoProcessor.from_pretrained(checkpoint).save_pretrained(folder)
+
+
+def main(jobs: Path, results: Path) -> None:
     install()
     torch.set_num_threads(1)
     from transformers import AutoProcessor
 
-    processor = AutoProcessor.from_pretrained(checkpoint)
+    processor = cache(AutoProcessor.from_pretrained)
     returned: list[Any] = []
-    for call in torch.load(jobs, weights_only=False):
+    for checkpoint, call in torch.load(jobs, weights_only=False):
         try:
-            returned.append(dict(processor(**call, return_tensors="pt")))
+            returned.append(dict(processor(checkpoint)(**call, return_tensors="pt")))
         except ValueError as error:
             returned.append(str(error))
     torch.save(returned, results)

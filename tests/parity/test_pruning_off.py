@@ -1,73 +1,139 @@
-"""Pruning off is stock transformers: logits to 1e-4 in fp32, greedy text identical."""
+"""Pruning off is stock transformers, for every family over one matrix of prompts.
 
+Ids and pixels are the stock processors', logits equal the stock model's to 1e-4 in fp32, greedy ids are the same.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoTokenizer, DynamicCache
 
 from occam.config import NoPruning
 from occam.engine.engine import Engine
 from occam.engine.prefix import encode
-from tests.parity.checkpoint import PATCHES, pixels, random_frames
-from tests.parity.harness import QUESTIONS, ask, assert_same, build, pruning_of, video_of
-from tests.parity.oracle import Rule, converse
-from tests.parity.oracle_tower import VideoLlavaEye
+from tests.parity.harness import QUESTIONS, Reply, ask, load, pruning_of, see
+from tests.parity.matrix import BATCHES, CELLS, MATRIX, WRITERS, Inputs, following, stock_inputs
+from tests.parity.oracle import Rule
 
-KEEP_ALL = Rule(lambda1=0, lambda2=0, cut=3, register="mean_threshold", keep_cls=True)
-STEPS = 16
+OFF = NoPruning()
+KEEP_ALL = pruning_of(Rule(lambda1=0, lambda2=0, cut=3, register="mean_threshold", keep_cls=True))
+STEPS = 6
 
 
-@pytest.mark.parametrize("count", [1, 3, 8])
-@pytest.mark.parametrize("rule", [None, KEEP_ALL], ids=["none", "keeping all"])
-def test_one_question_equals_stock_generate(
-    engine: Engine, stock: Any, tokenizer: Any, count: int, rule: Rule | None
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """One checkpoint in the engine and in its stock class (eager attention)."""
+
+    engine: Engine
+    stock: Any
+    tokenizer: Any
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {name: write(tmp_path_factory.mktemp(name.replace(" ", "-"))) for name, write in WRITERS.items()}
+
+
+@pytest.fixture(scope="module")
+def models(folders: dict[str, Path]) -> Callable[[str], Model]:
+    @cache
+    def model(name: str) -> Model:
+        folder = folders[name]
+        stock = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager").eval()
+        return Model(engine=load(folder), stock=stock, tokenizer=AutoTokenizer.from_pretrained(folder))
+
+    return model
+
+
+@pytest.fixture(scope="module")
+def inputs(folders: dict[str, Path]) -> dict[tuple[str, str], Inputs]:
+    return stock_inputs(folders)
+
+
+@pytest.mark.parametrize(("name", "cell"), CELLS)
+def test_a_conversation_equals_stock_generate(
+    models: Callable[[str], Model], inputs: dict[tuple[str, str], Inputs], name: str, cell: str
 ) -> None:
-    frames, pruning = random_frames(count), pruning_of(rule)
-    reply = ask(engine, build(engine, frames, pruning), QUESTIONS[:1], pruning, STEPS)[0]
-    placeholders = "<video>" * count * (PATCHES + 1)
-    prompt = tokenizer(f"USER: {placeholders}\n{QUESTIONS[0]} ASSISTANT:", return_tensors="pt")
-    out = stock.generate(
-        **prompt,
-        pixel_values_videos=pixels(frames)[None],
-        max_new_tokens=STEPS,
-        do_sample=False,
-        output_logits=True,
-        return_dict_in_generate=True,
+    """Strategy `occam` with thresholds that every patch passes, and strategy `none`, this with a follow-up."""
+    model, prompt, stock = models(name), MATRIX[name][cell], inputs[name, cell]
+    out = model.stock.generate(
+        **stock, max_new_tokens=STEPS, do_sample=False, output_logits=True, return_dict_in_generate=True
     )
-    generated = out.sequences[0, prompt.input_ids.shape[1] :]
-    assert reply.answer.text.strip() == tokenizer.decode(generated, skip_special_tokens=True).strip()
-    torch.testing.assert_close(reply.logits, torch.cat(out.logits), atol=1e-4, rtol=0)
+    positions = _positions(model.stock, stock)
+    for pruning, questions in ((KEEP_ALL, [prompt.question]), (OFF, [prompt.question, QUESTIONS[1]])):
+        state = see(model.engine, prompt.media, pruning, system=prompt.system)
+        replies = ask(model.engine, state, questions, pruning, STEPS)
+        first = replies[0].answer.turn
+        assert [*state.ids.tolist(), *first.suffix_ids] == stock["input_ids"][0].tolist()
+        assert torch.equal(state.positions, positions[:, 0, : len(state)])
+        assert state.next_position == int(positions[:, 0, len(state)].max())
+        assert first.generated_ids == tuple(out.sequences[0, stock["input_ids"].shape[1] :].tolist())
+        torch.testing.assert_close(replies[0].logits, torch.cat(out.logits), atol=1e-4, rtol=0)
+    _assert_follow_up(name, model, stock, replies)
 
 
-def test_a_follow_up_equals_one_long_stock_prompt(engine: Engine, stock: Any, tokenizer: Any) -> None:
-    frames, pruning = random_frames(3), pruning_of(None)
-    replies = ask(engine, build(engine, frames, pruning), QUESTIONS, pruning, STEPS)
-    assert_same(replies, converse(VideoLlavaEye(stock, tokenizer, pixels(frames)), QUESTIONS, None, STEPS), None)
+def _assert_follow_up(name: str, model: Model, stock: Inputs, replies: list[Reply]) -> None:
+    """The second turn, against one long stock prompt."""
+    first, second = (reply.answer.turn for reply in replies)
+    assert second.suffix_ids == tuple(
+        model.tokenizer(following(name, QUESTIONS[1]), add_special_tokens=False).input_ids
+    )
+    behind = torch.tensor([[*first.generated_ids, *first.closing_ids, *second.suffix_ids, *second.generated_ids]])
+    longer = {**stock, "input_ids": torch.cat([stock["input_ids"], behind], dim=1)}
+    longer["attention_mask"] = torch.ones_like(longer["input_ids"])
+    if "mm_token_type_ids" in stock:
+        longer["mm_token_type_ids"] = torch.cat([stock["mm_token_type_ids"], torch.zeros_like(behind)], dim=1)
+    with torch.no_grad():
+        logits = model.stock(**longer).logits[0, -STEPS - 1 : -1]
+    torch.testing.assert_close(replies[1].logits, logits, atol=1e-4, rtol=0)
 
 
-def test_a_batch_of_two_lengths_equals_the_stock_model(engine: Engine, stock: Any, tokenizer: Any) -> None:
+@pytest.mark.parametrize("name", BATCHES)
+def test_a_batch_of_two_lengths_equals_the_stock_model(
+    models: Callable[[str], Model], inputs: dict[tuple[str, str], Inputs], name: str
+) -> None:
     """Left-padded, through the layer loop alone: what batching across requests stands on."""
-    videos = [random_frames(2, seed=seed) for seed in (0, 1)]
-    placeholders = "<video>" * 2 * (PATCHES + 1)
-    prompts = tokenizer(
-        [f"USER: {placeholders}\n{question} ASSISTANT:" for question in ("what ?", QUESTIONS[0])],
-        padding=True,
-        padding_side="left",
-        return_tensors="pt",
-    )
-    attended_BT = prompts.attention_mask.bool()
+    model, stock = models(name), inputs[name, "batch"]
+    ids_BT, attended_BT = stock["input_ids"], stock["attention_mask"].bool()
     assert not attended_BT.all()
-    positions = (attended_BT.cumsum(dim=1) - 1).clamp_min(0)
-    tokens = torch.arange(attended_BT.shape[1])
-    causal_TT = tokens[:, None] >= tokens
-    visible = causal_TT & (attended_BT[:, None, None] | torch.eye(len(tokens), dtype=torch.bool))
+    order = torch.arange(ids_BT.shape[1])
+    visible = (order[:, None] >= order) & (attended_BT[:, None, None] | torch.eye(len(order), dtype=torch.bool))
+    positions = _positions(model.stock, stock)
+    decoder = model.engine.lm.decoder
     with torch.inference_mode():
-        x_BTC = engine.lm.decoder.embed(prompts.input_ids)
-        embedded = [encode(engine.lm, video_of(frames), NoPruning()).embeddings for frames in videos]
-        x_BTC[prompts.input_ids == engine.lm.prompt.placeholder_id] = torch.cat(embedded)
-        decoder = engine.lm.decoder
-        logits = decoder.logits(decoder.run_layers(x_BTC, 0, decoder.layers, DynamicCache(), positions[None], visible))
-        pixel_values = torch.stack([pixels(frames) for frames in videos])
-        expected = stock(**prompts, position_ids=positions, pixel_values_videos=pixel_values).logits
+        chunks = [encode(model.engine.lm, media, OFF) for prompt in BATCHES[name] for media in prompt.media]
+        visual = [chunk.view >= 0 for chunk in chunks]
+        visual_BT = torch.isin(ids_BT, chunks[0].ids[visual[0]])
+
+        def filled(x_BTC: Tensor, rows: list[Tensor]) -> Tensor:
+            x_BTC[visual_BT] = torch.cat([row[own] for row, own in zip(rows, visual, strict=True)])
+            return x_BTC
+
+        x_BTC = filled(decoder.embed(ids_BT), [chunk.embeddings for chunk in chunks])
+        planes = [
+            filled(torch.zeros_like(x_BTC), [chunk.planes[level] for chunk in chunks])
+            for level in range(decoder.levels)
+        ]
+        hidden = decoder.run_layers(x_BTC, 0, decoder.layers, DynamicCache(), positions, visible, planes)
+        logits = decoder.logits(hidden)
+        # The models of 1-D positions do not take them from the mask by themselves.
+        own = {} if decoder.axes > 1 else {"position_ids": positions[0]}
+        expected = model.stock(**stock, **own).logits
     torch.testing.assert_close(logits[attended_BT], expected[attended_BT], atol=1e-4, rtol=0)
+
+
+def _positions(stock: Any, inputs: Inputs) -> Tensor:
+    """Stock positions of a left-padded prompt; int64 [A, B, T]."""
+    if not hasattr(stock.model, "get_rope_index"):
+        return (inputs["attention_mask"].cumsum(dim=1) - 1).clamp_min(0)[None]
+    grids = {name: value for name, value in inputs.items() if name.endswith("_thw")}
+    found: tuple[Tensor, Tensor] = stock.model.get_rope_index(
+        inputs["input_ids"], inputs["mm_token_type_ids"], attention_mask=inputs["attention_mask"], **grids
+    )
+    return found[0]

@@ -12,7 +12,9 @@ from prometheus_client import REGISTRY
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError
 
+from occam.engine import Engine
 from occam.errors import EngineFailure
+from tests.parity.checkpoint import write_checkpoint
 from tests.redis_server import RedisServer
 from tests.services.local import LocalStream
 from tests.services.world import MODEL, World, world
@@ -95,7 +97,7 @@ def test_an_answer_says_what_it_cost_and_a_follow_up_goes_on(play: Callable[...,
         frame = first["evidence"]["frames"][3]
         assert (frame["kept"], frame["of"], frame["threshold"]) == (1, 4, 0.25)
         assert frame["scores"] == [[0.5, pytest.approx(0.1)], [None, None]]
-        assert first["evidence"]["spans"] == [{"start_s": 0.0, "end_s": 0.875, "kept": 8}]
+        assert first["evidence"]["spans"] == [{"medium": 0, "start_s": 0.0, "end_s": 0.875, "kept": 8}]
 
         second = await service.query(video, "what then?", session_id=first["session_id"])
         assert second["session_id"] == first["session_id"]
@@ -633,6 +635,30 @@ def test_models_and_the_document_describe_the_service(play: Callable[..., None])
                 assert operation["description"], f"{method} {path} must say what it does"
 
     play(scene)
+
+
+@pytest.mark.parametrize("options", [{"strategy": "occam"}, {"lambda1": 0.5}, {"lambda2": 0.0}], ids=str)
+def test_a_model_without_calibration_refuses_to_prune(
+    play: Callable[..., None], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """In either dialect, however the pruning is asked for; an answer without it would pass for a pruned one."""
+    bare = write_checkpoint(tmp_path / "bare")
+    (bare / "occam.json").unlink()
+
+    async def scene(service: World) -> None:
+        video = await service.post_video()
+        assert (await service.query(video, "what"))["occam"]["strategy"] == "none"
+        body = chat(("user", [CLIP, text_part("what")]), occam=options) | {"model": str(bare)}
+        for path, asked in (
+            (f"/v1/videos/{video}/queries", {"question": "what", **options}),
+            ("/v1/chat/completions", body),
+        ):
+            response = await service.http.post(path, json=asked)
+            error = response.json()["error"]
+            assert (response.status_code, error["code"]) == (422, "not_calibrated"), response.text
+            assert f"Run `occam calibrate {bare}`" in error["message"]
+
+    play(scene, models=(str(bare),), load=Engine.load)
 
 
 def text_part(text: str) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The `occam` command in this process: what it prints, and how it exits."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -131,11 +132,47 @@ def test_models_are_listed_with_family_and_calibration(
     assert "zero_token, cut 3" in lines[0]
     assert lines[1].endswith("neurons, cut 3, lambda1 0.5, lambda2 1")
     assert lines[2].endswith("not calibrated: strategy none")
-    assert [line.split()[0] for line in lines[5:]] == ["qwen3_vl", "video_llava", "llava", "llava_next"]
+    assert [line.split()[0] for line in lines[5:]] == ["qwen3_vl", "qwen3_vl_moe", "video_llava", "llava", "llava_next"]
     assert main(["models", "--json", str(bare)]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert listed["models"] == [{"name": str(bare), "family": "video_llava", "calibrated": False, "calibration": None}]
+    assert listed["models"] == [
+        {"name": str(bare), "family": "video_llava", "calibrated": False, "calibration": None, "problem": None}
+    ]
     assert {"family": "qwen3_vl", "media": ["video", "image"], "frames": 16} in listed["families"]
+
+
+def test_an_artefact_of_no_use_is_listed_as_such(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    valid = json.loads((checkpoint / "occam.json").read_text())
+    wanted = {
+        "good": (valid, "neurons, cut 3, lambda1 0.5, lambda2 1"),
+        "other": (valid | {"weights": "a\nb"}, "stale: The calibration occam.json was made for weights a b, "),
+        "older": ({"version": 1}, "stale: The calibration occam.json has version 1, "),
+        "lacking": ({"version": 2}, "broken: The calibration occam.json must have exactly the fields "),
+        "wrong": (valid | {"lambda2": None, "cut": "three"}, "broken: A calibration's cut must be an integer "),
+        "half": ([], "broken: The calibration occam.json names no version."),
+    }
+    for name, (content, _) in wanted.items():
+        shutil.copytree(checkpoint, tmp_path / name)
+        (tmp_path / name / "occam.json").write_text(json.dumps(content))
+    shutil.copytree(checkpoint, tmp_path / "odd")
+    (tmp_path / "odd" / "config.json").write_text("{")
+    shutil.copytree(checkpoint, tmp_path / "strange")
+    (tmp_path / "strange" / "config.json").write_text('{"model_type": "bert"}')
+    names = [str(tmp_path / name) for name in [*wanted, "odd", "strange"]]
+    assert main(["models", *names]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[len(names)] == "", "one line a model"
+    for line, (_, says) in zip(lines, wanted.values(), strict=False):
+        assert says in line
+    assert "broken: The config.json of the checkpoint 'odd' is not JSON." in lines[len(wanted)]
+    assert "unusable: Models of type 'bert' are not supported" in lines[len(wanted) + 1]
+    assert main(["models", "--json", *names]) == 0
+    listed = json.loads(capsys.readouterr().out)["models"]
+    assert [model["calibrated"] for model in listed] == [True] + [False] * 7
+    assert [model["calibration"] is None for model in listed] == [False] + [True] * 7
+    assert [str(model["problem"])[:6] for model in listed[:4]] == ["None", "stale:", "stale:", "broken"]
 
 
 def test_a_model_without_calibration_answers_unpruned_and_says_how_to_prune(
@@ -156,3 +193,12 @@ def test_a_model_without_calibration_answers_unpruned_and_says_how_to_prune(
 def test_serving_an_unknown_model_fails_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--model", "no-such-model"]) == 1
     assert "There is no model 'no-such-model'" in capsys.readouterr().err
+
+
+def test_serving_with_a_stale_artefact_fails_before_anything_starts(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Path(shutil.copytree(checkpoint, tmp_path / "model"))
+    (model / "occam.json").write_text('{"version": 1}')
+    assert main(["serve", "--model", str(model)]) == 1
+    assert f"{model} is stale: The calibration occam.json has version 1" in capsys.readouterr().err

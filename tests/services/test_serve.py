@@ -96,6 +96,7 @@ def _ask_the_other_family(http: httpx.Client, folder: Path) -> None:
     for body, status, code in (
         (chat | {"model": MODEL}, 422, "invalid_input"),
         (chat | {"occam": {"strategy": "occam"}}, 422, "not_calibrated"),
+        (chat | {"occam": {"lambda2": 1.0}}, 422, "not_calibrated"),
         (chat | {"model": "absent"}, 404, "unknown_model"),
     ):
         response = http.post("/v1/chat/completions", json=body)

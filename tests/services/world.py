@@ -9,6 +9,8 @@ from typing import Any
 
 import httpx
 
+from occam.config import EngineConfig
+from occam.engine import Engine
 from services.decoder import Decoder, Media
 from services.ingress import Ingress
 from services.settings import Settings
@@ -44,13 +46,17 @@ class World:
 
 @asynccontextmanager
 async def world(
-    directory: Path, redis_url: str, media: Callable[[Settings], Media] = FakeMedia, **options: Any
+    directory: Path,
+    redis_url: str,
+    media: Callable[[Settings], Media] = FakeMedia,
+    load: Callable[[EngineConfig], Engine] = FakeEngine.load,
+    **options: Any,
 ) -> AsyncIterator[World]:
     given = {"models": (MODEL,), "kv_url": redis_url, "state_url": redis_url, "directory": str(directory)}
     settings = Settings(**(given | options))
     settings.metrics_directory.mkdir(exist_ok=True)
     decoder = LocalHandle(Decoder(settings, media))
-    workers = {model: LocalHandle(Worker(settings, model, FakeEngine.load, decoder)) for model in settings.models}
+    workers = {model: LocalHandle(Worker(settings, model, load, decoder)) for model in settings.models}
     api = Ingress(settings, decoder, workers).__serve_build_asgi_app__()
     transport = httpx.ASGITransport(api, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://occam", timeout=30) as http:

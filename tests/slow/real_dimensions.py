@@ -34,9 +34,9 @@ from occam.engine import Engine
 from occam.kv.codec import decode, encode
 from occam.stats import StageStats
 from occam.types import Answer, FrameBatch
-from pipelines.evaluation.budgets import Sample
 from pipelines.evaluation.calibrate import Plan, calibrate, described, find_registers
 from pipelines.evaluation.clips import state_of
+from pipelines.evaluation.material import Sample
 from tests.parity import checkpoint, checkpoint_qwen
 
 SHARD = "1GB"
@@ -132,7 +132,7 @@ def live(folder: Path, device: str, frames: int, say: Callable[[str], None] = pr
     frames: of the two generated clips; the follow-up's answer must come out the same cold and warm, AssertionError else
     """
     config = EngineConfig(model=str(folder), device=device, dtype="bfloat16")
-    samples = [Sample(frames=_noise(frames, seed), questions=QUESTIONS[:1]) for seed in (0, 1)]
+    samples = [Sample.of(_noise(frames, seed), QUESTIONS[:1]) for seed in (0, 1)]
     calibration, found = _timed(say, "occam registers", lambda: find_registers(config, Plan(), lambda _: samples))
     say(described(found))
     calibration.save(folder / ARTEFACT_NAME)
@@ -140,11 +140,11 @@ def live(folder: Path, device: str, frames: int, say: Callable[[str], None] = pr
     say(str(report))
     report.calibration.save(folder / ARTEFACT_NAME)
     engine = _timed(say, "load", lambda: Engine.load(config))
-    _converse(engine, samples[0].frames, engine.pruning(), lambda _: None)  # the first run pays for what is lazy
+    _converse(engine, samples[0].frames(), engine.pruning(), lambda _: None)  # the first run pays for what is lazy
     answers = []
     for pruning in (NoPruning(), engine.pruning()):
         say(f"\nstrategy {pruning.name}")
-        answers += _converse(engine, samples[0].frames, pruning, say)
+        answers += _converse(engine, samples[0].frames(), pruning, say)
     return answers
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from occam.calibration import Calibration
 from occam.config import OccamToken, SamplingParams
-from occam.errors import InvalidInput
+from occam.errors import InvalidInput, NotCalibrated
 
 PRUNING = OccamToken(lambda1=0.5, lambda2=1.0, cut=3, register="zero_token")
 WEIGHTS = "ab" * 32
@@ -62,6 +62,39 @@ def test_an_artefact_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert Calibration.load(tmp_path / "occam.json", WEIGHTS) == CALIBRATION
 
 
+def test_a_new_artefact_keeps_the_former_one_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "occam.json"
+    CALIBRATION.save(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["occam.json"]
+    newer = replace(CALIBRATION, lambda2=3.0)
+    newer.save(path)
+    assert Calibration.load(path, WEIGHTS) == newer
+    assert Calibration.load(tmp_path / "occam.json.bak", WEIGHTS) == CALIBRATION
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(InvalidInput, match=r"occam.json cannot be written: No space left"):
+        CALIBRATION.save(path)
+    assert Calibration.load(path, WEIGHTS) == newer, "what cannot be written whole is not written at all"
+
+
+def test_stale_is_not_broken(tmp_path: Path) -> None:
+    """Another release's artefact, or another checkpoint's, asks for a calibration; a damaged one is at fault itself."""
+    path = tmp_path / "occam.json"
+    CALIBRATION.save(path)
+    with pytest.raises(NotCalibrated, match="made for weights abab"):
+        Calibration.load(path, "cd" * 32)
+    path.write_text('{"version": 1}')
+    with pytest.raises(NotCalibrated, match="has version 1"):
+        Calibration.load(path, WEIGHTS)
+    path.write_text("{")
+    with pytest.raises(InvalidInput) as caught:
+        Calibration.load(path, WEIGHTS)
+    assert not isinstance(caught.value, NotCalibrated)
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -81,7 +114,10 @@ def test_an_artefact_is_read_as_it_was_written(tmp_path: Path) -> None:
         ({"statistics": {"n": "many"}}, "statistics must be finite numbers"),
         ({"statistics": []}, "statistics must be finite numbers"),
         ({"weights": 5}, "made for weights 5"),
-        ({"version": 2}, "has version 2"),
+        ({"version": 3}, "has version 3"),
+        ({"searched": None}, "searched must be a text"),
+        ({"measured": 5}, "measured must be a text, or null"),
+        ({"lambda1": 10**400}, "lambda1 must be a finite number"),
         ({"more": 1}, "exactly the fields"),
     ],
     ids=str,
@@ -95,7 +131,7 @@ def test_an_artefact_that_cannot_be_is_refused(change: dict[str, Any], match: st
     assert caught.value.param == "model"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "5", "{}", '{"version": 1}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "5", "{}", '{"version": 2}', "[" * 100_000])
 def test_a_file_that_is_no_artefact_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "occam.json").write_text(text)
     with pytest.raises(InvalidInput):

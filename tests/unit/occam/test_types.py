@@ -25,6 +25,7 @@ def test_a_chunk_is_a_view() -> None:
     assert len(part) == 2
     assert part.indices.tolist() == [1, 2]
     assert np.shares_memory(part.frames, whole.frames)
+    assert (whole.offset, part.offset, part.chunk(1, 2).offset) == (0, 1, 2)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from occam.config import LEAST_TEMPERATURE, SEEDS, NoPruning, OccamToken, SamplingParams
 from occam.engine import Engine
 from occam.engine.sampling import Sampler
-from occam.errors import NotCalibrated, QuestionTooLong, VideoTooLarge
+from occam.errors import InvalidInput, NotCalibrated, QuestionTooLong, VideoTooLarge
 from occam.models.prompt import Prompt
 from occam.tensors import PrefixState
 from occam.types import Answer, Turn
@@ -102,6 +102,20 @@ def test_register_neurons_that_are_not_there_are_no_zero_token(checkpoint: Path,
     with pytest.raises(NotCalibrated, match="no register neurons"):
         bare.begin(NEURONS)
     assert len(bare.begin(replace(NEURONS, register="zero_token"))) > 0
+
+
+@pytest.mark.parametrize("asked", [{"strategy": "occam"}, {"lambda1": 0.5}, {"lambda2": 0.0}], ids=str)
+def test_a_lambda_asks_for_pruning(engine: Engine, checkpoint: Path, tmp_path: Path, asked: dict[str, Any]) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+    (folder / "occam.json").unlink()
+    bare = load(folder)
+    assert bare.pruning() == OFF
+    with pytest.raises(NotCalibrated, match="Run `occam calibrate "):
+        bare.pruning(**asked)
+    assert engine.pruning(**asked) == engine.pruning("occam", **{n: v for n, v in asked.items() if n != "strategy"})
+    if "strategy" not in asked:
+        with pytest.raises(InvalidInput, match="'none' has no thresholds"):
+            engine.pruning("none", **asked)
 
 
 class Spelled:

@@ -102,7 +102,12 @@ def edited(name: str, edit: Callable[[dict[str, Any]], Any]) -> Callable[[Path],
 FILES: dict[str, Callable[[Path], Any]] = {
     "the model's configuration": edited("config.json", lambda c: c.update(vision_feature_layer=-3)),
     "the processor's": edited("preprocessor_config.json", lambda c: c.update(image_mean=[0, 0, 0])),
-    "a processor's that was not there": lambda folder: (folder / "video_preprocessor_config.json").write_text("{}"),
+    "a processor's that was not there": lambda folder: shutil.copy(
+        folder / "preprocessor_config.json", folder / "video_preprocessor_config.json"
+    ),
+    "the processors' in one file": lambda folder: (folder / "processor_config.json").write_text(
+        json.dumps({"video_processor": json.loads((folder / "preprocessor_config.json").read_text())})
+    ),
     "the tokenizer": edited("tokenizer.json", lambda c: c["model"]["vocab"].update(w0=c["model"]["vocab"]["w1"])),
     "the weights": lambda folder: write_checkpoint(folder, seed=1),
     "the register's neurons": edited("occam.json", lambda c: c.update(neurons=[[0, 5]])),

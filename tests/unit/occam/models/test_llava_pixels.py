@@ -14,6 +14,7 @@ from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 
 from occam.errors import InvalidInput
+from occam.models import preprocess
 from occam.models.anyres import AnyRes
 from occam.models.preprocess import ClipPixels
 from tests.parity.checkpoint import MEAN, STD
@@ -31,7 +32,7 @@ PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 def test_clip_pixels_equal_the_stock_processor(tmp_path: Path) -> None:
     write_llava(tmp_path)
     _set(tmp_path, image_processor_type="LlavaImageProcessor", do_pad=True)
-    padded = ClipPixels.load(tmp_path)
+    padded = ClipPixels.load(tmp_path, "image")
     assert padded.pad
     _assert_equal(tmp_path, {True: padded, False: replace(padded, pad=False)})
 
@@ -44,7 +45,7 @@ def _assert_equal(checkpoint: Path, by_pad: Mapping[bool, AnyRes | ClipPixels]) 
     images = [random_image(*size, seed=at).frames for at, size in enumerate(SIZES)]
     cases = list(product(by_pad, images))
     calls = [{"images": [image[0]], "input_data_format": "channels_last", "do_pad": pad} for pad, image in cases]
-    for (pad, image), made in zip(cases, process(checkpoint, calls), strict=True):
+    for (pad, image), made in zip(cases, process([(checkpoint, call) for call in calls]), strict=True):
         expected = made["pixel_values"]
         assert torch.equal(by_pad[pad](image), expected[0] if expected.ndim == 5 else expected), (pad, image.shape)
 
@@ -75,6 +76,26 @@ def test_the_layout_of_tiles_is_the_stock_models(size: tuple[int, int]) -> None:
         own = layout.patch[(layout.view == view) & (layout.patch >= 0)]
         assert own.tolist() == list(range(rows * columns))
     assert int((layout.patch < 0).sum()) == layout.grid[1, 0]
+
+
+@pytest.mark.parametrize("size", [(15, 3000), (3000, 15), (200, 1500), (1500, 63)], ids=str)
+def test_a_long_image_is_padded_without_the_square_of_its_longer_edge(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels, image, edge = ClipPixels(size=56, crop=56, mean=MEAN, std=STD, pad=True), random_image(*size), max(size)
+    square = np.zeros((1, edge, edge, 3), dtype=np.uint8) + np.array([int(255 * v) for v in MEAN], dtype=np.uint8)
+    top, left = ((edge - length) // 2 for length in size)
+    square[:, top : top + size[0], left : left + size[1]] = image.frames
+    expected = replace(pixels, pad=False)(square)
+    largest, resize = [0], preprocess.resize
+
+    def watched(images: torch.Tensor, to: tuple[int, int]) -> torch.Tensor:
+        largest[0] = max(largest[0], images.numel())
+        return resize(images, to)
+
+    monkeypatch.setattr(preprocess, "resize", watched)
+    assert torch.equal(pixels(image.frames), expected)
+    assert largest[0] == 3 * edge * max(56, min(size[0], preprocess.ROWS))
 
 
 def test_a_thread_of_an_image_is_refused_before_it_takes_all_memory() -> None:

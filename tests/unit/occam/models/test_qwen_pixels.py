@@ -42,7 +42,7 @@ def stock(checkpoint: Path) -> list[Any]:
             }
             for video in (*VIDEOS, *((2, *size) for size in REFUSED))
         ]
-    return process(checkpoint, calls)
+    return process([(checkpoint, call) for call in calls])
 
 
 def channels_first(frames: np.ndarray) -> torch.Tensor:
@@ -123,5 +123,6 @@ def test_what_is_all_edge_is_refused_where_the_stock_processor_refuses(
     first = len(SIZES) + (len(REFUSED) + len(VIDEOS) if kind == "video" else 0)
     for size, expected in zip(REFUSED, stock[first : first + len(REFUSED)], strict=True):
         assert "aspect ratio must be smaller than 200" in expected
-        with pytest.raises(InvalidInput, match="200 times the shorter"):
+        with pytest.raises(InvalidInput, match="200 times the shorter") as raised:
             QwenPixels.load(checkpoint, kind)(media(random_frames(2 if kind == "video" else 1, *size), kind))
+        assert raised.value.param == kind

@@ -1,24 +1,20 @@
 """Calibration of a checkpoint with random weights: budgets are met, the best reference is taken, the file is usable."""
 
 import json
-from itertools import islice
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from occam.config import EngineConfig, NoPruning, OccamToken, SamplingParams
+from occam.config import EngineConfig, NoPruning, OccamToken
 from occam.engine import Engine
-from occam.errors import InvalidInput, NotCalibrated
-from pipelines.evaluation import calibrate as module
-from pipelines.evaluation.budgets import Sample, lambdas_for
+from occam.errors import NotCalibrated
+from pipelines.evaluation import trials
 from pipelines.evaluation.calibrate import Plan, calibrate
-from pipelines.evaluation.clips import frames_of, scenes, state_of
 from pipelines.evaluation.codec import write_mp4
 from services.cli import main
 from tests.parity.checkpoint import random_frames, write_checkpoint
-
-QUESTIONS = ("what colour is the ball ?", "where does it go")
 
 
 @pytest.fixture(scope="module")
@@ -28,49 +24,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def samples() -> list[Sample]:
-    return [Sample(frames=frames_of(scene), questions=QUESTIONS) for scene in islice(scenes(7), 4)]
-
-
-@pytest.mark.parametrize("register", ["zero_token", "mean_threshold"])
-@pytest.mark.parametrize(("stage1", "stage2"), [(0.7, 0.2), (1.0, 0.5), (0.4, 0.4)])
-def test_on_its_own_samples_the_budget_is_met(
-    checkpoint: Path, samples: list[Sample], register: str, stage1: float, stage2: float
-) -> None:
-    engine = Engine.load(EngineConfig(model=str(checkpoint), threads=1))
-    base = OccamToken(lambda1=1.0, lambda2=1.0, cut=2, register=register)  # type: ignore[arg-type]
-    pruning = lambdas_for(engine, base, samples, stage1, stage2)
-    counts = []
-    for sample in samples:
-        state = state_of(engine, sample.frames, pruning)
-        for question in QUESTIONS:
-            tokens = engine.ask(state, question, pruning, SamplingParams(max_new_tokens=1)).visual_tokens
-            counts.append((tokens.stage1 / tokens.encoded, tokens.stage2 / tokens.encoded))
-    kept = np.mean(counts, axis=0)
-    one_token = 1 / (len(samples) * 8 * 16)
-    assert kept[0] == pytest.approx(stage1, abs=2 * one_token)
-    assert kept[1] == pytest.approx(stage2, abs=3 * one_token)
-
-
-def test_an_impossible_budget_is_refused(checkpoint: Path, samples: list[Sample]) -> None:
-    engine = Engine.load(EngineConfig(model=str(checkpoint), threads=1))
-    base = OccamToken(lambda1=1.0, lambda2=1.0, cut=2, register="zero_token")
-    for stage1, stage2 in ((0.5, 0.6), (1.1, 0.5), (0.5, 0.0)):
-        with pytest.raises(InvalidInput, match="Budgets must"):
-            lambdas_for(engine, base, samples, stage1, stage2)
-
-
 def test_the_reference_with_most_right_answers_is_taken(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shares = {"zero_token": 0.25, "mean_threshold": 0.75}
-    genuine = module.accuracy
+    genuine = trials.accuracy
 
-    def rigged(engine, pruning, first_seed, clips):  # type: ignore[no-untyped-def]
-        scored = genuine(engine, pruning, first_seed, clips)
+    def rigged(engine, pruning, *arguments, **options):  # type: ignore[no-untyped-def]
+        scored = genuine(engine, pruning, *arguments, **options)
         mean = shares.get(getattr(pruning, "register", ""), 1.0)
-        return module.replace(scored, questions=module.replace(scored.questions, mean=mean))
+        return replace(scored, questions=replace(scored.questions, mean=mean))
 
-    monkeypatch.setattr(module, "accuracy", rigged)
+    monkeypatch.setattr(trials, "accuracy", rigged)
     report = calibrate(EngineConfig(model=str(checkpoint), threads=1), Plan(samples=2, trials=1))
     assert report.calibration.register == "mean_threshold"
     assert report.calibration.cut == 2
@@ -90,7 +53,9 @@ def test_the_command_makes_a_checkpoint_that_prunes(
     pruning = Engine.load(EngineConfig(model=str(tmp_path))).pruning("occam")
     assert isinstance(pruning, OccamToken)
     assert pruning.cut == 4
-    assert main([*command, "--samples", "2", "--stage1", "0.1"]) == 1
+    assert [file.name for file in tmp_path.glob("occam.json*")] == ["occam.json"]
+    assert main([*command, "--samples", "2", "--stage1", "0.5"]) == 0
+    assert json.loads((tmp_path / "occam.json.bak").read_text())["lambda1"] == pruning.lambda1, "the one before"
     (tmp_path / "occam.json").write_text(json.dumps({"version": 0, "weights": ""}))
     assert main([*command, "--samples", "2"]) == 0, "an artefact of another release must not be in the way"
 
@@ -158,6 +123,61 @@ def test_a_second_search_with_the_same_outcome_keeps_the_lambdas(
     assert (after.lambda1, after.lambda2, after.cut) == (before.lambda1, before.lambda2, before.cut)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (("--cut", "-1"), "cut must be at least 1, got -1."),
+        (("--samples", "0"), "samples must be at least 1, got 0."),
+        (("--trials", "0"), "trials must be at least 1, got 0."),
+        (("--budget", "0"), "Budgets must satisfy"),
+        (("--budget", "0.9"), "Budgets must satisfy"),
+        (("--videos", "absent"), "absent is not a folder."),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_said_before_the_model_loads(
+    checkpoint: Path,
+    wrong: tuple[str, str],
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("pipelines.evaluation.calibrate.load_model", lambda *_, **__: pytest.fail("it loaded"))
+    assert main(["calibrate", str(checkpoint), *wrong]) == 1
+    assert capsys.readouterr().err.startswith(f"occam: {says}")
+
+
+def test_a_place_that_cannot_be_written_is_said_before_the_model_loads(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: path != checkpoint)
+    monkeypatch.setattr("pipelines.evaluation.calibrate.load_model", lambda *_, **__: pytest.fail("it loaded"))
+    assert main(["calibrate", str(checkpoint)]) == 1
+    assert main(["registers", str(checkpoint)]) == 1
+    assert capsys.readouterr().err.count("cannot be written to") == 2
+
+
+def test_a_cut_behind_the_last_layer_is_refused(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["calibrate", str(checkpoint), "--cut", "99"]) == 1
+    assert "cut must lie in 1..5 for the 6 decoder layers" in capsys.readouterr().err
+
+
+def test_every_phase_says_how_far_it_is(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Path(shutil.copytree(checkpoint, tmp_path / "model"))
+    command = ["calibrate", str(model), "--samples", "2", "--trials", "1"]
+    assert main(command) == 0
+    lines = capsys.readouterr().err.splitlines()
+    for line in ("reading: 2 of 2 clips", "zero_token, stage I: 2 of 2 clips", "mean_threshold, trial: 1 of 1 clips"):
+        assert lines.count(line) == 1
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert main(command) == 0
+    told = capsys.readouterr().err
+    for done in range(3):
+        assert f"\r\x1b[Kzero_token, stage II: {done} of 2 clips" in told
+
+
 def test_a_clip_that_cannot_be_read_is_named(
     tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,5 +187,3 @@ def test_a_clip_that_cannot_be_read_is_named(
     assert "broken.mp4: The file's first bytes" in capsys.readouterr().err
     assert main(["calibrate", str(checkpoint), "--videos", str(tmp_path / "absent")]) == 1
     assert "is not a folder" in capsys.readouterr().err
-    assert main(["calibrate", str(checkpoint), "--budget", "0"]) == 1
-    assert "Budgets must satisfy" in capsys.readouterr().err

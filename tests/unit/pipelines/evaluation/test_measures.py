@@ -45,7 +45,14 @@ class Scripted:
         kept = self.kept(state, question)
         frames = tuple(
             FrameEvidence(
-                index=i, pts_s=i, of=GRID**2, grid=(GRID, GRID), stage1=k, stage2=k, scores=np.zeros((GRID, GRID))
+                medium=0,
+                index=i,
+                pts_s=i,
+                of=GRID**2,
+                grid=(GRID, GRID),
+                stage1=k,
+                stage2=k,
+                scores=np.zeros((GRID, GRID)),
             )
             for i, k in enumerate(kept)
         )

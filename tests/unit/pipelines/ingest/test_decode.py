@@ -214,6 +214,7 @@ def test_the_first_chunk_is_there_before_the_last_frame_is_decoded(
         seen_s = time.monotonic()
         rest = list(stream)
     assert [len(chunk) for chunk in (first, *rest)] == [4] * 15
+    assert [chunk.offset for chunk in (first, *rest)] == list(range(0, 60, 4))
     ended = stream.stats.chunk_ended_s
     assert ended == sorted(ended)
     assert stream.stats.started_s < ended[0] < seen_s < ended[-1]

@@ -71,7 +71,7 @@ def test_pixels_are_the_ones_that_the_engine_makes(exported, side):
     student, folder = exported
     frames = render(draw_scene(1), side)
     if isinstance(student, TinyVideoLlava):
-        ours, theirs = normalize(shrink(frames), MEAN, STD), ClipPixels.load(folder)(frames)
+        ours, theirs = normalize(shrink(frames), MEAN, STD), ClipPixels.load(folder, "video")(frames)
     else:
         ours, grid = student.patches(shrink(frames)[None])
         theirs, made = QwenPixels.load(folder, "video")(batch_of(frames))
