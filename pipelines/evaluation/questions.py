@@ -226,7 +226,7 @@ def _end_place(axis: int, low: str, high: str) -> Callable[[Scene, str, np.rando
 
 
 def _corner(scene: Scene, kind: str, rng: np.random.Generator) -> Question | None:
-    """In which quarter of the frame an object is when it was last seen; objects near a middle line are not asked about."""
+    """In which quarter of the frame an object was last seen; objects near a middle line are not asked about."""
     found = _draw_named(scene, rng, keep=lambda item: bool(np.all(abs(item.centers[item.stop - 1] - 0.5) > 0.06)))
     if found is None:
         return None

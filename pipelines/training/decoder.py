@@ -25,7 +25,7 @@ TAP_LAYERS = 4
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LateDrop:
-    """Visual tokens that go on past `layer` decoder layers, DeepStack's or more: indices [B, V'] into those that entered."""
+    """Visual tokens that go on past `layer` decoder layers (DeepStack's or more): indices [B, V'] into what entered."""
 
     layer: int
     index: Tensor
@@ -104,7 +104,7 @@ def decoder_layer(
     attention, mlp = layer.self_attn, layer.mlp
     x_BSD = _rms_norm(hidden, layer.input_layernorm)
     qkv = _fused(x_BSD, attention.q_proj, attention.k_proj, attention.v_proj)
-    q_BSHK, k_BSHK, v_BSHK = (x.unflatten(2, (-1, attention.head_dim)) for x in qkv)
+    q_BSHK, k_BSHK, v_BSHK = (x.view(*x.shape[:2], -1, attention.head_dim) for x in qkv)
     q_BHSK, k_BHSK = (
         _rotate(_normed(attention, name, x).transpose(1, 2), cos[:, None], sin[:, None])
         for name, x in (("q_norm", q_BSHK), ("k_norm", k_BSHK))

@@ -49,7 +49,7 @@ def draw_drops(clips: int, cls_V: Tensor, generator: torch.Generator) -> tuple[T
 def draw_subset(
     clips: int, count: int, least: float, generator: torch.Generator, cls_V: Tensor | None = None
 ) -> Tensor:
-    """A random share of between `least` and 1 of the tokens, [clips, kept], ascending; the given go half of the time."""
+    """A random share of between `least` and 1 of the tokens, [clips, kept], ascending; `cls_V` go half of the time."""
     order = torch.rand(clips, count, generator=generator)
     share = least + (1 - least) * float(torch.rand((), generator=generator))
     usable = count

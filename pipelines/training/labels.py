@@ -92,10 +92,12 @@ class PatchLabels:
         """The truth about a scene."""
         items = (*scene.objects, *((scene.dot,) if scene.dot else ()))
         owner = _owners(scene, items, group)
-        shape = [0, *(SHAPE_LABELS.index(item.shape) for item in items)]
-        color = [IGNORE, *(COLOR_LABELS.index(item.color) for item in items)]
-        size = [IGNORE, *(IGNORE if item is scene.dot else list(SIZES).index(item.size) for item in items)]
-        shape, color, size = (torch.tensor(np.array(values)[owner]) for values in (shape, color, size))
+        values = (
+            [0, *(SHAPE_LABELS.index(item.shape) for item in items)],
+            [IGNORE, *(COLOR_LABELS.index(item.color) for item in items)],
+            [IGNORE, *(IGNORE if item is scene.dot else list(SIZES).index(item.size) for item in items)],
+        )
+        shape, color, size = (torch.tensor(np.array(column)[owner]) for column in values)
         seen, offset = _sightings(scene, items, owner, group)
         place = torch.arange(GRID * GRID).expand(len(owner), -1)
         return cls(shape=shape, color=color, size=size, place=place, seen=seen, offset=offset)

@@ -59,9 +59,9 @@ def build_optimizers(
     hidden: nn.Module, others: Iterable[nn.Module], muon_lr: float, adamw_lr: float = 1.5e-3
 ) -> tuple[torch.optim.Optimizer, ...]:
     """Muon for the linear maps of `hidden`, AdamW for the rest of it and for all parameters of `others`."""
-    matrices = [module.weight for module in hidden.modules() if isinstance(module, nn.Linear)]
-    mapped = set(map(id, matrices))
-    rest = [parameter for parameter in hidden.parameters() if id(parameter) not in mapped]
+    maps = {id(module.weight) for module in hidden.modules() if isinstance(module, nn.Linear)}
+    matrices = [parameter for parameter in hidden.parameters() if id(parameter) in maps]
+    rest = [parameter for parameter in hidden.parameters() if id(parameter) not in maps]
     rest += [parameter for module in others for parameter in module.parameters()]
     adamw = torch.optim.AdamW(rest, lr=adamw_lr, betas=(0.9, 0.98), weight_decay=0.05)
     optimizers = (Muon(matrices, lr=muon_lr), adamw)

@@ -77,9 +77,7 @@ def pack(words: Words, clips: Sequence[Sequence[Sequence[Question]]], start: int
 class _Row:
     """One clip's text as plain lists of equal length."""
 
-    def __init__(
-        self, words: Words, conversations: Sequence[Sequence[Question]], start: int, register: bool
-    ) -> None:
+    def __init__(self, words: Words, conversations: Sequence[Sequence[Question]], start: int, register: bool) -> None:
         self.ids: list[int] = []
         self.positions: list[int] = []
         self.conversation: list[int] = []

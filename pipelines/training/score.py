@@ -29,7 +29,8 @@ class Score:
     def __str__(self) -> str:
         shares = {kind: self.right[kind] / self.asked[kind] for kind in sorted(self.asked)}
         each = " ".join(f"{kind} {share:.2f}" for kind, share in shares.items())
-        return f"{self.right.total() / self.asked.total():.3f}, mean of kinds {sum(shares.values()) / len(shares):.3f}: {each}"
+        mean = sum(shares.values()) / len(shares)
+        return f"{self.right.total() / self.asked.total():.3f}, mean of kinds {mean:.3f}: {each}"
 
 
 def rightness(student: Student, hidden: Tensor, text: PackedText) -> Tensor:

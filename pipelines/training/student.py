@@ -148,8 +148,7 @@ class Student(ABC):
         """The unpruned prefix of clips [B, F, 3, 96, 96] whose features these are."""
         clips, layout = frames.shape[0], self.layout(frames.shape[1])
         tokens = [
-            self.visual(features, level).unflatten(0, (clips, -1)).flatten(1, 2)
-            for level in range(len(features.levels))
+            self._per_clip(self.visual(features, level), clips).flatten(1, 2) for level in range(len(features.levels))
         ]
         place = layout.visual.expand(clips, -1)
         where = place[..., None].expand(-1, -1, tokens[0].shape[-1])
@@ -158,7 +157,7 @@ class Student(ABC):
         register = None
         if features.registers:
             views = [self.registers(features, level) for level in range(len(features.registers))]
-            register = torch.stack([view.unflatten(0, (clips, -1)).mean(dim=1) for view in views], dim=1)
+            register = torch.stack([self._per_clip(view, clips).mean(dim=1) for view in views], dim=1)
         return Prefix(
             hidden=embedded.scatter(1, where, tokens[0]),
             positions=layout.positions[:, None].expand(-1, clips, -1),
@@ -166,6 +165,11 @@ class Student(ABC):
             planes=tuple(nothing.scatter(1, where, plane) for plane in tokens[1:]),
             register=register,
         )
+
+    @staticmethod
+    def _per_clip(views: Tensor, clips: int) -> Tensor:
+        """[B * views, ...] as [B, views, ...]."""
+        return views.view(clips, -1, *views.shape[1:])
 
 
 def shrink(frames: npt.NDArray[np.uint8]) -> Tensor:

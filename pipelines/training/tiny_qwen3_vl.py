@@ -13,7 +13,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_
 
 from occam.models.qwen_layout import lay_out
 from occam.models.qwen_tower import QwenTower
-from pipelines.training.student import GRID, LLM_LAYERS, SIDE, Features, PrefixLayout, Student, normalize
+from pipelines.training.student import GRID, LLM_LAYERS, Features, PrefixLayout, Student, normalize
 from pipelines.training.tiny_video_llava import write_json
 from pipelines.training.tokenizer import QWEN3_VL_WORDS
 
@@ -123,7 +123,8 @@ class TinyQwen3VL(Student):
         registers = tuple(level[:, -1] for level in levels) if zero_token else ()
         patches = GRID * GRID * MERGE**2
         return Features(
-            levels=tuple(level[:, :patches].unflatten(1, (-1, MERGE**2)) for level in levels), registers=registers
+            levels=tuple(level[:, :patches].reshape(len(level), -1, MERGE**2, level.shape[2]) for level in levels),
+            registers=registers,
         )
 
     def dense(self, features: Features) -> Tensor:

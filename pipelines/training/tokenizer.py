@@ -66,8 +66,11 @@ class Words:
         return tuple(self.tokenizer.encode(text).ids)
 
     def id(self, token: str) -> int:
-        """The id of one token of the vocabulary."""
-        return int(self.tokenizer.token_to_id(token))
+        """The id of one token; KeyError where the vocabulary has no such token."""
+        index = self.tokenizer.token_to_id(token)
+        if index is None:
+            raise KeyError(token)
+        return index
 
     def ids(self, tokens: Sequence[str]) -> list[int]:
         """The ids of several tokens of the vocabulary."""

@@ -1,4 +1,4 @@
-"""Dense pretraining of the vision tower: each patch tells where it is, and the shape, colour, size and centre it shows."""
+"""Dense pretraining of the vision tower: each patch tells its place, and what shape, colour and size it shows where."""
 
 import time
 

@@ -64,7 +64,10 @@ def stock_inputs(student, clip, text):
     kind = "image" if len(clip) == 1 else "videos"
     if isinstance(student, TinyVideoLlava):
         pixels = normalize(clip, MEAN, STD)
-        return {"input_ids": ids, **({"pixel_values_images": pixels} if kind == "image" else {"pixel_values_videos": pixels[None]})}
+        return {
+            "input_ids": ids,
+            **({"pixel_values_images": pixels} if kind == "image" else {"pixel_values_videos": pixels[None]}),
+        }
     patches, grid = student.patches(clip[None])
     pads = {"<|image_pad|>": 1, "<|video_pad|>": 2}
     types = sum((ids == student.words.id(pad)) * number for pad, number in pads.items())

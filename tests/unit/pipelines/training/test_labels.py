@@ -35,7 +35,8 @@ def test_patches_tell_their_objects_words_and_times(group):
             assert labels.view[place] == view
             told = [getattr(labels, name)[place].item() for name in ("shape", "color", "motion", "onset")]
             if owner == 0:
-                assert told == [IGNORE] * 4 and labels.opens[place] == labels.closes[place] == 0
+                assert told == [IGNORE] * 4
+                assert labels.opens[place] == labels.closes[place] == 0
                 continue
             item = scene.objects[owner - 1]
             motion = list(DIRECTIONS).index(item.direction)
@@ -49,7 +50,8 @@ def test_a_cls_token_tells_nothing_and_the_others_are_where_they_were():
     clips = [ClipLabels.of(scene, WORDS, 1) for scene in SCENES if scene.frames == 5]
     patch = torch.tensor([-1, 3, -1, 40, 179])
     stacked = ClipLabels.stacked(clips, patch)
-    assert stacked.owner[:, [0, 2]].eq(IGNORE).all() and stacked.view[:, [0, 2]].eq(IGNORE).all()
+    assert stacked.owner[:, [0, 2]].eq(IGNORE).all()
+    assert stacked.view[:, [0, 2]].eq(IGNORE).all()
     for row, clip in enumerate(clips):
         assert stacked.shape[row, [1, 3, 4]].equal(clip.shape[patch[[1, 3, 4]]])
     index = torch.tensor([[1, 4]]).expand(len(clips), -1)
@@ -67,7 +69,8 @@ def test_dense_labels_tell_where_an_object_is_in_every_frame_of_its_view(group):
             assert labels.place[view, patch] == patch
             bits, offset = int(labels.seen[view, patch]), labels.offset[view, patch].view(group, 2)
             if labels.shape[view, patch] == 0:
-                assert bits == IGNORE and offset.isnan().all()
+                assert bits == IGNORE
+                assert offset.isnan().all()
                 continue
             middle = (np.array([column, row]) + 0.5) / GRID
             fits = []

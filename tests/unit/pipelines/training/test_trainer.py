@@ -77,7 +77,9 @@ def test_looking_at_the_named_object_costs_nothing_and_elsewhere_costs_much():
 def test_the_patches_to_look_at_show_what_is_said_and_meant(kind):
     batch = ClipBatches(kind, 0, 3, 8, register=True, lengths=CLIPS)[0]
     owner, scenes = batch.labels.owner, [draw_scene(row, SceneConfig(unseen_pairs=False)) for row in range(3)]
-    words = torch.tensor(kind.words.ids([word for scene in scenes for item in scene.objects for word in (item.shape, item.color)]))
+    words = torch.tensor(
+        kind.words.ids([word for scene in scenes for item in scene.objects for word in (item.shape, item.color)])
+    )
     said = torch.isin(batch.text.ids, words)
     spoken = zip(said.nonzero()[:, 0].tolist(), batch.text.ids[said].tolist(), strict=True)
     for (row, id_), patches in zip(spoken, showing(batch.text.ids, said, batch.labels), strict=True):
@@ -173,7 +175,9 @@ def test_a_step_moves_every_trained_part_and_the_tower_at_the_end_alone(kind, co
     trainer.set_rate(run.optimizers, 20, 40, warmup=1, decay=0.4)
     run.learn(ClipBatches(kind, 0, 2, 4, register=True, lengths=CLIPS)[0])
     moved = {name for name, value in run.student.model.state_dict().items() if not value.equal(before[name])}
-    tower = {f"{name}." for name, part in run.student.model.named_modules() if part in list(run.student.tower.modules())}
+    tower = {
+        f"{name}." for name, part in run.student.model.named_modules() if part in list(run.student.tower.modules())
+    }
     of_tower = {name for name in before if name.startswith(tuple(tower)) or "image_tower" in name}
     assert moved >= set(before) - of_tower
     assert bool(moved & of_tower) == (step == 3)
