@@ -98,11 +98,12 @@ class TinyVideoLlava(Student):
             hidden = torch.cat([hidden, torch.zeros_like(hidden[:, :1])], dim=1)
         for layer in tower.encoder.layers[: self.model.config.vision_feature_layer + 1]:
             hidden = layer(hidden, attention_mask=None)
+        summary = hidden[:, 0]
         if frames.shape[1] == 1:
             hidden = hidden[:, 1:]
         if not zero_token:
-            return Features(levels=(hidden,), registers=())
-        return Features(levels=(hidden[:, :-1],), registers=(hidden[:, -1],))
+            return Features(levels=(hidden,), registers=(), summary=summary)
+        return Features(levels=(hidden[:, :-1],), registers=(hidden[:, -1],), summary=summary)
 
     def dense(self, features: Features) -> Tensor:
         """The patches' features."""
