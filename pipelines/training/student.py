@@ -122,6 +122,11 @@ class Student(ABC):
 
     @property
     @abstractmethod
+    def tower_width(self) -> int:
+        """C."""
+
+    @property
+    @abstractmethod
     def bridge(self) -> tuple[nn.Module, ...]:
         """What stands between tower and language model, trained with the latter."""
 

@@ -86,6 +86,11 @@ class TinyVideoLlava(Student):
         return tower
 
     @property
+    def tower_width(self) -> int:
+        """Of the vision configuration."""
+        return int(self.model.config.vision_config.hidden_size)
+
+    @property
     def bridge(self) -> tuple[nn.Module, ...]:
         """The projector."""
         return (self.model.model.multi_modal_projector,)
