@@ -53,12 +53,13 @@ class Looking:
         text = self.batch.text
         said = torch.isin(text.ids, self.words)
         rows = text.answers.nonzero()[:, 0]
-        meant = shown_by(late, self.batch.meant, rows)
+        first, last = late.opens[rows] == 1, late.closes[rows] == 1
+        closing = torch.where(self.batch.compared[:, None], first, last)
         return (
             look_loss(output.look, said, showing(text.ids, said, early))
             + look_loss(output.look, text.answers, shown_by(early, self.batch.named, rows))
-            + look_loss(output.opening, text.answers, meant & (late.opens[rows] == 1))
-            + look_loss(output.closing, text.answers, meant & (late.closes[rows] == 1))
+            + look_loss(output.opening, text.answers, shown_by(late, self.batch.opening, rows) & first)
+            + look_loss(output.closing, text.answers, shown_by(late, self.batch.closing, rows) & closing)
         )
 
 
