@@ -100,7 +100,7 @@ def _tower(
 def _questions(
     engine: Engine, pruning: OccamToken, scene: Scene, frames: FrameBatch
 ) -> tuple[list[float], list[float]]:
-    """The AUC of stage II's scores as the mean over a clip's questions (none without any), and the zero token's shares."""
+    """Stage II's AUC as the mean over the clip's questions (none without any), and the zero token's shares."""
     state = state_of(engine, frames, pruning)
     aucs, shares = [], []
     for question in about_one_object(scene, np.random.default_rng(scene.seed)):

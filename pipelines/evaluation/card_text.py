@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from occam.errors import InvalidInput
 from pipelines.evaluation.attention import AttentionFacts, Share
 from pipelines.evaluation.card_measures import FIRST_TEST_SEED, Card
-from pipelines.evaluation.exact_match import Column
 from pipelines.evaluation.origin import Origin
 from pipelines.evaluation.statistics import Estimate
 
@@ -73,12 +72,12 @@ def _images(card: Card) -> str:
 def _attention(facts: AttentionFacts) -> str:
     rows = [
         [
-            "object AUC of s1: patches that show an object against background",
+            "AUC of s1: patches that show an object against background",
             _plain(facts.auc1),
             f"{facts.auc1.n} clips",
         ],
         [
-            "object AUC of s2: patches of the asked object against all others",
+            "AUC of s2: patches of the asked object against all others",
             _plain(facts.auc2),
             f"{facts.auc2.n} clips",
         ],

@@ -15,7 +15,7 @@ from occam.tensors import PrefixState
 from occam.types import Answer, FrameBatch
 from pipelines.evaluation.accuracy import LONGEST_ANSWER, is_right
 from pipelines.evaluation.clips import clean_frames_of, state_of
-from pipelines.evaluation.questions import Question
+from pipelines.evaluation.questions import TEMPLATES, Question
 from pipelines.evaluation.renderer import Scene, render
 from pipelines.evaluation.shares import Asked, Blind
 from pipelines.evaluation.statistics import Estimate, estimate, estimate_columns
@@ -70,8 +70,8 @@ class Sheet:
         return estimate_columns([[row.get(kind, np.nan) for kind in kinds] for row in self.right])
 
     def column(self) -> Column:
-        """All kinds that were asked, in the order in which they first were."""
-        kinds = list(dict.fromkeys(kind for row in self.right for kind in row))
+        """All kinds that were asked."""
+        kinds = [kind for kind in TEMPLATES if any(kind in row for row in self.right)]
         counts = [(count.encoded, count.stage1, count.stage2) for count in self.counts] or [(np.nan,) * 3]
         encoded, stage1, stage2 = np.mean(counts, axis=0).tolist()
         return Column(

@@ -37,10 +37,11 @@ def estimate(values: npt.ArrayLike, resamples: int = 2000) -> Estimate:
 def estimate_columns(values: npt.ArrayLike, resamples: int = 2000) -> Estimate:
     """Mean of the columns' means of samples [N, K], NaN where a sample has no value, with its interval.
 
-    Whole samples (rows) are drawn again; a column that a draw leaves empty does not count in it. ValueError where a
-    column has no value at all.
+    Whole samples (rows) are drawn again, of those that have a value; a column that a draw leaves empty does not count
+    in it. ValueError where a column has no value at all.
     """
     table = np.asarray(values, dtype=np.float64)
+    table = table[~np.isnan(table).all(axis=1)]
     present = ~np.isnan(table)
     if not present.any(axis=0).all() or not table.size:
         raise ValueError("there is a column with nothing to estimate from")
@@ -54,7 +55,7 @@ def estimate_columns(values: npt.ArrayLike, resamples: int = 2000) -> Estimate:
 
 
 def auc(scores: npt.ArrayLike, positive: npt.ArrayLike) -> float:
-    """Chance that a positive sample scores above another, ties half (Mann-Whitney); ValueError unless there are both."""
+    """Chance that a positive sample scores above another, ties half (Mann-Whitney); ValueError without both."""
     values, is_positive = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=bool)
     positives, others = int(is_positive.sum()), int((~is_positive).sum())
     if not (positives and others):
