@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from math import isqrt
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from occam.config import OccamToken, SamplingParams
 from occam.engine import Engine
+from occam.models.decoder import Decoder
 from occam.types import FrameBatch
 from pipelines.evaluation.adaptivity import about_one_object
 from pipelines.evaluation.clips import clean_frames_of, scenes, state_of
@@ -50,6 +52,7 @@ class AttentionFacts:
     auc1: of stage I's scores, patches that show any object against background; a mean over clips
     auc2: of stage II's, patches of the one object that a question names against all others; the same
     zero1, zero2: the zero token's share of the evaluators' attention, over views and over questions
+    opening2, prompt2: for comparison that of the first token of the turn, and of the first of all
     sinks: largest patch norm over the median, in the tower's last used block, without the zero token; over views
     """
 
@@ -57,6 +60,8 @@ class AttentionFacts:
     auc2: Estimate
     zero1: Share
     zero2: Share
+    opening2: Share
+    prompt2: Share
     sinks: Estimate
 
 
@@ -65,7 +70,9 @@ def attention_facts(
 ) -> AttentionFacts:
     """Measure on `clips` clips, about every object of each that can be named; `pruning` says the cut and who scores."""
     pruning = replace(pruning, register="zero_token", lambda1=0.0, lambda2=1.0)
-    auc1, auc2, zero1, zero2, sinks = [], [], [], [], []
+    watched = _Watched.of(engine.lm.decoder)
+    engine = Engine(replace(cast(Any, engine.lm), decoder=watched), engine.config)
+    auc1, auc2, zero1, shares, sinks = [], [], [], [], []
     config = SceneConfig(unseen_pairs=False)
     for done, scene in enumerate(islice(scenes(first_seed, config), clips), start=1):
         frames = clean_frames_of(scene)
@@ -74,13 +81,45 @@ def attention_facts(
         auc1.append(_auc_of(scores_VP, cover_of(scene, items, scores_VP.shape)))
         zero1 += zero_V.tolist()
         sinks.append(ratio_V.tolist())
-        found, shares = _questions(engine, pruning, scene, frames)
-        auc2 += found
-        zero2 += shares
+        aucs = []
+        state = state_of(engine, frames, pruning)
+        for question in about_one_object(scene, np.random.default_rng(scene.seed)):
+            evidence = engine.ask(state, question.text, pruning, SamplingParams(max_new_tokens=1)).evidence
+            scores_VP = np.stack([frame.scores.reshape(-1) for frame in evidence.frames])
+            aucs.append(_auc_of(scores_VP, cover_of(scene, [scene.objects[question.objects[0]]], scores_VP.shape)))
+            shares.append(watched.shares(len(state), len(state) + 1, 0))
+        auc2 += [np.mean(aucs)] if aucs else []
         progress("attention", done, clips)
+    zero2, opening2, prompt2 = map(Share.of, zip(*shares, strict=True))
     return AttentionFacts(
-        auc1=estimate(auc1), auc2=estimate(auc2), zero1=Share.of(zero1), zero2=Share.of(zero2), sinks=estimate(sinks)
+        auc1=estimate(auc1),
+        auc2=estimate(auc2),
+        zero1=Share.of(zero1),
+        zero2=zero2,
+        opening2=opening2,
+        prompt2=prompt2,
+        sinks=estimate(sinks),
     )
+
+
+class _Watched(Decoder):
+    """The decoder, which remembers the rows that stage II scored with: of state, zero token and turn."""
+
+    seen: Tensor
+
+    @classmethod
+    def of(cls, decoder: Decoder) -> "_Watched":
+        """The same decoder, watched."""
+        return cls(decoder.model, decoder.head, decoder.rotate, decoder.axes, decoder.levels)
+
+    def rows(self, layer: int, x_BTC: Tensor, positions: Tensor, queries: Tensor, cache: DynamicCache) -> Tensor:
+        """See `Decoder`."""
+        self.seen = super().rows(layer, x_BTC, positions, queries, cache)
+        return self.seen
+
+    def shares(self, *tokens: int) -> list[float]:
+        """The tokens' shares of the evaluators' attention."""
+        return self.seen[0].mean(dim=0)[list(tokens)].tolist()
 
 
 @torch.inference_mode()
@@ -95,20 +134,6 @@ def _tower(
         cast(Tensor, output.register_scores).cpu().numpy(),
         (norms.amax(dim=1) / norms.median(dim=1).values).numpy(),
     )
-
-
-def _questions(
-    engine: Engine, pruning: OccamToken, scene: Scene, frames: FrameBatch
-) -> tuple[list[float], list[float]]:
-    """Stage II's AUC as the mean over the clip's questions (none without any), and the zero token's shares."""
-    state = state_of(engine, frames, pruning)
-    aucs, shares = [], []
-    for question in about_one_object(scene, np.random.default_rng(scene.seed)):
-        evidence = engine.ask(state, question.text, pruning, SamplingParams(max_new_tokens=1)).evidence
-        scores_VP = np.stack([frame.scores.reshape(-1) for frame in evidence.frames])
-        aucs.append(_auc_of(scores_VP, cover_of(scene, [scene.objects[question.objects[0]]], scores_VP.shape)))
-        shares.append(evidence.threshold)
-    return [float(np.mean(aucs))] if aucs else [], shares
 
 
 def cover_of(scene: Scene, items: Sequence[SceneObject], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:

@@ -4,9 +4,12 @@ from collections.abc import Sequence
 
 from occam.errors import InvalidInput
 from pipelines.evaluation.attention import AttentionFacts, Share
-from pipelines.evaluation.card_measures import FIRST_TEST_SEED, Card
+from pipelines.evaluation.card_measures import Card
 from pipelines.evaluation.origin import Origin
+from pipelines.evaluation.renderer import FIRST_TEST_SEED
 from pipelines.evaluation.statistics import Estimate
+
+PATCHES = ("patches encoded", "kept by stage I", "kept by stage II")
 
 
 def replaced(document: str, model: str, card: str) -> str:
@@ -35,11 +38,11 @@ def markdown_of(card: Card, origin: Origin) -> str:
 def _main(card: Card) -> str:
     unpruned = card.ways[0]
     per_kind = next(iter(unpruned.kinds.values())).n
+    patches = [way.patches and [f"{count:.1f}" for count in way.patches] for way in card.ways]
     rows = [
         *([kind, *(_percent(way.kinds[kind]) for way in card.ways)] for kind in unpruned.kinds),
         ["**mean of kinds**", *(f"**{_percent(way.mean)}**" for way in card.ways)],
-        [f"patches kept by stage I, of {unpruned.encoded:.0f}", *(_count(way.stage1) for way in card.ways)],
-        ["patches kept by stage II", *(_count(way.stage2) for way in card.ways)],
+        *([name, *(each[at] if each else "" for each in patches)] for at, name in enumerate(PATCHES)),
     ]
     return (
         f"Exact match in per cent with 95 % intervals, {per_kind} questions a kind ({unpruned.mean.n} in all, on "
@@ -83,6 +86,8 @@ def _attention(facts: AttentionFacts) -> str:
         ],
         ["zero token's share of attention, stage I", _share(facts.zero1), f"{facts.zero1.n} views"],
         ["zero token's share of attention, stage II", _share(facts.zero2), f"{facts.zero2.n} questions"],
+        ["the same of the turn's first token, stage II", _share(facts.opening2), f"{facts.opening2.n} questions"],
+        ["the same of the first prompt token, stage II", _share(facts.prompt2), f"{facts.prompt2.n} questions"],
         ["largest patch norm over the median, last used tower block", _plain(facts.sinks), f"{facts.sinks.n} views"],
     ]
     return "Attention, with the zero token in place and nothing pruned:\n\n" + _table(["fact", "value", "over"], rows)
@@ -106,10 +111,6 @@ def _plain(value: Estimate) -> str:
 
 def _share(share: Share) -> str:
     return f"{100 * share.mean:.2f} %, coefficient of variation {share.variation:.2f}"
-
-
-def _count(patches: float) -> str:
-    return "" if patches != patches else f"{patches:.1f}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -36,15 +36,13 @@ Progress = Callable[[str, int, int], None]
 class Column:
     """Right answers when asked in one way: by kind, and the mean of the kinds.
 
-    encoded, stage1, stage2: patches a question, NaN where no model was asked
+    patches: encoded, kept by stage I, kept by stage II, a question; None where no model was asked
     """
 
     name: str
     kinds: dict[str, Estimate]
     mean: Estimate
-    encoded: float
-    stage1: float
-    stage2: float
+    patches: tuple[float, float, float] | None
 
 
 @dataclass(kw_only=True)
@@ -72,15 +70,15 @@ class Sheet:
     def column(self) -> Column:
         """All kinds that were asked."""
         kinds = [kind for kind in TEMPLATES if any(kind in row for row in self.right)]
-        counts = [(count.encoded, count.stage1, count.stage2) for count in self.counts] or [(np.nan,) * 3]
-        encoded, stage1, stage2 = np.mean(counts, axis=0).tolist()
+        encoded, stage1, stage2 = (
+            sum(getattr(count, name) for count in self.counts) / max(1, len(self.counts))
+            for name in ("encoded", "stage1", "stage2")
+        )
         return Column(
             name=self.name,
             kinds={kind: estimate([row[kind] for row in self.right if kind in row]) for kind in kinds},
             mean=self.of(kinds),
-            encoded=encoded,
-            stage1=stage1,
-            stage2=stage2,
+            patches=(encoded, stage1, stage2) if self.counts else None,
         )
 
 
