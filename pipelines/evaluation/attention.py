@@ -81,14 +81,9 @@ def attention_facts(
         auc1.append(_auc_of(scores_VP, cover_of(scene, items, scores_VP.shape)))
         zero1 += zero_V.tolist()
         sinks.append(ratio_V.tolist())
-        aucs = []
-        state = state_of(engine, frames, pruning)
-        for question in about_one_object(scene, np.random.default_rng(scene.seed)):
-            evidence = engine.ask(state, question.text, pruning, SamplingParams(max_new_tokens=1)).evidence
-            scores_VP = np.stack([frame.scores.reshape(-1) for frame in evidence.frames])
-            aucs.append(_auc_of(scores_VP, cover_of(scene, [scene.objects[question.objects[0]]], scores_VP.shape)))
-            shares.append(watched.shares(len(state), len(state) + 1, 0))
-        auc2 += [np.mean(aucs)] if aucs else []
+        found, paid = _stage2(engine, watched, pruning, scene, frames)
+        auc2 += found
+        shares += paid
         progress("attention", done, clips)
     zero2, opening2, prompt2 = map(Share.of, zip(*shares, strict=True))
     return AttentionFacts(
@@ -134,6 +129,20 @@ def _tower(
         cast(Tensor, output.register_scores).cpu().numpy(),
         (norms.amax(dim=1) / norms.median(dim=1).values).numpy(),
     )
+
+
+def _stage2(
+    engine: Engine, watched: _Watched, pruning: OccamToken, scene: Scene, frames: FrameBatch
+) -> tuple[list[float], list[list[float]]]:
+    """The mean AUC of a clip's questions (none without any), and of each the shares of zero token, turn and prompt."""
+    state = state_of(engine, frames, pruning)
+    aucs, shares = [], []
+    for question in about_one_object(scene, np.random.default_rng(scene.seed)):
+        evidence = engine.ask(state, question.text, pruning, SamplingParams(max_new_tokens=1)).evidence
+        scores_VP = np.stack([frame.scores.reshape(-1) for frame in evidence.frames])
+        aucs.append(_auc_of(scores_VP, cover_of(scene, [scene.objects[question.objects[0]]], scores_VP.shape)))
+        shares.append(watched.shares(len(state), len(state) + 1, 0))
+    return [float(np.mean(aucs))] if aucs else [], shares
 
 
 def cover_of(scene: Scene, items: Sequence[SceneObject], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
