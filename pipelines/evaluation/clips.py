@@ -42,7 +42,7 @@ def frames_of(scene: Scene, media: Sequence[MediaKind] = ("video",)) -> FrameBat
 def state_of(engine: Engine, frames: FrameBatch, pruning: Pruning) -> PrefixState:
     """The prefix state of a clip, built in the engine's chunks."""
     state = engine.begin(pruning)
-    step = engine.config.chunk_frames
+    step = engine.chunk(pruning, len(frames))
     for start in range(0, len(frames), step):
         state, _ = engine.append(state, frames.chunk(start, min(start + step, len(frames))), pruning)
     return state
