@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.complete
 
-.PHONY: setup demo serve test lint bench eval clean
+.PHONY: setup demo serve test lint bench eval card clean
 
 setup: $(STAMP)
 
@@ -34,6 +34,9 @@ bench: setup
 
 eval: setup
 	$(BIN)/python -m pipelines.evaluation $(ARGS)
+
+card: setup
+	$(BIN)/python -m pipelines.evaluation.card $(ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

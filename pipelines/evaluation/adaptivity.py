@@ -46,7 +46,7 @@ def retention(engine: Engine, pruning: Pruning, config: SceneConfig, clips: int,
     source = scenes(first_seed, config)
     for _ in range(clips):
         scene = next(source)
-        question = _about_one_object(scene, np.random.default_rng(scene.seed))[0]
+        question = about_one_object(scene, np.random.default_rng(scene.seed))[0]
         counts = _ask(engine, scene, [question], pruning)[0].visual_tokens
         encoded = counts.encoded
         stage1.append(counts.stage1)
@@ -81,7 +81,7 @@ def _ask(engine: Engine, scene: Scene, questions: list[Question], pruning: Pruni
     return [engine.ask(state, question.text, pruning, SamplingParams(max_new_tokens=1)) for question in questions]
 
 
-def _about_one_object(scene: Scene, rng: np.random.Generator) -> list[Question]:
+def about_one_object(scene: Scene, rng: np.random.Generator) -> list[Question]:
     """Questions that name exactly one object, one per object that can be named."""
     found: dict[int, Question] = {}
     for kind in rng.permutation(ABOUT_ONE_OBJECT * 6):
@@ -95,7 +95,7 @@ def _pairs(count: int) -> Iterator[tuple[Scene, Question, Question]]:
     source, made = scenes(FIRST_TEST_SEED + 600_000, PAIRS), 0
     while made < count:
         scene = next(source)
-        questions = _about_one_object(scene, np.random.default_rng(scene.seed))
+        questions = about_one_object(scene, np.random.default_rng(scene.seed))
         if len(questions) >= 2:
             made += 1
             yield scene, questions[0], questions[1]

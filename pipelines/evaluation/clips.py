@@ -1,8 +1,9 @@
-"""Clips as the engine gets them: rendered, through H.264, in chunks."""
+"""Clips as the engine gets them: rendered, through H.264 or not, in chunks."""
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from occam.config import Pruning
 from occam.engine import Engine
@@ -27,8 +28,15 @@ def frames_of(scene: Scene, media: Sequence[MediaKind] = ("video",)) -> FrameBat
     # PyAV only where a clip is encoded: whatever else asks an engine runs without it.
     from pipelines.evaluation.codec import through_h264
 
-    frames = through_h264(render(scene), CRF)
-    kind: MediaKind = "video" if "video" in media else "image"
+    return _batch(scene, through_h264(render(scene), CRF), "video" if "video" in media else "image")
+
+
+def clean_frames_of(scene: Scene, kind: MediaKind = "video") -> FrameBatch:
+    """The scene's frames as they were rendered, one a second; its first as an image."""
+    return _batch(scene, render(scene), kind)
+
+
+def _batch(scene: Scene, frames: npt.NDArray[np.uint8], kind: MediaKind) -> FrameBatch:
     count = len(frames) if kind == "video" else 1
     return FrameBatch(
         kind=kind,

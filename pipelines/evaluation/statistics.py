@@ -34,6 +34,37 @@ def estimate(values: npt.ArrayLike, resamples: int = 2000) -> Estimate:
     return Estimate(mean=float(sample.mean()), low=float(low), high=float(high), n=sample.size)
 
 
+def estimate_columns(values: npt.ArrayLike, resamples: int = 2000) -> Estimate:
+    """Mean of the columns' means of samples [N, K], NaN where a sample has no value, with its interval.
+
+    Whole samples (rows) are drawn again, of those that have a value; a column that a draw leaves empty does not count
+    in it. ValueError where a column has no value at all.
+    """
+    table = np.asarray(values, dtype=np.float64)
+    table = table[~np.isnan(table).all(axis=1)]
+    present = ~np.isnan(table)
+    if not present.any(axis=0).all() or not table.size:
+        raise ValueError("there is a column with nothing to estimate from")
+    rng = np.random.default_rng(0)
+    weights = rng.multinomial(len(table), np.full(len(table), 1 / len(table)), size=resamples)
+    sums, counts = weights @ np.where(present, table, 0.0), weights @ present
+    drawn = (sums / np.maximum(counts, 1)).sum(axis=1) / (counts > 0).sum(axis=1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    mean = float(np.nanmean(table, axis=0).mean())
+    return Estimate(mean=mean, low=float(low), high=float(high), n=int(present.sum()))
+
+
+def auc(scores: npt.ArrayLike, positive: npt.ArrayLike) -> float:
+    """Chance that a positive sample scores above another, ties half (Mann-Whitney); ValueError without both."""
+    values, is_positive = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=bool)
+    positives, others = int(is_positive.sum()), int((~is_positive).sum())
+    if not (positives and others):
+        raise ValueError(f"there must be samples of both kinds, got {positives} positive and {others} other")
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    rank = (np.cumsum(count) - (count - 1) / 2)[place]
+    return float((rank[is_positive].sum() - positives * (positives + 1) / 2) / (positives * others))
+
+
 def paired_p(differences: npt.ArrayLike, flips: int = 10_000) -> float:
     """One-sided p of `mean difference > 0` under random signs (sign-flip permutation test)."""
     sample = np.asarray(differences, dtype=np.float64)

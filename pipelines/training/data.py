@@ -12,12 +12,11 @@ from torch.utils.data import DataLoader, Dataset
 from pipelines.evaluation.codec import through_h264
 from pipelines.evaluation.questions import Question, draw_questions, names_unseen_pair
 from pipelines.evaluation.renderer import Scene, SceneConfig, draw_scene, render
-from pipelines.training.labels import ClipLabels, PatchLabels
+from pipelines.training.labels import DOT, ClipLabels, PatchLabels
 from pipelines.training.packing import PackedText, pack, split_turns
 from pipelines.training.student import FRAMES, Student, shrink
 
 Batch = TypeVar("Batch")
-MAX_OBJECTS = SceneConfig().objects[1]
 MAX_FRAMES = 2 * FRAMES
 SEEDS_A_RUN = 100_000
 
@@ -33,22 +32,23 @@ WEIGHTS = {
     "shape": 1.6,
     "size": 1.0,
     "direction": 1.5,
-    "moves": 1.0,
-    "count": 0.4,
-    "count_of": 1.0,
-    "first": 1.4,
-    "before": 1.4,
+    "moves": 1.2,
+    "count": 1.4,
+    "count_of": 1.6,
+    "first": 2.0,
+    "before": 2.4,
     "when": 1.2,
-    "vanishes": 1.2,
-    "which_vanishes": 1.2,
+    "vanishes": 1.4,
+    "which_vanishes": 1.6,
     "side": 1.0,
     "half": 1.0,
     "corner": 1.4,
-    "dot": 0.4,
-    "dot_color": 0.8,
+    "dot": 0.8,
+    "dot_color": 2.0,
 }
 """How often each kind is drawn: telling objects apart comes first, everything else is built on it."""
 
+ABOUT_DOTS, COMPARING = ("dot", "dot_color"), ("first", "before")
 NAMELESS = ("count", "moves", "which_vanishes")
 """Kinds whose objects only the answer tells."""
 
@@ -57,15 +57,18 @@ NAMELESS = ("count", "moves", "which_vanishes")
 class ClipBatch:
     """frames: uint8 [B, F, 3, 96, 96]; labels: of the unpruned visual tokens, [B, V]
 
-    named, meant: bool [questions, 1 + MAX_OBJECTS], the objects that each question names, and those that decide its
-    answer, in the order of `text.kinds`; index 0, the background, never is
+    named: bool [questions, 1 + DOT], what each question names, in the order of `text.kinds`, by `labels.owner`
+    opening, closing: the same of what to look at where it is first on screen, and where it is last; of two that are
+    compared, the second is in `closing` and `compared` [questions] tells that its first sight is meant too
     """
 
     frames: Tensor
     text: PackedText
     labels: ClipLabels
     named: Tensor
-    meant: Tensor
+    opening: Tensor
+    closing: Tensor
+    compared: Tensor
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -107,12 +110,7 @@ class ClipBatches(Dataset[ClipBatch]):
         scenes = [draw_scene(seed, config) for seed in range(first, first + max(1, round(self.clips * share)))]
         register = bool(rng.random() < 0.5) if self.register is None else self.register
         conversations = [conversations_about(scene, self.questions) for scene in scenes]
-        questions = [
-            (scene, question)
-            for scene, clip in zip(scenes, conversations, strict=True)
-            for turns in clip
-            for question in turns
-        ]
+        questions = [question for clip in conversations for turns in clip for question in turns]
         words, layout = self.student.words, self.student.layout(frames)
         return ClipBatch(
             frames=torch.stack([shrink(show(scene, rng)) for scene in scenes]),
@@ -120,8 +118,10 @@ class ClipBatches(Dataset[ClipBatch]):
             labels=ClipLabels.stacked(
                 [ClipLabels.of(scene, words, self.student.group) for scene in scenes], layout.patch
             ),
-            named=torch.stack([_owners(() if q.kind in NAMELESS else q.objects) for _, q in questions]),
-            meant=torch.stack([_owners(_deciding(scene, q)) for scene, q in questions]),
+            named=torch.stack([_owners(_named(question)) for question in questions]),
+            opening=torch.stack([_owners(_decisive(question, 0)) for question in questions]),
+            closing=torch.stack([_owners(_decisive(question, 1)) for question in questions]),
+            compared=torch.tensor([question.kind in COMPARING for question in questions]),
         )
 
 
@@ -164,14 +164,22 @@ def load(batches: Dataset[Batch], first: int, stop: int) -> DataLoader[Batch]:
     return DataLoader(batches, batch_size=None, sampler=range(first, stop), num_workers=1, prefetch_factor=4)
 
 
-def _owners(objects: tuple[int, ...]) -> Tensor:
-    owners = torch.zeros(1 + MAX_OBJECTS, dtype=torch.bool)
-    owners[[1 + index for index in objects]] = True
-    return owners
+def _owners(owners: tuple[int, ...]) -> Tensor:
+    row = torch.zeros(1 + DOT, dtype=torch.bool)
+    row[list(owners)] = True
+    return row
 
 
-def _deciding(scene: Scene, question: Question) -> tuple[int, ...]:
-    """The objects whose first and last sight decide the answer: of two in order, the one that comes first."""
-    if question.kind == "first":
-        return (min(question.objects, key=lambda index: scene.objects[index].start),)
-    return () if question.kind == "count" else question.objects
+def _named(question: Question) -> tuple[int, ...]:
+    """Owners that a question names."""
+    if question.kind in ABOUT_DOTS:
+        return (DOT,)
+    return () if question.kind in NAMELESS else tuple(1 + index for index in question.objects)
+
+
+def _decisive(question: Question, side: int) -> tuple[int, ...]:
+    """Owners whose first (side 0) or last (1) sight decides the answer; of two compared, one for each side."""
+    owners = tuple(1 + index for index in question.objects)
+    if question.kind in COMPARING:
+        return owners[side : side + 1]
+    return _named(question) if question.kind in ABOUT_DOTS else () if question.kind == "count" else owners

@@ -10,22 +10,23 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipelines.evaluation.renderer import COLORS, DIRECTIONS, SHAPES, SIZES, Scene, SceneObject
+from pipelines.evaluation.renderer import COLORS, DIRECTIONS, SHAPES, SIZES, Scene, SceneConfig, SceneObject
 from pipelines.training.packing import IGNORE
 from pipelines.training.student import GRID
 from pipelines.training.tokenizer import Words
 
 SHAPE_LABELS = ("background", *SHAPES, "dot")
 COLOR_LABELS = tuple(COLORS)
+DOT = 1 + SceneConfig().objects[1]
 COVERED = 0.12
 """Share of a patch from which on it counts as showing an object; below it even the colour is a guess."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClipLabels:
-    """Of the patches of a clip, int64 [M * G * G]; IGNORE off the objects.
+    """Of the patches of a clip, int64 [M * G * G]; IGNORE off the objects and the dot.
 
-    owner: 1 + the index of the object, 0 for background; shape, color: ids of the words for it
+    owner: 1 + the index of the object, `DOT` for the dot, 0 for background; shape, color: ids of the words for it
     motion: its direction; onset: its first frame; opens, closes: 1 where the view is the first or last that shows it
     view: the patch's own view, everywhere
     """
@@ -42,18 +43,20 @@ class ClipLabels:
     @classmethod
     def of(cls, scene: Scene, words: Words, group: int) -> "ClipLabels":
         """The truth about a scene."""
-        owner = _owners(scene, scene.objects, group)
+        items = _items(scene)
+        owner = _owners(scene, items, group)
         views = np.arange(len(owner))[:, None]
-        first = np.array([IGNORE, *(item.start // group for item in scene.objects)])
-        last = np.array([IGNORE, *((item.stop - 1) // group for item in scene.objects)])
+        first = np.array([IGNORE, *(item.start // group for item in items)])
+        last = np.array([IGNORE, *((item.stop - 1) // group for item in items)])
         values = {
-            "shape": [IGNORE, *(words.id(item.shape) for item in scene.objects)],
-            "color": [IGNORE, *(words.id(item.color) for item in scene.objects)],
-            "motion": [IGNORE, *(list(DIRECTIONS).index(item.direction) for item in scene.objects)],
-            "onset": [IGNORE, *(item.start for item in scene.objects)],
+            "owner": [0, *(DOT if item is scene.dot else 1 + index for index, item in enumerate(items))],
+            "shape": [IGNORE, *(words.id(item.shape) for item in items)],
+            "color": [IGNORE, *(words.id(item.color) for item in items)],
+            "motion": [IGNORE, *(list(DIRECTIONS).index(item.direction) for item in items)],
+            "onset": [IGNORE, *(item.start for item in items)],
         }
         planes = {name: np.array(column)[owner] for name, column in values.items()}
-        planes |= {"owner": owner, "view": np.broadcast_to(views, owner.shape)}
+        planes |= {"view": np.broadcast_to(views, owner.shape)}
         planes |= {"opens": first[owner] == views, "closes": last[owner] == views}
         return cls(**{name: torch.tensor(plane.reshape(-1).astype(np.int64)) for name, plane in planes.items()})
 
@@ -90,7 +93,7 @@ class PatchLabels:
     @classmethod
     def of(cls, scene: Scene, group: int) -> "PatchLabels":
         """The truth about a scene."""
-        items = (*scene.objects, *((scene.dot,) if scene.dot else ()))
+        items = _items(scene)
         owner = _owners(scene, items, group)
         values = (
             [0, *(SHAPE_LABELS.index(item.shape) for item in items)],
@@ -125,6 +128,11 @@ def _sightings(
 def _on_screen(item: SceneObject) -> npt.NDArray[np.bool_]:
     frames = np.arange(len(item.centers))
     return (item.start <= frames) & (frames < item.stop)
+
+
+def _items(scene: Scene) -> tuple[SceneObject, ...]:
+    """The objects, and the dot behind them where there is one."""
+    return (*scene.objects, *((scene.dot,) if scene.dot else ()))
 
 
 def _owners(scene: Scene, items: tuple[SceneObject, ...], group: int) -> npt.NDArray[np.int64]:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipelines.evaluation.renderer import DIRECTIONS
+from pipelines.evaluation.renderer import COLORS, DIRECTIONS, SHAPES
 from pipelines.training.data import MAX_FRAMES, ClipBatch
 from pipelines.training.decoder import Look, Output
 from pipelines.training.labels import ClipLabels
@@ -16,9 +16,10 @@ TOLD = {"motion": len(DIRECTIONS), "onset": MAX_FRAMES, "view": MAX_FRAMES}
 """What a visual token tells, and among how many."""
 
 
-def build_heads(width: int) -> nn.ModuleDict:
-    """The heads that read visual tokens."""
-    return nn.ModuleDict({name: nn.Linear(width, size) for name, size in TOLD.items()})
+def build_heads(width: int, tower_width: int) -> nn.ModuleDict:
+    """The heads that read visual tokens in the language model, and the one that reads CLS tokens."""
+    heads = {name: nn.Linear(width, size) for name, size in TOLD.items()}
+    return nn.ModuleDict(heads | {"summary": nn.Linear(tower_width, len(SHAPES) + len(COLORS))})
 
 
 def telling_loss(heads: nn.ModuleDict, visual_BVD: Tensor, labels: ClipLabels) -> Tensor:
@@ -30,6 +31,13 @@ def telling_loss(heads: nn.ModuleDict, visual_BVD: Tensor, labels: ClipLabels) -
         total = F.cross_entropy(guess, truth, ignore_index=IGNORE, reduction="sum")
         loss = loss + total / max(int((truth != IGNORE).sum()), 1)
     return loss
+
+
+def summary_loss(heads: nn.ModuleDict, summary_MC: Tensor, labels: ClipLabels, words: Tensor) -> Tensor:
+    """How badly CLS tokens tell which shapes and colours their frame shows: they look at objects to know."""
+    shown_BVW = (labels.shape[..., None] == words) | (labels.color[..., None] == words)
+    shown_MW = shown_BVW.view(len(summary_MC), -1, len(words)).any(dim=1)
+    return F.binary_cross_entropy_with_logits(heads["summary"](summary_MC), shown_MW.float())
 
 
 @dataclass(frozen=True)
@@ -45,12 +53,13 @@ class Looking:
         text = self.batch.text
         said = torch.isin(text.ids, self.words)
         rows = text.answers.nonzero()[:, 0]
-        meant = shown_by(late, self.batch.meant, rows)
+        first, last = late.opens[rows] == 1, late.closes[rows] == 1
+        closing = torch.where(self.batch.compared[:, None], first, last)
         return (
             look_loss(output.look, said, showing(text.ids, said, early))
             + look_loss(output.look, text.answers, shown_by(early, self.batch.named, rows))
-            + look_loss(output.opening, text.answers, meant & (late.opens[rows] == 1))
-            + look_loss(output.closing, text.answers, meant & (late.closes[rows] == 1))
+            + look_loss(output.opening, text.answers, shown_by(late, self.batch.opening, rows) & first)
+            + look_loss(output.closing, text.answers, shown_by(late, self.batch.closing, rows) & closing)
         )
 
 

@@ -43,11 +43,12 @@ class PrefixLayout:
 class Features:
     """What the tower gives for M views: tokens [M, N, ...] of the last level, then of the DeepStack levels.
 
-    registers: the same of the zero token [M, C], none without one
+    registers: the same of the zero token [M, C], none without one; summary: CLS tokens [M, C] of towers that have them
     """
 
     levels: tuple[Tensor, ...]
     registers: tuple[Tensor, ...]
+    summary: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -118,6 +119,11 @@ class Student(ABC):
     @abstractmethod
     def tower(self) -> nn.Module:
         """The vision tower, frozen for most of the training."""
+
+    @property
+    @abstractmethod
+    def tower_width(self) -> int:
+        """C."""
 
     @property
     @abstractmethod

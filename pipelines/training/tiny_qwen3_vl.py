@@ -104,6 +104,11 @@ class TinyQwen3VL(Student):
         return nn.ModuleList([vision.patch_embed, vision.pos_embed, vision.blocks])
 
     @property
+    def tower_width(self) -> int:
+        """Of the vision configuration."""
+        return int(self.model.config.vision_config.hidden_size)
+
+    @property
     def bridge(self) -> tuple[nn.Module, ...]:
         """The merger, and those of the DeepStack levels."""
         vision: Any = self.model.model.visual

@@ -86,6 +86,11 @@ class TinyVideoLlava(Student):
         return tower
 
     @property
+    def tower_width(self) -> int:
+        """Of the vision configuration."""
+        return int(self.model.config.vision_config.hidden_size)
+
+    @property
     def bridge(self) -> tuple[nn.Module, ...]:
         """The projector."""
         return (self.model.model.multi_modal_projector,)
@@ -98,11 +103,12 @@ class TinyVideoLlava(Student):
             hidden = torch.cat([hidden, torch.zeros_like(hidden[:, :1])], dim=1)
         for layer in tower.encoder.layers[: self.model.config.vision_feature_layer + 1]:
             hidden = layer(hidden, attention_mask=None)
+        summary = hidden[:, 0]
         if frames.shape[1] == 1:
             hidden = hidden[:, 1:]
         if not zero_token:
-            return Features(levels=(hidden,), registers=())
-        return Features(levels=(hidden[:, :-1],), registers=(hidden[:, -1],))
+            return Features(levels=(hidden,), registers=(), summary=summary)
+        return Features(levels=(hidden[:, :-1],), registers=(hidden[:, -1],), summary=summary)
 
     def dense(self, features: Features) -> Tensor:
         """The patches' features."""

@@ -12,15 +12,15 @@ from pipelines.evaluation.renderer import COLORS, FIRST_TUNING_SEED, SHAPES
 from pipelines.training.data import SEEDS_A_RUN, ClipBatch, ClipBatches, load
 from pipelines.training.decoder import LateDrop, run
 from pipelines.training.drops import GENTLE_SHARE, draw_drops, draw_gentle
-from pipelines.training.losses import Looking, build_heads, telling_loss
+from pipelines.training.losses import Looking, build_heads, summary_loss, telling_loss
 from pipelines.training.optim import build_optimizers, set_rate
 from pipelines.training.packing import IGNORE, REGISTER
 from pipelines.training.score import evaluate, rightness
 from pipelines.training.student import FRAMES, Student
 from pipelines.training.tower import pretrain_tower
 
-TELLING_WEIGHT, LOOKING_WEIGHT = 0.3, 0.3
-THAW_SHARE = 0.7
+TELLING_WEIGHT, LOOKING_WEIGHT, SUMMARY_WEIGHT = 0.3, 0.3, 1.0
+THAW_SHARE = 0.6
 """Share of the steps after which the tower learns again, slowly."""
 WATCHED = ((FRAMES, 1.0, 1.0),)
 
@@ -67,14 +67,14 @@ class Trainer:
         self.config = config
         self.student = student
         llm = student.llm
-        self.heads = build_heads(llm.embed_tokens.embedding_dim)
+        self.heads = build_heads(llm.embed_tokens.embedding_dim, student.tower_width)
         body = nn.ModuleList([llm.layers, *student.bridge])
         edges = (llm.embed_tokens, llm.norm, student.head, self.heads)
         self.trained = nn.ModuleList([body, *edges, student.tower])
         self.trained.requires_grad_(True)
         self.optimizers = (
             *build_optimizers(body, edges, muon_lr=3e-3),
-            *build_optimizers(student.tower, (), muon_lr=3e-4, adamw_lr=1.5e-4),
+            *build_optimizers(student.tower, (), muon_lr=6e-4, adamw_lr=3e-4),
         )
         self.words = torch.tensor(student.words.ids((*SHAPES, *COLORS)))
         self.step = 0
@@ -104,9 +104,14 @@ class Trainer:
                 print(f"step {self.step:5d} held out {evaluate(self.student, held_out)}", flush=True)
                 saved = time.monotonic()
 
+    @property
+    def thawed(self) -> bool:
+        """Whether the tower learns."""
+        return self.step >= THAW_SHARE * self.config.steps
+
     def learn(self, batch: ClipBatch) -> tuple[float, float]:
         """One step; the loss, and the share of the batch's questions answered right."""
-        self.student.tower.requires_grad_(self.step >= THAW_SHARE * self.config.steps)
+        self.student.tower.requires_grad_(self.thawed)
         entering, late = self._drops(batch)
         loss, right = self._loss(batch, entering, late)
         torch.autograd.backward(loss)
@@ -137,18 +142,22 @@ class Trainer:
 
     def _loss(self, batch: ClipBatch, entering: Tensor | None, late: LateDrop | None) -> tuple[Tensor, float]:
         student, text, labels = self.student, batch.text, batch.labels
-        prefix = student.prefix(batch.frames, student.see(batch.frames, zero_token=bool((text.ids == REGISTER).any())))
+        features = student.see(batch.frames, zero_token=bool((text.ids == REGISTER).any()))
+        prefix = student.prefix(batch.frames, features)
+        auxiliary = torch.zeros(())
+        if self.thawed and features.summary is not None:
+            auxiliary = SUMMARY_WEIGHT * summary_loss(self.heads, features.summary, labels, self.words)
         if entering is not None:
             prefix, labels = prefix.select(entering), labels.at(entering)
         output = run(student, prefix, text, late)
         remaining = labels if late is None else labels.at(late.index)
         places = text.targets != IGNORE
         answers = F.cross_entropy(student.head(output.text[places]), text.targets[places])
-        telling = telling_loss(self.heads, output.visual, remaining)
-        looking = Looking(batch, self.words).loss(output, labels, remaining)
+        auxiliary = auxiliary + TELLING_WEIGHT * telling_loss(self.heads, output.visual, remaining)
+        auxiliary = auxiliary + LOOKING_WEIGHT * Looking(batch, self.words).loss(output, labels, remaining)
         with torch.no_grad():
             right = rightness(student, output.text, text).float().mean().item()
-        return answers + TELLING_WEIGHT * telling + LOOKING_WEIGHT * looking, right
+        return answers + auxiliary, right
 
     def _resume(self) -> None:
         state = torch.load(self.checkpoint)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipelines.evaluation.renderer import DIRECTIONS, SceneConfig, draw_scene
-from pipelines.training.labels import COVERED, ClipLabels, PatchLabels
+from pipelines.training.labels import COVERED, DOT, ClipLabels, PatchLabels
 from pipelines.training.packing import IGNORE
 from pipelines.training.student import GRID
 from pipelines.training.tokenizer import VIDEO_LLAVA_WORDS as WORDS
@@ -18,12 +18,14 @@ def test_owners_cover_their_patches_and_nobody_covers_the_background(group):
     for scene in SCENES:
         owner = ClipLabels.of(scene, WORDS, group).owner.view(-1, GRID, GRID).numpy()
         assert len(owner) == -(-scene.frames // group)
-        covers = [scene.patch_cover(item, GRID) for item in scene.objects]
+        covers = {1 + index: scene.patch_cover(item, GRID) for index, item in enumerate(scene.objects)}
+        if scene.dot:
+            covers[DOT] = 9 * scene.patch_cover(scene.dot, GRID)
         for view, row, column in np.ndindex(*owner.shape):
             frames = slice(view * group, (view + 1) * group)
-            here = [float(cover[frames, row, column].max()) for cover in covers]
+            here = {index: float(cover[frames, row, column].max()) for index, cover in covers.items()}
             index = int(owner[view, row, column])
-            assert max(here) <= COVERED if index == 0 else here[index - 1] == max(here) > COVERED
+            assert max(here.values()) <= COVERED if index == 0 else here[index] == max(here.values()) > COVERED
 
 
 @pytest.mark.parametrize("group", [1, 2])
@@ -38,7 +40,7 @@ def test_patches_tell_their_objects_words_and_times(group):
                 assert told == [IGNORE] * 4
                 assert labels.opens[place] == labels.closes[place] == 0
                 continue
-            item = scene.objects[owner - 1]
+            item = scene.dot if owner == DOT else scene.objects[owner - 1]
             motion = list(DIRECTIONS).index(item.direction)
             assert told == [WORDS.id(item.shape), WORDS.id(item.color), motion, item.start]
             earlier = any(item.visible(frame) for frame in range(view * group))

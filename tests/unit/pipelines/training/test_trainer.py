@@ -10,9 +10,10 @@ import torch
 from pipelines.evaluation.questions import TEMPLATES
 from pipelines.evaluation.renderer import UNSEEN_PAIRS, SceneConfig, draw_scene
 from pipelines.training import trainer
-from pipelines.training.data import LENGTHS, NAMELESS, WEIGHTS, ClipBatches, conversations_about
+from pipelines.training.data import ABOUT_DOTS, COMPARING, LENGTHS, NAMELESS, WEIGHTS, ClipBatches, conversations_about
 from pipelines.training.decoder import Look
 from pipelines.training.drops import draw_drops, draw_gentle
+from pipelines.training.labels import DOT
 from pipelines.training.losses import look_loss, showing, shown_by
 from pipelines.training.score import evaluate
 from pipelines.training.student import FRAMES
@@ -86,16 +87,25 @@ def test_the_patches_to_look_at_show_what_is_said_and_meant(kind):
         alike = [1 + i for i, o in enumerate(scenes[row].objects) if id_ in kind.words.ids((o.shape, o.color))]
         assert set(owner[row][patches].tolist()) <= set(alike)
         assert bool(patches.any()) == bool(alike)
-    asked = [(row, q) for row in range(3) for turns in conversations_about(scenes[row], 8) for q in turns]
-    rows = torch.tensor([row for row, _ in asked])
-    named, meant = (shown_by(batch.labels, objects, rows) for objects in (batch.named, batch.meant))
-    for (row, question), name, decide in zip(asked, named, meant, strict=True):
-        everything = {1 + index for index in question.objects}
-        assert set(owner[row][name].tolist()) == (set() if question.kind in NAMELESS else everything)
-        decisive = set() if question.kind == "count" else everything
-        if question.kind == "first":
-            decisive = {min(everything, key=lambda index: scenes[row].objects[index - 1].start)}
-        assert set(owner[row][decide].tolist()) == decisive
+    questions = [(row, q) for row in range(3) for turns in conversations_about(scenes[row], 8) for q in turns]
+    rows = torch.tensor([row for row, _ in questions])
+    kinds = set()
+    for place, (row, question) in enumerate(questions):
+        kinds.add(question.kind)
+        wanted = {1 + index for index in question.objects}
+        if question.kind in ABOUT_DOTS:
+            wanted = {DOT} if scenes[row].dot else set()
+        opening, closing = wanted, wanted
+        if question.kind in COMPARING:
+            opening, closing = ({1 + index} for index in question.objects)
+        if question.kind == "count":
+            opening = closing = set()
+        named = set() if question.kind in NAMELESS else wanted
+        assert bool(batch.compared[place]) == (question.kind in COMPARING)
+        for objects, owners in ((batch.named, named), (batch.opening, opening), (batch.closing, closing)):
+            patches = shown_by(batch.labels, objects, rows)[place]
+            assert set(owner[row][patches].tolist()) == owners, question
+    assert kinds & set(COMPARING)
 
 
 @STUDENTS
