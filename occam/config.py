@@ -173,6 +173,7 @@ class SparseVLM(Budgeted):
 class VisionZip(Budgeted):
     """Strategy `visionzip` (arXiv 2412.04467), without its merging: dominant patches of each view, and some context.
 
+    budget: of each view
     dominant: share of the kept ones that are the most attended, the rest stand evenly among the others
     """
 

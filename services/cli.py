@@ -60,9 +60,7 @@ def _add_ask(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--follow-up", action="append", default=[], metavar="Q", help="ask on, may be repeated")
     parser.add_argument("--model", help="embedded model, checkpoint directory or hub name (OCCAM_MODELS)")
     parser.add_argument("--strategy", choices=tuple(STRATEGIES), help="how visual tokens are pruned")
-    parser.add_argument(
-        "--budget", type=float, metavar="N", help="share or number of patches kept, by fixed count"
-    )
+    parser.add_argument("--budget", type=float, metavar="N", help="share or number of patches kept, by fixed count")
     parser.add_argument("--lambda1", type=float, help="stage I threshold factor; 0 keeps every token")
     parser.add_argument("--lambda2", type=float, help="stage II threshold factor; 0 keeps every token")
     parser.add_argument("--start", type=float, metavar="S", help="look from this second on")

@@ -76,7 +76,9 @@ def test_ablations_change_what_is_compared_with_and_nothing_else() -> None:
         assert OccamTokenStrategy(config).in_decoder(0, evidence).keep.tolist() == wanted, (rule, lambda2)
 
 
-def seen(rows: list[list[float]], register: list[float] | None = None, first: list[float] | None = None) -> TextEvidence:
+def seen(
+    rows: list[list[float]], register: list[float] | None = None, first: list[float] | None = None
+) -> TextEvidence:
     """What a cut sees of these attention rows."""
     nothing = torch.zeros(0, 0)
     return TextEvidence(
