@@ -109,17 +109,18 @@ class Decoder:
         normed = block.input_layernorm(x_TC)
 
         def heads(name: str) -> Tensor:
-            projected = getattr(attention, f"{name}_proj")(normed).unflatten(-1, (-1, attention.head_dim))
+            projected: Tensor = getattr(attention, f"{name}_proj")(normed).unflatten(-1, (-1, attention.head_dim))
             norm = getattr(attention, f"{name}_norm", None)
-            return projected if norm is None else norm(projected)
+            normalised: Tensor = projected if norm is None else norm(projected)
+            return normalised
 
         q_THD, k_TKD, v_TKD = heads("q"), heads("k"), heads("v")
         cos, sin = self._rotary(x_TC[None], positions[:, None])
         k_KTD = k_TKD.transpose(0, 1)[None]
         rotated_TKD = self.rotate(k_KTD, k_KTD, cos, sin)[0][0].transpose(0, 1)
         groups = q_THD.shape[1] // k_TKD.shape[1]
-        expanded = (x.repeat_interleave(groups, dim=1) for x in (k_TKD, rotated_TKD, v_TKD))
-        return (q_THD, *expanded)
+        keys, rotated, values = (x.repeat_interleave(groups, dim=1) for x in (k_TKD, rotated_TKD, v_TKD))
+        return q_THD, keys, rotated, values
 
     def _rotary(self, x_BTC: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin; the stock 1-D embedding takes [B, T], the stock M-RoPE takes [3, B, T]."""
