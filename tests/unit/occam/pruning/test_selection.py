@@ -86,5 +86,6 @@ def test_scaling_spans_zero_to_one_and_rounding_makes_no_range() -> None:
     assert min_max(torch.tensor([3.0, -1.0, 1.0])).tolist() == [1, 0, 0.5]
     assert min_max(torch.tensor([-3.0, -1.0, -2.0])).tolist() == [0, 1, 0.5]
     assert min_max(torch.tensor([0.1, 0.1 + 1e-8, 0.1])).tolist() == [1, 1, 1]
+    assert min_max(torch.tensor([-0.1, -0.1 + 1e-8, -0.1])).tolist() == [1, 1, 1]
     assert min_max(torch.zeros(3)).tolist() == [1, 1, 1]
     assert min_max(torch.zeros(0)).tolist() == []
