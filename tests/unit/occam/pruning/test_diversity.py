@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -24,6 +24,7 @@ def test_divprune_is_greedy_max_min_on_random_features(seed: int) -> None:
         assert kept(divprune_mask(features, count)) == references.divprune(features.tolist(), count)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=9))
 def test_divprune_is_greedy_max_min_on_duplicates_and_zeros(axes: list[int]) -> None:
     for count in range(len(axes) + 2):
@@ -73,6 +74,7 @@ def test_greedy_map_beyond_the_rank_goes_by_weight(seed: int, rank: int) -> None
         assert kept(greedy_map(matrix, count)) == expected
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 6), st.sampled_from([0.5, 1.0, 2.0])), min_size=1, max_size=6))
 def test_greedy_map_on_duplicates_zeros_and_ties(tokens: list[tuple[int, float]]) -> None:
     matrix = kernel(AXES[[axis for axis, _ in tokens]], torch.tensor([weight for _, weight in tokens]))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -74,6 +74,7 @@ def test_pc_mmr_is_the_loop_on_random_scores(seed: int, first: int, growth: int,
 
 
 # Multiples of powers of two, few steps: both precisions hold them exactly, so ties are ties in both.
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=9), st.data())
 def test_pc_mmr_is_the_loop_on_ties(levels: list[int], data: st.DataObject) -> None:
     n = len(levels)

@@ -25,6 +25,12 @@ def test_equal_text_tokens_all_rate() -> None:
     assert raters(torch.zeros(4, 3), torch.zeros(2, 3)).tolist() == [True, True]
 
 
+def test_rounding_parts_no_equal_text_tokens() -> None:
+    row = torch.randn(33, generator=torch.Generator().manual_seed(0))
+    permuted = torch.stack([row.roll(shift) for shift in range(33)])
+    assert bool(raters(torch.full((50, 33), 0.37), permuted).all())
+
+
 def test_huge_products_leave_the_winner() -> None:
     assert raters(torch.tensor([[1e6, 0.0]]), torch.tensor([[1e6, 0], [2e6, 0], [-1e6, 0]])).tolist() == [0, 1, 0]
 

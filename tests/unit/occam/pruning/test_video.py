@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -32,6 +32,7 @@ def test_evs_keeps_the_first_view_and_what_changed_most(seed: int) -> None:
         assert set(keep.flatten().nonzero()[:, 0].tolist()) == references.best(changes, max(count, 6))
 
 
+@settings(deadline=None, max_examples=50)
 @given(VIDEOS)
 def test_evs_on_ties_and_zeros(axes: list[list[int]]) -> None:
     features = AXES[torch.tensor(axes)]
@@ -58,6 +59,7 @@ def test_dtd_at_one_keeps_even_what_stands_still() -> None:
     assert bool(dtd_mask(features, 1.0).all())
 
 
+@settings(deadline=None, max_examples=50)
 @given(VIDEOS, st.sampled_from([-0.5, 0.0, 0.5]))
 def test_dtd_on_ties_and_zeros(axes: list[list[int]], tau: float) -> None:
     features = AXES[torch.tensor(axes)]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -39,6 +39,7 @@ def test_random_views_of_unequal_budgets(seed: int, contextual: list[int]) -> No
     check(received, keys, [17, 20, 16], contextual)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=9), st.integers(0, 4), st.integers(0, 4), st.data())
 def test_ties_go_to_the_lower_index(levels: list[int], dominant: int, contextual: int, data: st.DataObject) -> None:
     axis = data.draw(st.lists(st.integers(0, 3), min_size=len(levels), max_size=len(levels)))
@@ -67,6 +68,7 @@ def test_a_budget_is_spread_over_views_and_split_in_each() -> None:
     assert [n.tolist() for n in split(0, 0)] == [[], []]
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(0, 300), st.integers(1, 12))
 def test_no_view_gets_two_more_than_another(count: int, views: int) -> None:
     kept = sum(split(count, views)).tolist()  # type: ignore[arg-type]
