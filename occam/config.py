@@ -155,6 +155,7 @@ class IWP(LateBudgeted):
 class SparseVLM(Budgeted):
     """Strategy `sparsevlm` (arXiv 2410.04417): by the text tokens that see, before several layers.
 
+    budget: on average over the layers behind the first cut
     cuts: those layers; none scales the paper's 2, 6 and 15 of 32 to the model's depth
     """
 

@@ -122,10 +122,10 @@ class SparseVLMStrategy(Strategy):
         return checked_cuts(self.config.cuts or cuts_of(layers), layers)
 
     def in_decoder(self, number: int, evidence: TextEvidence) -> RetentionMask:
-        """The best by the raters' rows; so many at each cut that the layers see the budget on average."""
-        total = evidence.encoded
+        """The best by the raters' rows; so many at each cut that the layers behind the first see the budget on average."""
+        total, cuts = evidence.encoded, self.cuts(self.layers)
         average = float(count_of(self.config.budget, total))
-        counts = cut_counts(total, average, self.cuts(self.layers), self.layers)
+        counts = cut_counts(total, average, [cut - cuts[0] for cut in cuts], self.layers - cuts[0])
         scores = sparsevlm_scores(evidence.rows_TN, raters(evidence.visual_NC, evidence.text_TC))
         return kept(top_k(scores, counts[number]), scores)
 

@@ -124,7 +124,7 @@ def test_several_cuts_leave_the_counts_of_the_schedule_in_the_caches(case: tuple
     with torch.inference_mode():
         prefilled = turn.prefill(engine.lm, state, suffix, span, pruning, engine.clock)
     total = state.encoded
-    counts = cut_counts(total, float(count_of(0.6, total)), (1, 3, 5), LAYERS)
+    counts = cut_counts(total, float(count_of(0.6, total)), (0, 2, 4), LAYERS - 1)
     assert total > counts[0] > counts[1] > counts[2] > 0
     text = len(state) - total + len(suffix)
     lengths = [layer.keys.shape[2] - text for layer in prefilled.cache.layers]
