@@ -122,7 +122,7 @@ class SparseVLMStrategy(Strategy):
         return checked_cuts(self.config.cuts or cuts_of(layers), layers)
 
     def in_decoder(self, number: int, evidence: TextEvidence) -> RetentionMask:
-        """The best by the raters' rows; so many at each cut that the layers behind the first see the budget on average."""
+        """The best by the raters' rows; so many at each cut that the layers behind the first see the budget."""
         total, cuts = evidence.encoded, self.cuts(self.layers)
         average = float(count_of(self.config.budget, total))
         counts = cut_counts(total, average, [cut - cuts[0] for cut in cuts], self.layers - cuts[0])
