@@ -1,68 +1,276 @@
 """What can be chosen: frozen keyword-only dataclasses, validated when made, mutated by nobody."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from occam.errors import InvalidInput
 
 RegisterMode = Literal["neurons", "zero_token", "mean_threshold"]
 Evaluators = Literal["question", "turn"]
+Rule = Literal["register", "mean", "first_token", "top_p", "top_k"]
 RegisterPlacement = Literal["after_norm", "before_norm"]
 
 _MODES = {
     "register": get_args(RegisterMode),
     "evaluators": get_args(Evaluators),
+    "rule": get_args(Rule),
     "placement": get_args(RegisterPlacement),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoPruning:
-    """Strategy `none`: every visual token is kept, CLS tokens included, exactly as the stock model does."""
+class Pruning:
+    """A strategy and its settings; `name` is what requests call it.
 
-    name: str = "none"
+    late: settings that act behind the prefix state only, so that states are shared over them
+    """
+
+    name: ClassVar[str]
+    late: ClassVar[frozenset[str]] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
-class OccamToken:
+class NoPruning(Pruning):
+    """Strategy `none`: every visual token is kept, CLS tokens included, exactly as the stock model does."""
+
+    name: ClassVar[str] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OccamToken(Pruning):
     """Strategy `occam` (arXiv 2605.29657): keep a token iff its score reaches lambda times the register's.
 
     lambda1: stage I, per frame, in the vision tower (eq. 6); 0 keeps all
     lambda2: stage II, per question, before decoder layer `cut` (eq. 17); 0 keeps all
     cut: decoder layers that run on all stage I survivors; layer cut - 1 (0-based) scores
     register: where the reference comes from; a model without register neurons names its fallback here
+    rule: what stage II compares by, the register in the model all the same (ablations): lambda2 times the register's
+    score, the mean score or the first token's; or the best tokens that hold a share lambda2 of all score (`top_p`), or
+    a share lambda2 of what was encoded (`top_k`)
     evaluators: text tokens that score: the question's own, or all of the turn's (template tokens included)
     min_tokens: stage II keeps at least so many, by score
     keep_cls: pass CLS tokens to the language model as the stock model does (they are then never pruned)
     placement: where the tower's register token enters: behind `pre_layrnorm` (a zero there) or in front of it
     """
 
+    name: ClassVar[str] = "occam"
+    late: ClassVar[frozenset[str]] = frozenset({"lambda2", "rule", "evaluators", "min_tokens"})
+
     lambda1: float
     lambda2: float
     cut: int
     register: RegisterMode
+    rule: Rule = "register"
     evaluators: Evaluators = "turn"
     min_tokens: int = 1
     keep_cls: bool = False
     placement: RegisterPlacement = "after_norm"
-    name: str = "occam"
 
     def __post_init__(self) -> None:
         for field_name in ("lambda1", "lambda2"):
             value = getattr(self, field_name)
             if not 0 <= value < float("inf"):
                 raise InvalidInput(f"{field_name} must be a finite number of at least 0, got {value}.", field_name)
-        if self.cut < 1:
-            raise InvalidInput(f"cut must be at least 1, got {self.cut}.", "cut")
-        if self.min_tokens < 0:
-            raise InvalidInput(f"min_tokens must be at least 0, got {self.min_tokens}.", "min_tokens")
+        _check_least("cut", self.cut, 1)
+        _check_least("min_tokens", self.min_tokens, 0)
         for field_name, known in _MODES.items():
             value = getattr(self, field_name)
             if value not in known:
                 raise InvalidInput(f"{field_name} must be one of {', '.join(known)}, got {value!r}.", field_name)
 
 
-Pruning = NoPruning | OccamToken
+@dataclass(frozen=True, kw_only=True)
+class Budgeted(Pruning):
+    """Settings of a strategy that keeps a fixed count.
+
+    budget: patches kept, up to 1 as a share of the encoded ones, above as their number
+    """
+
+    budget: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.budget < float("inf"):
+            raise InvalidInput(f"budget must be a finite number above 0, got {self.budget}.", "budget")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LateBudgeted(Budgeted):
+    """The same before decoder layer `cut`, by what the layers in front of it show: one state serves all questions."""
+
+    late: ClassVar[frozenset[str]] = frozenset({"budget"})
+
+    cut: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_least("cut", self.cut, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Random(Budgeted):
+    """Strategy `random`, the control: a seeded draw before decoder layer `cut`, or in front of all of them."""
+
+    name: ClassVar[str] = "random"
+
+    seed: int = 0
+    cut: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_least("cut", self.cut, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uniform(Budgeted):
+    """Strategy `uniform`, the other control: every so many-th patch, before decoder layer `cut` or in front of all."""
+
+    name: ClassVar[str] = "uniform"
+
+    cut: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_least("cut", self.cut, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastV(LateBudgeted):
+    """Strategy `fastv` (arXiv 2403.06764): most attended by the last token at layer cut - 1."""
+
+    name: ClassVar[str] = "fastv"
+
+    cut: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class IWP(LateBudgeted):
+    """Strategy `iwp` (arXiv 2604.00757): largest and least duplicate implicit weights at the input of layer `cut`."""
+
+    name: ClassVar[str] = "iwp"
+
+    cut: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseVLM(Budgeted):
+    """Strategy `sparsevlm` (arXiv 2410.04417): by the text tokens that see, before several layers.
+
+    budget: on average over the layers behind the first cut
+    cuts: those layers; none scales the paper's 2, 6 and 15 of 32 to the model's depth
+    """
+
+    name: ClassVar[str] = "sparsevlm"
+    late: ClassVar[frozenset[str]] = frozenset({"budget"})
+
+    cuts: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if any(cut < 1 for cut in self.cuts) or sorted(set(self.cuts)) != list(self.cuts):
+            raise InvalidInput(f"cuts must ascend from at least 1, got {list(self.cuts)}.", "cuts")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionZip(Budgeted):
+    """Strategy `visionzip` (arXiv 2412.04467), without its merging: dominant patches of each view, and some context.
+
+    budget: of each view
+    dominant: share of the kept ones that are the most attended, the rest stand evenly among the others
+    """
+
+    name: ClassVar[str] = "visionzip"
+
+    dominant: float = 54 / 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_share("dominant", self.dominant)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DivPrune(Budgeted):
+    """Strategy `divprune` (arXiv 2503.02175): the most diverse projected patches, max-min by cosine."""
+
+    name: ClassVar[str] = "divprune"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CDPruner(Budgeted):
+    """Strategy `cdpruner` (arXiv 2506.10967): diverse patches relevant to the question, whose state is that question's.
+
+    theta: how much relevance weighs against diversity; question: filled in when it is asked
+    """
+
+    name: ClassVar[str] = "cdpruner"
+
+    theta: float = 0.5
+    question: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.theta < 1:
+            raise InvalidInput(f"theta must lie in [0, 1), got {self.theta}.", "theta")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EVS(Budgeted):
+    """Strategy `evs` (efficient video sampling, arXiv 2510.14624): what changed most since the view before."""
+
+    name: ClassVar[str] = "evs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VidCom2(Budgeted):
+    """Strategy `vidcom2` (arXiv 2505.14454): what is least like its video and its frame, more from unique frames."""
+
+    name: ClassVar[str] = "vidcom2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DTD(Pruning):
+    """Strategy `dtd` (TimeChat-Online, arXiv 2504.17343): what differs from the view before; the count is an outcome.
+
+    tau: cosine with the same patch of the view before from which on a patch is dropped
+    """
+
+    name: ClassVar[str] = "dtd"
+
+    tau: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.tau <= 1:
+            raise InvalidInput(f"tau must lie in -1..1, got {self.tau}.", "tau")
+
+
+STRATEGIES: dict[str, type[Pruning]] = {
+    kind.name: kind
+    for kind in (
+        OccamToken,
+        NoPruning,
+        IWP,
+        VisionZip,
+        SparseVLM,
+        FastV,
+        DivPrune,
+        CDPruner,
+        EVS,
+        VidCom2,
+        DTD,
+        Random,
+        Uniform,
+    )
+}
+"""Every strategy by the name that requests use."""
+
+
+def _check_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise InvalidInput(f"{name} must be at least {least}, got {value}.", name)
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 < value <= 1:
+        raise InvalidInput(f"{name} must lie in (0, 1], got {value}.", name)
 
 
 LEAST_TEMPERATURE = 1e-3

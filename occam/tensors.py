@@ -60,6 +60,20 @@ class MediaTokens:
         if not len(self.pts_seconds) == len(self.indices) == len(self.grid):
             raise ValueError("pts_seconds, indices and grid must name the same views")
 
+    def narrowed(self, keep: Tensor) -> "MediaTokens":
+        """Less the patches outside bool `keep` [patches in it]; what is no patch stays, and so do positions."""
+        rows = self.patch < 0
+        rows[~rows] = keep
+        return replace(
+            self,
+            ids=self.ids[rows],
+            embeddings=self.embeddings[rows],
+            positions=self.positions[:, rows],
+            view=self.view[rows],
+            patch=self.patch[rows],
+            planes=tuple(plane[rows] for plane in self.planes),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class StateShape:

@@ -145,6 +145,7 @@ class OccamBody(BaseModel):
     strategy: str
     lambda1: float | None
     lambda2: float | None
+    options: dict[str, Any] = Field(description="All settings of the strategy, as they were used.")
     finish_reason: str = Field(description="`stop`: the model ended; `length`: the limit did.")
 
     @classmethod
@@ -154,8 +155,9 @@ class OccamBody(BaseModel):
         return cls(
             cache=finished.cache,
             strategy=pruning.strategy or "",
-            lambda1=pruning.lambda1,
-            lambda2=pruning.lambda2,
+            lambda1=pruning.number("lambda1"),
+            lambda2=pruning.number("lambda2"),
+            options=dict(pruning.options),
             finish_reason=finished.answer.finish_reason,
         )
 

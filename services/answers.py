@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
-from occam.config import OccamToken, Pruning
+from occam.config import Pruning
 from occam.engine import Engine
 from occam.kv.key import KVKey, MediumKey
 from occam.stats import StageStats, Usage
@@ -42,9 +42,9 @@ def key_of(engine: Engine, media: Sequence[Medium], pruning: Pruning, system: st
 
 def choice_of(pruning: Pruning) -> PruningChoice:
     """A resolved strategy as the choice that leads to it."""
-    if isinstance(pruning, OccamToken):
-        return PruningChoice(strategy=pruning.name, lambda1=pruning.lambda1, lambda2=pruning.lambda2)
-    return PruningChoice(strategy=pruning.name)
+    settings = {field.name: getattr(pruning, field.name) for field in fields(pruning)}
+    settings.pop("question", None)
+    return PruningChoice(strategy=pruning.name, options=settings)
 
 
 def timed(events: Iterator[str | Answer]) -> Iterator[tuple[str | Answer, float]]:

@@ -42,13 +42,19 @@ def ask(settings: Settings, errand: Errand, note: Note, piece: Note) -> Iterator
     """
     note("loading the model")
     engine = Engine.load(settings.engine(settings.models[0]))
-    pruning = engine.pruning(errand.pruning.strategy, errand.pruning.lambda1, errand.pruning.lambda2)
+    settled = engine.pruning(errand.pruning.strategy, **errand.pruning.options)
     started = time.monotonic()
     note("fetching the file")
+    pruning = engine.asked(settled, errand.questions[0])
     described, prefix = asyncio.run(_prefix(settings, errand, engine, pruning, note))
     fetched = described.stats
     turns: tuple[Turn, ...] = ()
     for question in errand.questions:
+        if pruning != engine.asked(settled, question):
+            # The state is another question's.
+            pruning = engine.asked(settled, question)
+            _, prefix = asyncio.run(_prefix(settings, errand, engine, pruning, note))
+            prefix = replace(prefix, state=engine.replay(prefix.state, turns))
         note("answering")
         reply = _answer(engine, errand, pruning, described, prefix, turns, question, started, piece)
         yield replace(reply, stats=(*fetched, *reply.stats))
@@ -67,7 +73,7 @@ async def _prefix(
         medium = described.medium
         state = engine.begin(pruning)
         stats: list[StageStats] = []
-        async for chunk in media.decode(medium, engine.config.chunk_frames):
+        async for chunk in media.decode(medium, engine.chunk(pruning, len(medium.indices))):
             state, work = engine.append(state, chunk.frames, pruning)
             stats += (chunk.stats, *work)
             note(f"{len(state.view_pts)} of {len(medium.indices)} frames encoded")

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from occam.config import SamplingParams
+from occam.config import STRATEGIES, SamplingParams
 from occam.errors import InvalidInput, OccamError
 from services.messages import FrameChoice, PruningChoice, Reply
 from services.settings import Settings
@@ -59,7 +59,8 @@ def _add_ask(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("question", metavar="QUESTION")
     parser.add_argument("--follow-up", action="append", default=[], metavar="Q", help="ask on, may be repeated")
     parser.add_argument("--model", help="embedded model, checkpoint directory or hub name (OCCAM_MODELS)")
-    parser.add_argument("--strategy", choices=("occam", "none"), help="how visual tokens are pruned")
+    parser.add_argument("--strategy", choices=tuple(STRATEGIES), help="how visual tokens are pruned")
+    parser.add_argument("--budget", type=float, metavar="N", help="share or number of patches kept, by fixed count")
     parser.add_argument("--lambda1", type=float, help="stage I threshold factor; 0 keeps every token")
     parser.add_argument("--lambda2", type=float, help="stage II threshold factor; 0 keeps every token")
     parser.add_argument("--start", type=float, metavar="S", help="look from this second on")
@@ -118,7 +119,14 @@ def _ask(options: argparse.Namespace) -> None:
         source=options.source,
         questions=(options.question, *options.follow_up),
         frames=FrameChoice(fps=options.fps, max_frames=options.max_frames, start_s=options.start, end_s=options.end),
-        pruning=PruningChoice(strategy=options.strategy, lambda1=options.lambda1, lambda2=options.lambda2),
+        pruning=PruningChoice(
+            strategy=options.strategy,
+            options={
+                name: value
+                for name in ("lambda1", "lambda2", "budget")
+                if (value := getattr(options, name)) is not None
+            },
+        ),
         sampling=SamplingParams(max_new_tokens=options.max_tokens),
         evidence=options.evidence,
     )

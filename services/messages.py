@@ -1,5 +1,6 @@
 """What crosses between the parts of the service: frozen plain data, so that all of it pickles."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Literal
@@ -25,13 +26,23 @@ class FrameChoice:
     end_s: float | None = None
 
 
+Option = bool | int | float | str | tuple[int, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class PruningChoice:
-    """Which pruning a user asks for; what is left open is the model's calibrated default."""
+    """Which pruning a user asks for; what is left open is the model's calibrated default.
+
+    options: the strategy's own, by name
+    """
 
     strategy: str | None = None
-    lambda1: float | None = None
-    lambda2: float | None = None
+    options: Mapping[str, Option] = field(default_factory=dict)
+
+    def number(self, name: str) -> float | None:
+        """An option that is a number; None where it is left open."""
+        value = self.options.get(name)
+        return value if isinstance(value, int | float) else None
 
 
 @dataclass(frozen=True, kw_only=True)

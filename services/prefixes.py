@@ -99,7 +99,7 @@ class Prefixes:
         state = await self._thread.run(engine.begin, pruning, system)
         stats: list[StageStats] = []
         for medium in media:
-            async with aclosing(self._chunks(medium, engine.config.chunk_frames)) as chunks:
+            async with aclosing(self._chunks(medium, engine.chunk(pruning, len(medium.indices)))) as chunks:
                 async for chunk in chunks:
                     state, work = await self._thread.run(engine.append, state, chunk.frames, pruning)
                     metrics.BATCH_FRAMES.observe(len(chunk.frames))

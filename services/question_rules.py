@@ -37,9 +37,9 @@ def check_same(question: Question, session: Session) -> None:
         ),
         "system": (question.system or None, session.system),
         "strategy": (question.pruning.strategy, session.pruning.strategy),
-        "lambda1": (question.pruning.lambda1, session.pruning.lambda1),
-        "lambda2": (question.pruning.lambda2, session.pruning.lambda2),
     }
+    kept = session.pruning.options
+    asked |= {name: (value, kept.get(name)) for name, value in question.pruning.options.items()}
     for name, (new, old) in asked.items():
         if new not in (None, old):
             raise InvalidInput(

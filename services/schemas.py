@@ -2,12 +2,12 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
-from occam.config import SEEDS
+from occam.config import SEEDS, STRATEGIES
 from occam.types import MediaKind
 from pipelines.ingest.sample import MAX_FPS
-from services.messages import FrameChoice, PruningChoice, ServedModel
+from services.messages import FrameChoice, Option, PruningChoice, ServedModel
 from services.records import VideoRecord
 
 MAX_TEXT = 32_768
@@ -28,6 +28,16 @@ def _unicode(text: str) -> str:
 Unicode = Annotated[str, AfterValidator(_unicode)]
 
 
+def _known(name: str) -> str:
+    if name not in STRATEGIES:
+        raise ValueError(f"there is no strategy {name!r}; there are {', '.join(STRATEGIES)}")
+    return name
+
+
+Strategy = Annotated[str, AfterValidator(_known), WithJsonSchema({"type": "string", "enum": list(STRATEGIES)})]
+"""A strategy's name."""
+
+
 class Request(BaseModel):
     """A request body of our own: unknown fields are errors, since a misspelt option would be ignored in silence."""
 
@@ -37,9 +47,15 @@ class Request(BaseModel):
 class Options(Request):
     """How a question is put to the video; what is left out is the model's default."""
 
-    strategy: Literal["occam", "none"] | None = Field(default=None, description="Pruning strategy.")
+    strategy: Strategy | None = Field(default=None, description="Pruning strategy.")
     lambda1: float | None = Field(default=None, ge=0, description="Stage I threshold factor; 0 keeps every token.")
     lambda2: float | None = Field(default=None, ge=0, description="Stage II threshold factor; 0 keeps every token.")
+    budget: float | None = Field(
+        default=None, gt=0, description="Patches that a strategy of fixed count keeps: up to 1 a share, above a number."
+    )
+    options: dict[str, Option] = Field(
+        default_factory=dict, max_length=16, description="Further settings of the strategy, by their names."
+    )
     start_s: float | None = Field(default=None, ge=0, description="Begin of the range that is looked at, in seconds.")
     end_s: float | None = Field(default=None, gt=0, description="End of the range that is looked at, in seconds.")
     fps: float | None = Field(
@@ -59,7 +75,9 @@ class Options(Request):
     @property
     def pruning_choice(self) -> PruningChoice:
         """The pruning that is asked for."""
-        return PruningChoice(strategy=self.strategy, lambda1=self.lambda1, lambda2=self.lambda2)
+        named = {"lambda1": self.lambda1, "lambda2": self.lambda2, "budget": self.budget}
+        given: dict[str, Option] = {name: value for name, value in named.items() if value is not None}
+        return PruningChoice(strategy=self.strategy, options=self.options | given)
 
 
 class QueryRequest(Options):
@@ -144,7 +162,11 @@ class ModelBody(BaseModel):
             frames=served.frames,
             max_positions=served.max_positions,
             calibrated=served.calibrated,
-            defaults={"strategy": pruning.strategy, "lambda1": pruning.lambda1, "lambda2": pruning.lambda2},
+            defaults={
+                "strategy": pruning.strategy,
+                "lambda1": pruning.number("lambda1"),
+                "lambda2": pruning.number("lambda2"),
+            },
         )
 
 

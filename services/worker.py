@@ -68,7 +68,7 @@ class Worker:
         with metrics.QUEUE_DEPTH.track_inprogress():
             try:
                 choice = ask.pruning
-                pruning = self._engine.pruning(choice.strategy, choice.lambda1, choice.lambda2)
+                pruning = self._engine.asked(self._engine.pruning(choice.strategy, **choice.options), ask.question)
                 turns = (*await self._remembered(ask.history), *ask.turns)
                 prefix = await self._prefixes.conversation(ask.media, pruning, ask.system, turns)
                 stage = "generate"

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
@@ -62,13 +63,17 @@ class FakeEngine:
     def warm_up(self) -> None:
         pass
 
-    def pruning(
-        self, strategy: str | None = None, lambda1: float | None = None, lambda2: float | None = None
-    ) -> Pruning:
+    def pruning(self, strategy: str | None = None, **options: Any) -> Pruning:
         if strategy == "none":
             return NoPruning()
-        given = (1.0 if value is None else value for value in (lambda1, lambda2))
-        return OccamToken(lambda1=next(given), lambda2=next(given), cut=1, register="zero_token")
+        settings = {"lambda1": 1.0, "lambda2": 1.0, "cut": 1, "register": "zero_token"}
+        return OccamToken(**settings | options)
+
+    def asked(self, pruning: Pruning, question: str) -> Pruning:
+        return pruning
+
+    def chunk(self, pruning: Pruning, frames: int) -> int:
+        return self.config.chunk_frames
 
     def key_facts(self, pruning: Pruning) -> dict[str, str | int | float]:
         return {"model": self.info.name, "strategy": pruning.name, "lambda1": getattr(pruning, "lambda1", 0.0)}

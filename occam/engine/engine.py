@@ -9,13 +9,14 @@ state = engine.replay(state, [answer.turn])        # and the next question goes 
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from occam.config import EngineConfig, NoPruning, OccamToken, Pruning, SamplingParams
+from occam.config import STRATEGIES, CDPruner, EngineConfig, OccamToken, Pruning, SamplingParams
 from occam.engine import prefix, turn
 from occam.engine.evidence import counts_of, evidence_of
 from occam.engine.facts import key_facts
@@ -23,6 +24,7 @@ from occam.engine.sampling import Sampler
 from occam.errors import InvalidInput, NotCalibrated
 from occam.models.base import ModelInfo, VideoLM
 from occam.models.registry import load_model
+from occam.pruning import strategy_for
 from occam.stats import StageStats
 from occam.tensors import PrefixState
 from occam.types import Answer, FrameBatch, Turn
@@ -61,35 +63,60 @@ class Engine:
         """What is loaded."""
         return self.lm.info
 
-    def pruning(
-        self, strategy: str | None = None, lambda1: float | None = None, lambda2: float | None = None
-    ) -> Pruning:
-        """The strategy a request names, with the model's calibrated defaults for what it leaves open.
+    def pruning(self, strategy: str | None = None, **options: Any) -> Pruning:
+        """The strategy a request names with its options (None leaves one open), calibrated defaults for `occam`.
 
         A lambda names `occam` too. NotCalibrated for that on a model without an artefact, or with one that lacks the
-        neurons it names; InvalidInput for an unknown name, or a lambda for strategy `none`.
+        neurons it names; InvalidInput for an unknown name, an option that the strategy has not, or one it lacks.
         """
+        given = {name: value for name, value in options.items() if value is not None}
         calibration = self.info.calibration
-        asked = lambda1 is not None or lambda2 is not None
-        name = strategy or ("none" if calibration is None and not asked else "occam")
-        if name == "none" and asked:
-            raise InvalidInput("Strategy 'none' has no thresholds: leave out lambda1 and lambda2.", "strategy")
-        if name == "none":
-            return NoPruning()
-        if name != "occam":
-            raise InvalidInput(f"There is no strategy {name!r}; there are 'occam' and 'none'.", "strategy")
+        name = strategy or ("none" if calibration is None and not given else "occam")
+        if name not in STRATEGIES:
+            known = ", ".join(STRATEGIES)
+            raise InvalidInput(f"There is no strategy {name!r}; there are {known}.", "strategy")
+        kind = STRATEGIES[name]
+        wanted = {field.name: field for field in fields(kind)}
+        for option in given:
+            if option not in wanted:
+                takes = ", ".join(wanted) or "no options"
+                raise InvalidInput(f"Strategy {name!r} has no {option}; it takes {takes}.", option)
+        if name == "occam":
+            return self._calibrated(**given)
+        for option, field in wanted.items():
+            if option not in given and field.default is MISSING:
+                raise InvalidInput(f"Strategy {name!r} needs {option}.", option)
+        pruning = kind(**given)
+        self._check_cuts(pruning)
+        return pruning
+
+    def _calibrated(self, **options: Any) -> Pruning:
+        """`occam` with the artefact's settings but for these."""
+        calibration = self.info.calibration
         if calibration is None:
             raise NotCalibrated(
                 f"Strategy 'occam' needs a calibration of {self.info.name!r}. Run `occam calibrate {self.info.name}`.",
                 "strategy",
             )
-        defaults = calibration.defaults
-        self._check_neurons(defaults)
-        return replace(
-            defaults,
-            lambda1=defaults.lambda1 if lambda1 is None else lambda1,
-            lambda2=defaults.lambda2 if lambda2 is None else lambda2,
-        )
+        pruning = replace(calibration.defaults, **options)
+        self._check_neurons(pruning)
+        self._check_cuts(pruning)
+        return pruning
+
+    def _check_cuts(self, pruning: Pruning) -> None:
+        """InvalidInput where the model has no layer behind a cut."""
+        try:
+            strategy_for(pruning).cuts(self.info.layers)
+        except ValueError as error:
+            raise InvalidInput(f"Strategy {pruning.name!r}: {error}.", "cut") from error
+
+    def asked(self, pruning: Pruning, question: str) -> Pruning:
+        """The strategy for this question: the same for all, but where it decides by the question before the decoder."""
+        return replace(pruning, question=question) if isinstance(pruning, CDPruner) else pruning
+
+    def chunk(self, pruning: Pruning, frames: int) -> int:
+        """Frames of one `append`, of a medium that has `frames`."""
+        return frames if strategy_for(pruning).whole else self.config.chunk_frames
 
     def _check_neurons(self, pruning: Pruning) -> None:
         """NotCalibrated where a register of neurons would have none: that is a zero token under a wrong name."""
@@ -118,12 +145,18 @@ class Engine:
     ) -> tuple[PrefixState, tuple[StageStats, ...]]:
         """The state with one chunk of frames, or one image, behind it; the only way a state gets media.
 
-        InvalidInput for a kind of media that the model does not take; where the unpruned conversation passes the
+        InvalidInput for a kind of media that model or strategy do not take; where the unpruned conversation passes the
         model's positions, VideoTooLarge, or QuestionTooLong if most of it is the text in front.
         """
         if media.kind not in self.info.media:
             taken = " and ".join(self.info.media)
             raise InvalidInput(f"{self.info.name} takes {taken} input, not {media.kind}.", "model")
+        strategy = strategy_for(pruning)
+        if media.kind not in strategy.media:
+            taken = " and ".join(strategy.media)
+            raise InvalidInput(f"Strategy {pruning.name!r} prunes {taken} input, not {media.kind}.", "strategy")
+        if strategy.whole and media.offset:
+            raise InvalidInput(f"Strategy {pruning.name!r} wants all frames of a video at once.", "chunk_frames")
         return prefix.append_media(self.lm, state, media, pruning, self.clock)
 
     def fits(self, pruning: Pruning, state: PrefixState) -> bool:

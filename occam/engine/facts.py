@@ -1,10 +1,13 @@
 """What a prefix state was computed by, for the key that stands for it in a cache."""
 
+from dataclasses import fields
+
 import torch
 import transformers
 
 from occam.config import EngineConfig, OccamToken, Pruning
 from occam.models.base import ModelInfo
+from occam.pruning import strategy_for
 
 
 def key_facts(info: ModelInfo, config: EngineConfig, pruning: Pruning) -> dict[str, str | int | float]:
@@ -18,20 +21,15 @@ def key_facts(info: ModelInfo, config: EngineConfig, pruning: Pruning) -> dict[s
         "hardware": _hardware(torch.device(config.device)),
         "dtype": config.dtype,
         "threads": config.threads,
-        "chunk_frames": config.chunk_frames,
+        "chunk_frames": "whole" if strategy_for(pruning).whole else config.chunk_frames,
         "torch": str(torch.__version__),
         "transformers": transformers.__version__,
         "strategy": pruning.name,
     }
+    early = {field.name: getattr(pruning, field.name) for field in fields(pruning) if field.name not in pruning.late}
+    facts |= {name: str(value) if isinstance(value, tuple) else value for name, value in early.items()}
     if isinstance(pruning, OccamToken):
-        facts |= {
-            "cut": pruning.cut,
-            "lambda1": pruning.lambda1,
-            "register": pruning.register,
-            "placement": pruning.placement,
-            "keep_cls": pruning.keep_cls,
-            "neurons": info.calibration.digest if info.calibration else "",
-        }
+        facts["neurons"] = info.calibration.digest if info.calibration else ""
     return facts
 
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from occam.config import Pruning
+from occam.config import CDPruner, Pruning
 from occam.errors import QuestionTooLong, VideoTooLarge
 from occam.models.base import VideoLM
 from occam.pruning import strategy_for
+from occam.pruning.strategy import ProjectedEvidence
 from occam.stats import StageStats
 from occam.tensors import MediaTokens, PrefixState
 from occam.types import FrameBatch, Turn
@@ -24,7 +25,7 @@ Clock = Callable[[], float]
 
 def empty_state(lm: VideoLM, pruning: Pruning) -> PrefixState:
     """A state of no tokens, with the layers below the cut."""
-    model, lower = lm.decoder.model, strategy_for(pruning).cut(lm.decoder.layers)
+    model, lower = lm.decoder.model, lower_layers(lm, pruning)
     none = model.embed_tokens.weight.new_zeros
     attention = model.layers[0].self_attn
     heads = attention.k_proj.out_features // attention.head_dim
@@ -50,6 +51,11 @@ def empty_state(lm: VideoLM, pruning: Pruning) -> PrefixState:
         encoded=0,
         turns=0,
     )
+
+
+def lower_layers(lm: VideoLM, pruning: Pruning) -> int:
+    """Decoder layers in front of the first cut, whose cache a state holds: all of them where nothing is cut."""
+    return (*strategy_for(pruning).cuts(lm.decoder.layers), lm.decoder.layers)[0]
 
 
 def begin(lm: VideoLM, pruning: Pruning, system: str) -> PrefixState:
@@ -97,11 +103,29 @@ def append_media(
 
 
 def encode(lm: VideoLM, media: FrameBatch, pruning: Pruning) -> MediaTokens:
-    """Tower, stage I per view, and the projector over the survivors and the register."""
+    """Tower, stage I per view, the projector over the survivors and the register, and a choice among what it gives."""
     strategy = strategy_for(pruning)
     output = lm.encode(media, strategy.register, strategy.placement)
-    mask = strategy.stage1(output.scores, output.register_scores)
-    return lm.compose(media, output, mask.keep.view_as(output.scores), strategy.keep_cls)
+    mask = strategy.in_tower(output.scores, output.register_scores)
+    tokens = lm.compose(media, output, mask.keep.view_as(output.scores), strategy.keep_cls)
+    if not strategy.projected:
+        return tokens
+    patches = tokens.patch >= 0
+    evidence = ProjectedEvidence(
+        embeddings_NC=tokens.embeddings[patches],
+        view_N=tokens.view[patches],
+        patch_N=tokens.patch[patches],
+        question_TC=_question_embeddings(lm, pruning),
+    )
+    return tokens.narrowed(strategy.behind_projector(evidence))
+
+
+def _question_embeddings(lm: VideoLM, pruning: Pruning) -> Tensor | None:
+    """Embeddings [T, C] of the question that a strategy reads before the decoder does."""
+    if not isinstance(pruning, CDPruner):
+        return None
+    ids, (first, last) = lm.prompt.turn_ids(pruning.question, first=True)
+    return lm.decoder.embed(torch.tensor(ids[first:last], device=lm.decoder.model.embed_tokens.weight.device))
 
 
 def append_text(lm: VideoLM, state: PrefixState, ids: Sequence[int]) -> PrefixState:

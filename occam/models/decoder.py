@@ -99,6 +99,29 @@ class Decoder:
         columns = torch.arange(k_BKND.shape[2], device=queries.device)
         return attention_rows(q_BHQD, k_BKND, attention.scaling, columns[None, :] <= past + queries[:, None])
 
+    def qkv(self, layer: int, x_TC: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries, keys, rotated keys and values [T, H, D] that a layer makes of its input; key heads are expanded.
+
+        Queries and keys are those behind the per-head norm; positions: int64 [A, T]
+        """
+        block = self.model.layers[layer]
+        attention = block.self_attn
+        normed = block.input_layernorm(x_TC)
+
+        def heads(name: str) -> Tensor:
+            projected: Tensor = getattr(attention, f"{name}_proj")(normed).unflatten(-1, (-1, attention.head_dim))
+            norm = getattr(attention, f"{name}_norm", None)
+            normalised: Tensor = projected if norm is None else norm(projected)
+            return normalised
+
+        q_THD, k_TKD, v_TKD = heads("q"), heads("k"), heads("v")
+        cos, sin = self._rotary(x_TC[None], positions[:, None])
+        k_KTD = k_TKD.transpose(0, 1)[None]
+        rotated_TKD = self.rotate(k_KTD, k_KTD, cos, sin)[0][0].transpose(0, 1)
+        groups = q_THD.shape[1] // k_TKD.shape[1]
+        keys, rotated, values = (x.repeat_interleave(groups, dim=1) for x in (k_TKD, rotated_TKD, v_TKD))
+        return q_THD, keys, rotated, values
+
     def _rotary(self, x_BTC: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin; the stock 1-D embedding takes [B, T], the stock M-RoPE takes [3, B, T]."""
         rotary: tuple[Tensor, Tensor] = self.model.rotary_emb(x_BTC, positions if self.axes > 1 else positions[0])

@@ -4,11 +4,14 @@ Stage I tests patches in the vision tower against the register under the CLS tok
 tests the survivors inside the language model under the question's (eq. 14-17). The number kept is an outcome.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from occam.config import OccamToken, RegisterMode, RegisterPlacement
-from occam.pruning.strategy import TextEvidence
+from occam.config import OccamToken
+from occam.pruning.selection import count_of, top_k
+from occam.pruning.strategy import Strategy, TextEvidence, checked_cuts
 from occam.tensors import RetentionMask
 
 
@@ -31,40 +34,53 @@ def question_mask(scores_V: Tensor, reference: Tensor, lambda2: float, min_token
     return RetentionMask(keep=keep, scores=scores_V, threshold=threshold)
 
 
-class OccamTokenStrategy:
+def rule_mask(config: OccamToken, scores_N: Tensor, references: Mapping[str, Tensor], encoded: int) -> RetentionMask:
+    """Stage II under `config.rule`; references: what the threshold rules compare with, by rule."""
+    if config.rule in references:
+        return question_mask(scores_N, references[config.rule], config.lambda2, config.min_tokens)
+    if config.rule == "top_k":
+        count = count_of(min(config.lambda2, 1.0), encoded)
+    else:
+        count = mass_count(scores_N, config.lambda2)
+    mask = top_k(scores_N, max(count, min(config.min_tokens, len(scores_N))))
+    least = scores_N[mask].min() if bool(mask.any()) else scores_N.new_tensor(float("nan"))
+    return RetentionMask(keep=mask, scores=scores_N, threshold=least)
+
+
+def mass_count(scores_N: Tensor, share: float) -> int:
+    """How many of the best scores it takes to hold `share` of their sum."""
+    if len(scores_N) == 0 or share >= 1:
+        return len(scores_N)
+    held = scores_N.double().sort(descending=True).values.cumsum(0)
+    return min(len(scores_N), int((held < share * held[-1]).sum()) + 1)
+
+
+class OccamTokenStrategy(Strategy):
     """The published rule under one configuration; `mean_threshold` replaces the register by the mean score."""
 
     def __init__(self, config: OccamToken) -> None:
         self.config = config
+        self.register = config.register
+        self.placement = config.placement
+        self.keep_cls = config.keep_cls
 
-    @property
-    def register(self) -> RegisterMode:
-        """Where the reference comes from."""
-        return self.config.register
-
-    @property
-    def placement(self) -> RegisterPlacement:
-        """Where the tower's register token enters."""
-        return self.config.placement
-
-    @property
-    def keep_cls(self) -> bool:
-        """CLS is the evaluator only, unless configured otherwise."""
-        return self.config.keep_cls
-
-    def cut(self, layers: int) -> int:
+    def cuts(self, layers: int) -> tuple[int, ...]:
         """The configured cut; ValueError if the model is not that deep."""
-        if self.config.cut >= layers:
-            raise ValueError(f"cut must lie in 1..{layers - 1} for {layers} decoder layers, got {self.config.cut}")
-        return self.config.cut
+        return checked_cuts((self.config.cut,), layers)
 
-    def stage1(self, scores_FP: Tensor, register_F: Tensor | None) -> RetentionMask:
+    def in_tower(self, scores_FP: Tensor, register_F: Tensor | None) -> RetentionMask:
         """Stage I over the frames of a chunk."""
         reference_F = scores_FP.mean(dim=1) if register_F is None else register_F
         return frame_mask(scores_FP, reference_F, self.config.lambda1)
 
-    def stage2(self, evidence: TextEvidence) -> RetentionMask:
+    def in_decoder(self, number: int, evidence: TextEvidence) -> RetentionMask:
         """Stage II: s2(v) is the largest attention any text token pays it, s2(r) the mean (eq. 15-16)."""
-        scores_V = evidence.rows_TV.amax(dim=0)
-        against = evidence.rows_TV if evidence.register_T is None else evidence.register_T
-        return question_mask(scores_V, against.mean(), self.config.lambda2, self.config.min_tokens)
+        del number
+        rows = evidence.rows_TN
+        against = rows if evidence.register_T is None else evidence.register_T
+        references = {
+            "register": against.mean(),
+            "mean": rows.amax(dim=0).mean(),
+            "first_token": evidence.first_T.mean(),
+        }
+        return rule_mask(self.config, rows.amax(dim=0), references, evidence.encoded)

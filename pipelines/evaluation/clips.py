@@ -50,7 +50,7 @@ def _batch(scene: Scene, frames: npt.NDArray[np.uint8], kind: MediaKind) -> Fram
 def state_of(engine: Engine, frames: FrameBatch, pruning: Pruning) -> PrefixState:
     """The prefix state of a clip, built in the engine's chunks."""
     state = engine.begin(pruning)
-    step = engine.config.chunk_frames
+    step = engine.chunk(pruning, len(frames))
     for start in range(0, len(frames), step):
         state, _ = engine.append(state, frames.chunk(start, min(start + step, len(frames))), pruning)
     return state

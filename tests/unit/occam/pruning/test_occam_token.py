@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from occam.config import OccamToken
 from occam.models.compact import Layout, compact
 from occam.pruning.occam_token import OccamTokenStrategy, frame_mask, question_mask
-from occam.pruning.strategy import TextEvidence
+from occam.pruning.strategy import Projections, TextEvidence
 
 SCORES = st.integers(0, 8).map(lambda n: n / 8)
 
@@ -43,10 +43,7 @@ def test_stage_two_keeps_what_passes_and_never_fewer_than_the_floor(
 
 def test_evidence_is_the_largest_over_text_for_a_token_and_the_mean_for_the_register() -> None:
     strategy = OccamTokenStrategy(OccamToken(lambda1=1, lambda2=1, cut=1, register="zero_token"))
-    evidence = TextEvidence(
-        rows_TV=torch.tensor([[0.1, 0.4, 0.2], [0.3, 0.0, 0.2]]), register_T=torch.tensor([0.1, 0.5])
-    )
-    mask = strategy.stage2(evidence)
+    mask = strategy.in_decoder(0, seen([[0.1, 0.4, 0.2], [0.3, 0.0, 0.2]], register=[0.1, 0.5]))
     assert mask.scores.tolist() == pytest.approx([0.3, 0.4, 0.2])
     assert float(mask.threshold) == pytest.approx(0.3)
     assert mask.keep.tolist() == [True, True, False]
@@ -54,9 +51,45 @@ def test_evidence_is_the_largest_over_text_for_a_token_and_the_mean_for_the_regi
 
 def test_without_a_register_the_mean_takes_its_place() -> None:
     strategy = OccamTokenStrategy(OccamToken(lambda1=1, lambda2=2, cut=1, register="mean_threshold"))
-    assert strategy.stage1(torch.tensor([[0.1, 0.3]]), None).keep.tolist() == [False, True]
-    rows = torch.tensor([[0.1, 0.4], [0.1, 0.2]])
-    assert float(strategy.stage2(TextEvidence(rows_TV=rows, register_T=None)).threshold) == pytest.approx(0.4)
+    assert strategy.in_tower(torch.tensor([[0.1, 0.3]]), None).keep.tolist() == [False, True]
+    rows = [[0.1, 0.4], [0.1, 0.2]]
+    assert float(strategy.in_decoder(0, seen(rows)).threshold) == pytest.approx(0.4)
+
+
+def test_ablations_change_what_is_compared_with_and_nothing_else() -> None:
+    rows = [[0.1, 0.4, 0.2, 0.05], [0.3, 0.0, 0.2, 0.05]]
+    kept = {
+        ("register", 1.0): [True, True, False, False],
+        ("mean", 1.0): [True, True, False, False],
+        ("mean", 0.8): [True, True, True, False],
+        ("first_token", 1.0): [False, False, False, False],
+        ("first_token", 0.5): [False, True, False, False],
+        ("top_k", 0.5): [True, True, False, False],
+        ("top_k", 0.75): [True, True, True, False],
+        ("top_p", 0.4): [False, True, False, False],
+        ("top_p", 0.5): [True, True, False, False],
+        ("top_p", 1.0): [True, True, True, True],
+    }
+    for (rule, lambda2), wanted in kept.items():
+        config = OccamToken(lambda1=1, lambda2=lambda2, cut=1, register="zero_token", rule=rule, min_tokens=0)
+        evidence = seen(rows, register=[0.1, 0.5], first=[0.8, 0.6])
+        assert OccamTokenStrategy(config).in_decoder(0, evidence).keep.tolist() == wanted, (rule, lambda2)
+
+
+def seen(
+    rows: list[list[float]], register: list[float] | None = None, first: list[float] | None = None
+) -> TextEvidence:
+    """What a cut sees of these attention rows."""
+    nothing = torch.zeros(0, 0)
+    return TextEvidence(
+        rows_TN=torch.tensor(rows),
+        register_T=None if register is None else torch.tensor(register),
+        first_T=torch.tensor(first or [0.0] * len(rows)),
+        encoded=len(rows[0]),
+        visual_NC=nothing,
+        text_TC=nothing,
+        projections=lambda: Projections(nothing, nothing, nothing, nothing),
+    )
 
 
 @pytest.mark.parametrize("keep_cls", [False, True])
@@ -96,4 +129,4 @@ def test_settings_out_of_range_name_the_field_and_the_value(field: str, value: f
 def test_a_cut_deeper_than_the_model_is_refused() -> None:
     strategy = OccamTokenStrategy(OccamToken(lambda1=1, lambda2=1, cut=6, register="zero_token"))
     with pytest.raises(ValueError, match=r"1\.\.5 for 6 decoder layers, got 6"):
-        strategy.cut(6)
+        strategy.cuts(6)
