@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser, progress: Progress) -> None:
     """Make `parser` that of the command, which tells `progress` how far it is."""
     parser.description = (
         "Accuracy, tokens kept and seconds of strategies at equal average budgets over a task, compared in pairs. "
-        "Writes a log, results.json, report.md and plots into DIR/TASK; the same command again goes on where it stopped."
+        "Writes a log, results.json, report.md and plots into DIR/TASK; the same command goes on where it stopped."
     )
     parser.add_argument("model", metavar="MODEL", help="embedded model, checkpoint directory or hub name")
     parser.add_argument(
@@ -47,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser, progress: Progress) -> None:
 
 def _run(progress: Progress, options: argparse.Namespace) -> None:
     # Torch takes seconds to import, and `--help` needs none.
+    from transformers.utils import logging
+
     from pipelines.evaluation.harness.evaluate import evaluate
     from pipelines.evaluation.harness.plan import Plan
     from pipelines.evaluation.harness.report import accuracy_table
@@ -64,6 +66,7 @@ def _run(progress: Progress, options: argparse.Namespace) -> None:
         tuning=options.tuning,
         pictures=options.pictures,
     )
+    logging.disable_progress_bar()
     settings = Settings.load()
     for table in evaluate(settings.engine(options.model), plan, limits_of(settings), progress):
         print(f"{table.task}: {table.questions} questions about {table.clips} clips\n\n{accuracy_table(table)}\n")

@@ -8,7 +8,7 @@ from occam.types import FrameBatch, MediaKind
 from pipelines.evaluation.accuracy import LONGEST_ANSWER
 from pipelines.evaluation.clips import CRF, frames_of, scenes
 from pipelines.evaluation.material import Sample
-from pipelines.evaluation.questions import TEMPLATES, TEMPORAL
+from pipelines.evaluation.questions import TEMPLATES, TEMPORAL, Question
 from pipelines.evaluation.renderer import FIRST_TEST_SEED, FIRST_TUNING_SEED, Scene, SceneConfig
 from pipelines.evaluation.shares import Asked, equal_shares
 from pipelines.evaluation.tasks.task import Clip, Item, Task, thinned, up_to
@@ -17,6 +17,7 @@ NAME = "embedded"
 QUESTIONS = 2160
 """Asked without a limit: 120 of every kind."""
 SEEDS_APART = 1_000_000
+TURNS = 3
 
 
 def rendered_task(media: Sequence[MediaKind], limit: int | None, tuning: int, seed: int) -> Task:
@@ -39,12 +40,12 @@ def _clips(media: Sequence[MediaKind], questions: int, first_seed: int) -> list[
     per_kind = math.ceil(questions / len(kinds))
     if not per_kind:
         return []
-    return [_clip(each, config) for each in equal_shares(scenes(first_seed, config), kinds, per_kind, _any)]
+    return [_clip(each, config) for each in equal_shares(scenes(first_seed, config), kinds, per_kind, _in_turn)]
 
 
-def _any(scene: Scene, question: object) -> bool:
-    del scene, question
-    return True
+def _in_turn(scene: Scene, question: Question) -> bool:
+    """A third of the kinds of each scene: many clips with some questions say more than few with all."""
+    return (scene.seed + list(TEMPLATES).index(question.kind)) % TURNS == 0
 
 
 def _clip(asked: Asked, config: SceneConfig) -> Clip:

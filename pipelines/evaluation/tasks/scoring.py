@@ -16,7 +16,7 @@ LETTERS = string.ascii_uppercase
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _NUMBERED = re.compile(r"^\(?[A-Z][.):]\s+")
-_SAID = re.compile(r"(?:answer|option|choice)(?:\s+is)?\s*:?\s*\(?([A-Z])\b")
+_SAID = re.compile(r"(?:[Aa]nswer|[Oo]ption|[Cc]hoice)(?:\s+is)?\s*:?\s*\(?([A-Z])\b")
 _BRACKETED = re.compile(r"\(([A-Z])\)")
 _FIRST = re.compile(r"^([A-Z])(?:[.):,\s]*$|[.):,])")
 
@@ -67,15 +67,16 @@ def is_right(item: Item, text: str) -> bool:
 
 
 def normalised(text: str) -> str:
-    """Lower case, without punctuation, articles and spare blanks."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    """Lower case, without punctuation, articles (unless there is nothing else) and spare blanks."""
+    plain = text.lower().translate(_PUNCTUATION)
+    return " ".join((_ARTICLES.sub(" ", plain).strip() or plain).split())
 
 
 def chosen(text: str, choices: tuple[str, ...]) -> str | None:
     """The letter that an answer names, in any of the usual ways, or by a choice's own text; None if it names none."""
     said = text.strip()
     for letter, choice in _lettered(choices):
-        if normalised(said) == normalised(choice):
+        if said and normalised(said) == normalised(choice):
             return letter
     for pattern in (_FIRST, _BRACKETED, _SAID):
         if (match := pattern.search(said)) and match[1] in LETTERS[: len(choices)]:
