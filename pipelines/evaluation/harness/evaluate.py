@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,8 @@ import occam
 import pipelines
 from occam.config import EngineConfig
 from occam.engine import Engine
-from occam.errors import InvalidInput
+from occam.errors import DecodeTimeout, InvalidInput
+from occam.models.base import ModelInfo
 from pipelines.evaluation.harness.log import AnswerLog
 from pipelines.evaluation.harness.matching import Setting, settings_of
 from pipelines.evaluation.harness.pictures import draw_kept
@@ -23,10 +25,10 @@ from pipelines.evaluation.harness.plan import Plan
 from pipelines.evaluation.harness.report import json_of, markdown_of, relative_markdown
 from pipelines.evaluation.harness.run import ask_all
 from pipelines.evaluation.harness.scores import Table, table_of
-from pipelines.evaluation.material import Progress
+from pipelines.evaluation.material import Progress, Sample
 from pipelines.evaluation.tasks import open_task
 from pipelines.evaluation.tasks.entries import Choice
-from pipelines.evaluation.tasks.task import Task
+from pipelines.evaluation.tasks.task import Clip, Task
 from pipelines.ingest.limits import Limits
 
 LOG, RESULTS, REPORT, RELATIVE = "answers.jsonl", "results.json", "report.md", "relative.md"
@@ -59,7 +61,7 @@ def _evaluate(engine: Engine, plan: Plan, task: Task, progress: Progress) -> Tab
     run = _run(engine, plan, task)
     with AnswerLog(folder / LOG, run) as log:
         if log.settings is None:
-            tuning = [clip.sample(engine.info) for clip in task.tuning]
+            tuning = _readable(task.tuning, engine.info)
             log.begin([asdict(setting) for setting in settings_of(engine, plan, tuning, progress)])
         settings = [Setting(**line) for line in log.settings or ()]
         ask_all(engine, task, settings, log, progress)
@@ -69,6 +71,15 @@ def _evaluate(engine: Engine, plan: Plan, task: Task, progress: Progress) -> Tab
         (folder / RESULTS).write_text(json_of(table, run, log.settings or []))
         (folder / REPORT).write_text(markdown_of(table, run, figures, note))
     return table
+
+
+def _readable(clips: Sequence[Clip], info: ModelInfo) -> list[Sample]:
+    """Those to tune on that can be opened: the others say nothing about budgets."""
+    samples = []
+    for clip in clips:
+        with suppress(InvalidInput, DecodeTimeout):
+            samples.append(clip.sample(info))
+    return samples
 
 
 def _run(engine: Engine, plan: Plan, task: Task) -> dict[str, Any]:
@@ -130,7 +141,7 @@ def _pictures(engine: Engine, task: Task, settings: Sequence[Setting], count: in
         name = f"kept-{len(names) + 1}.png"
         try:
             draw_kept(engine, clip, drawn, task.max_new_tokens, folder / name)
-        except InvalidInput:
+        except (InvalidInput, DecodeTimeout):
             continue
         names.append(name)
     return names

@@ -74,7 +74,7 @@ def _matched(
 def _tuned(spec: Spec, tuning: Sequence[Sample], progress: Progress) -> Callable[[], list[Sample]]:
     """The samples, their progress told at every pass over them."""
     if not tuning:
-        raise InvalidInput(f"{spec.label} is set on clips that are not asked about, and the task has one only.", "task")
+        raise InvalidInput(f"{spec.label} is set on clips that are not asked about, and there is none.", "task")
     return lambda: list(counted(f"budgets of {spec.label}", tuning, progress))
 
 

@@ -197,7 +197,7 @@ def test_a_torn_answer_is_asked_again(plan: Plan) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda plan: replace(plan, seed=1), r"another .*seed: 0 there, 1 now"),
+        (lambda plan: replace(plan, seed=1), "another questions, seed: "),
         (lambda plan: replace(plan, budgets=(0.5,)), r"another budgets: \[0.5, 0.25\] there, \[0.5\] now"),
         (lambda plan: replace(plan, strategies=plan.strategies[:2]), "another strategies"),
         (lambda plan: replace(plan, limit=3), "another questions"),
