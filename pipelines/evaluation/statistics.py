@@ -72,4 +72,5 @@ def _by_group(
     if sample.size == 0:
         raise ValueError("there is nothing to estimate from")
     _, place = np.unique(np.asarray(groups), return_inverse=True)
-    return np.bincount(place, weights=sample), np.bincount(place, weights=np.ones_like(sample))
+    sums, counts = (np.bincount(place, weights=weights) for weights in (sample, np.ones_like(sample)))
+    return sums.astype(np.float64), counts.astype(np.float64)

@@ -102,9 +102,8 @@ def _seconds(table: Table) -> str:
 
 
 def _origin(run: Mapping[str, Any]) -> str:
-    return (
-        "Made by: " + ", ".join(f"{name} {value}" for name, value in run.items() if not isinstance(value, list)) + "."
-    )
+    facts = [f"{name} {str(value)[:12]}" for name, value in run.items() if not isinstance(value, list)]
+    return f"Made by: {', '.join(facts)} (digests are cut here, and whole in the JSON)."
 
 
 def _name(row: Row) -> str:

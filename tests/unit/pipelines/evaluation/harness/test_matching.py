@@ -3,11 +3,13 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from occam.config import EngineConfig
 from occam.engine import Engine
 from occam.errors import InvalidInput
+from occam.types import FrameBatch
 from pipelines.evaluation.harness.matching import Setting, _kept, settings_of
 from pipelines.evaluation.harness.plan import Plan, Spec
 from pipelines.evaluation.material import Sample, ignore
@@ -37,8 +39,12 @@ def test_a_fixed_count_is_told_its_budget_and_only_chance_its_seed() -> None:
     assert made(engine, "none", []) == [Setting(strategy="none", budget=None, name="none")]
 
 
-def test_an_outcome_is_searched_for(samples: list[Sample]) -> None:
+def test_an_outcome_is_searched_for() -> None:
     engine: Any = JudgedEngine(drawn)
+    frames = FrameBatch(
+        frames=np.zeros((4, 8, 8, 3), np.uint8), pts_seconds=np.arange(4.0), indices=np.arange(4), digest=""
+    )
+    samples = [Sample.of(frames, ["What?", "Where?"])]
     for setting in made(engine, "dtd", samples):
         assert _kept(engine, setting.pruning(engine), samples) == pytest.approx(setting.budget, abs=0.02)
     with pytest.raises(InvalidInput, match="dtd is set on clips that are not asked about"):
