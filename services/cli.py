@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from occam.config import STRATEGIES, SamplingParams
 from occam.errors import InvalidInput, OccamError
+from services import eval_command
 from services.messages import FrameChoice, PruningChoice, Reply
 from services.settings import Settings
 
@@ -40,6 +41,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_ask(commands.add_parser("ask", help="ask about one video or image, in this process"))
     _add_calibrate(commands.add_parser("calibrate", help="measure what a checkpoint needs for pruning, and keep it"))
     _add_registers(commands.add_parser("registers", help="find the neurons behind a checkpoint's attention sinks"))
+    eval_command.add_arguments(
+        commands.add_parser("eval", help="compare strategies at equal budgets over a task"), _progress
+    )
     models = commands.add_parser("models", help="list models, families and calibrations")
     models.add_argument("name", nargs="*", metavar="MODEL", help="checkpoints to look at (those in the package)")
     models.add_argument("--json", action="store_true", help="one JSON object")

@@ -4,7 +4,7 @@ s(v) / s(r) does not depend on lambda, so a budget is a quantile of these ratios
 clip counts as often as it is asked about, in either stage.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -28,6 +28,21 @@ def lambda2_for(engine: Engine, base: OccamToken, samples: Iterable[Sample], sha
     results = [_question_ratios(engine, replace(base, lambda2=1.0), each) for each in samples]
     ratios, encoded = np.concatenate([ratios for ratios, _ in results]), sum(count for _, count in results)
     return replace(base, lambda2=_threshold(ratios, min(1.0, share * encoded / len(ratios))))
+
+
+def occam_at(engine: Engine, base: OccamToken, samples: Sequence[Sample], shares: Sequence[float]) -> list[OccamToken]:
+    """`base` at which each of these shares of the patches is kept, all of them from one pass of stage II.
+
+    lambda2 is set; lambda1 stays as it is, but where stage I would leave less than the share it is set too.
+    """
+    results = [_question_ratios(engine, replace(base, lambda2=1.0), each) for each in samples]
+    ratios, encoded = np.concatenate([ratios for ratios, _ in results]), sum(count for _, count in results)
+    return [
+        replace(base, lambda2=_threshold(ratios, share * encoded / len(ratios)))
+        if share * encoded <= len(ratios)
+        else replace(lambda1_for(engine, base, samples, share), lambda2=0.0)
+        for share in shares
+    ]
 
 
 def _threshold(ratios: np.ndarray, share: float) -> float:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+_FLIPS_AT_ONCE = 1000  # memory: thousands of samples, ten thousand flips
+
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
@@ -68,5 +70,38 @@ def auc(scores: npt.ArrayLike, positive: npt.ArrayLike) -> float:
 def paired_p(differences: npt.ArrayLike, flips: int = 10_000) -> float:
     """One-sided p of `mean difference > 0` under random signs (sign-flip permutation test)."""
     sample = np.asarray(differences, dtype=np.float64)
-    signs = np.random.default_rng(0).choice((-1.0, 1.0), size=(flips, sample.size))
-    return float((1 + np.sum((signs * sample).mean(axis=1) >= sample.mean())) / (1 + flips))
+    rng, at_least = np.random.default_rng(0), 0
+    for start in range(0, flips, _FLIPS_AT_ONCE):
+        signs = rng.choice((-1.0, 1.0), size=(min(_FLIPS_AT_ONCE, flips - start), sample.size))
+        at_least += int(np.sum((signs * sample).mean(axis=1) >= sample.mean()))
+    return (1 + at_least) / (1 + flips)
+
+
+def estimate_groups(values: npt.ArrayLike, groups: npt.ArrayLike, resamples: int = 2000) -> Estimate:
+    """Mean of samples [N] with its interval, samples of one group [N] hanging together: whole groups are drawn again.
+
+    ValueError on no values.
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    sums, counts = _by_group(sample, groups)
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples)
+    low, high = np.quantile((drawn @ sums) / (drawn @ counts), [0.025, 0.975])
+    return Estimate(mean=float(sample.mean()), low=float(low), high=float(high), n=sample.size)
+
+
+def paired_p_groups(differences: npt.ArrayLike, groups: npt.ArrayLike) -> float:
+    """Two-sided p of `mean difference = 0` over samples [N], the signs of a group's [N] samples flipped together."""
+    sums, _ = _by_group(np.asarray(differences, dtype=np.float64), groups)
+    return min(1.0, 2 * min(paired_p(sums), paired_p(-sums)))
+
+
+def _by_group(
+    sample: npt.NDArray[np.float64], groups: npt.ArrayLike
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Sum and number of each group's samples."""
+    if sample.size == 0:
+        raise ValueError("there is nothing to estimate from")
+    _, place = np.unique(np.asarray(groups), return_inverse=True)
+    sums, counts = (np.bincount(place, weights=weights) for weights in (sample, np.ones_like(sample)))
+    return sums.astype(np.float64), counts.astype(np.float64)

@@ -1,0 +1,136 @@
+"""Strategies at equal average budgets: what keeps a fixed count is told it, what compares with a threshold is tuned.
+
+Thresholds are set on clips that are not asked about, and no answer is looked at; what was really kept of the clips that
+are asked about is reported beside what was asked for.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import numpy as np
+
+from occam.config import OccamToken, Pruning, SamplingParams
+from occam.engine import Engine
+from occam.errors import InvalidInput
+from pipelines.evaluation.budgets import occam_at
+from pipelines.evaluation.clips import state_of
+from pipelines.evaluation.harness.plan import CONTROL, FULL, Option, Plan, Spec
+from pipelines.evaluation.material import Progress, Sample, counted
+
+STEPS = 8
+"""Halvings of a threshold's range."""
+OUTCOMES = {"dtd": ("tau", -1.0, 1.0)}
+"""Strategies whose count is the outcome of one option, which keeps the more the larger it is, and its range."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A strategy at one budget, by the options that meet it; without a budget, everything is kept."""
+
+    strategy: str
+    budget: float | None
+    name: str
+    options: dict[str, Option] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """Unique in an evaluation."""
+        return self.strategy if self.budget is None else f"{self.strategy} at {self.budget:g}"
+
+    def pruning(self, engine: Engine) -> Pruning:
+        """What the engine makes of it."""
+        return _pruning(engine, self.name, self.options)
+
+
+def settings_of(engine: Engine, plan: Plan, tuning: Sequence[Sample], progress: Progress) -> list[Setting]:
+    """Every strategy at every budget; InvalidInput for a strategy that the model cannot run."""
+    return [
+        Setting(strategy=spec.label, budget=budget, name=spec.name, options=options)
+        for spec in plan.strategies
+        for budget, options in _matched(engine, spec, plan, tuning, progress)
+    ]
+
+
+def _matched(
+    engine: Engine, spec: Spec, plan: Plan, tuning: Sequence[Sample], progress: Progress
+) -> list[tuple[float | None, dict[str, Option]]]:
+    options = dict(spec.options)
+    if spec.name == FULL:
+        _pruning(engine, spec.name, options)
+        return [(None, options)]
+    if spec.name == "occam":
+        found = _occam(engine, spec, plan.budgets, _tuned(spec, tuning, progress))
+    elif spec.name in OUTCOMES:
+        found = _bisected(engine, spec, *OUTCOMES[spec.name], plan.budgets, _tuned(spec, tuning, progress))
+    else:
+        seeded: dict[str, Option] = {"seed": plan.seed} if spec.name == CONTROL else {}
+        found = [seeded | options | {"budget": budget} for budget in plan.budgets]
+        for each in found:
+            _pruning(engine, spec.name, each)
+    return list(zip(plan.budgets, found, strict=True))
+
+
+def _tuned(spec: Spec, tuning: Sequence[Sample], progress: Progress) -> Callable[[], list[Sample]]:
+    """The samples, their progress told at every pass over them."""
+    if not tuning:
+        raise InvalidInput(f"{spec.label} is set on clips that are not asked about, and there is none.", "task")
+    return lambda: list(counted(f"budgets of {spec.label}", tuning, progress))
+
+
+def _occam(
+    engine: Engine, spec: Spec, budgets: Sequence[float], samples: Callable[[], list[Sample]]
+) -> list[dict[str, Option]]:
+    options = dict(spec.options)
+    rule = options.get("rule", "register")
+    if rule == "top_k":
+        return [options | {"lambda2": budget} for budget in budgets]
+    if rule == "top_p":
+        return _bisected(engine, spec, "lambda2", 0.0, 1.0, budgets, samples)
+    found = occam_at(engine, cast(OccamToken, _pruning(engine, "occam", options)), samples(), budgets)
+    return [options | {"lambda1": each.lambda1, "lambda2": each.lambda2} for each in found]
+
+
+def _bisected(
+    engine: Engine,
+    spec: Spec,
+    option: str,
+    low: float,
+    high: float,
+    budgets: Sequence[float],
+    samples: Callable[[], list[Sample]],
+) -> list[dict[str, Option]]:
+    """The option between `low` and `high` that comes closest to each budget; it keeps the more the larger it is."""
+    options = dict(spec.options)
+    shares: dict[float, float] = {}
+
+    def share(value: float) -> float:
+        if value not in shares:
+            shares[value] = _kept(engine, _pruning(engine, spec.name, options | {option: value}), samples())
+        return shares[value]
+
+    def closest(budget: float) -> float:
+        below, above = low, high
+        for _ in range(STEPS):
+            middle = (below + above) / 2
+            below, above = (middle, above) if share(middle) < budget else (below, middle)
+        return min((below, above), key=lambda value: abs(share(value) - budget))
+
+    return [options | {option: closest(budget)} for budget in budgets]
+
+
+def _kept(engine: Engine, pruning: Pruning, samples: Sequence[Sample]) -> float:
+    """Share of the patches kept, over all questions."""
+    counts = [
+        engine.ask(state, question, pruning, SamplingParams(max_new_tokens=1)).visual_tokens
+        for sample in samples
+        for state in [state_of(engine, sample.frames(), pruning)]
+        for question in sample.questions
+    ]
+    return float(np.sum([count.stage2 for count in counts]) / np.sum([count.encoded for count in counts]))
+
+
+def _pruning(engine: Engine, name: str, options: dict[str, Option]) -> Pruning:
+    # Every strategy takes options of its own, which only the engine knows.
+    make: Callable[..., Pruning] = engine.pruning
+    return make(name, **options)
