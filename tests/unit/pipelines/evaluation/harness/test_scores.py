@@ -52,6 +52,9 @@ def test_a_mean_over_questions_not_over_clips() -> None:
     uneven = estimate_groups([1, 0, 0, 0], ["a", "b", "b", "b"])
     assert uneven.mean == 0.25
     assert (uneven.low, uneven.high) == (0.0, 1.0)
+    values, clips = [1] * 10 + [0] * 90, [*range(10), *np.repeat(np.arange(10, 20), 9)]
+    many = estimate_groups(values, clips)
+    assert many.low < many.mean == 0.1 < many.high < 0.25
 
 
 def test_p_has_two_sides() -> None:
