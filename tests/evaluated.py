@@ -40,14 +40,14 @@ class Kept:
 
 
 class JudgedEngine:
-    """`answer(question, share kept, frames)` is what it says; `asked` counts its questions, `built` its states."""
+    """`answer(question, share kept, frames)` is what it says; `answered` counts its questions, `built` its states."""
 
     config = EngineConfig(model="judged", threads=1)
     info = INFO
 
     def __init__(self, answer: Callable[[str, float, FrameBatch], str]) -> None:
         self.answer = answer
-        self.asked = 0
+        self.answered = 0
         self.built = 0
 
     def pruning(self, strategy: str, **options: Any) -> Kept:
@@ -64,6 +64,12 @@ class JudgedEngine:
     def key_facts(self, pruning: Kept) -> dict[str, Any]:
         return {"strategy": pruning.name, "share": 0.0 if pruning.name == "late" else pruning.share}
 
+    def asked(self, pruning: Kept, question: str) -> Kept:
+        return pruning
+
+    def chunk(self, pruning: Kept, frames: int) -> int:
+        return self.config.chunk_frames
+
     def begin(self, pruning: Kept) -> Any:
         self.built += 1
         return None
@@ -72,7 +78,7 @@ class JudgedEngine:
         return SimpleNamespace(frames=frames if state is None else state.frames, count=len(frames)), ()
 
     def ask(self, state: Any, question: str, pruning: Kept, sampling: SamplingParams) -> Answer:
-        self.asked += 1
+        self.answered += 1
         encoded = self.info.frames * GRID**2
         kept = np.zeros(GRID**2, bool)
         kept[: round(pruning.share * GRID**2)] = True

@@ -230,13 +230,13 @@ class Engine:
         whole = prompt.text(ids)
         if piece := _behind(text, whole):
             yield piece
-        ended = ids[-1] == prompt.end_id
+        ended = prompt.is_stop(ids[-1])
+        # A stop that is not the turn's own end is none of its text: the turn is closed as the template closes one.
+        spoken, closing = (ids, ()) if ids[-1] == prompt.end_id else (ids[:-1] if ended else ids, (prompt.end_id,))
         generated = StageStats(stage="generate", started_s=started, ended_s=self.clock(), tokens_out=len(ids))
         yield Answer(
             text=whole,
-            turn=Turn(
-                suffix_ids=tuple(suffix), generated_ids=tuple(ids), closing_ids=() if ended else (prompt.end_id,)
-            ),
+            turn=Turn(suffix_ids=tuple(suffix), generated_ids=tuple(spoken), closing_ids=closing),
             finish_reason="stop" if ended else "length",
             prompt_tokens=len(state) + len(suffix),
             reused_tokens=len(state),

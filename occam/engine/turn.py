@@ -190,7 +190,7 @@ def decode(
         on_logits(logits)
         token = choose(logits)
         yield token
-        if token == lm.prompt.end_id or step == most - 1:
+        if lm.prompt.is_stop(token) or step == most - 1:
             return
         x = decoder.embed(torch.tensor([[token]], device=device))
         positions = torch.full((decoder.axes, 1, 1), position + step, device=device)

@@ -89,6 +89,7 @@ class LlavaFamily(ABC):
             max_positions=min(text.max_position_embeddings, window),
         )
         decoder = Decoder(model.model.language_model, model.lm_head, apply_rotary_pos_emb)
+        prompt = prompt.stopping_at(model.generation_config.eos_token_id)
         return cls(info, decoder, prompt, ClipTower.of(vision, model.config), model, pixels)
 
     @abstractmethod

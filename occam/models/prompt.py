@@ -1,8 +1,8 @@
 """A family's prompt template as token ids: what stands before the media, behind them, and between turns."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -71,11 +71,15 @@ CHATML = Format(
 
 @dataclass(frozen=True)
 class Prompt:
-    """A tokenizer and its template; `placeholder` is the token that stands for visual tokens."""
+    """A tokenizer and its template; `placeholder` is the token that stands for visual tokens.
+
+    stops: ids that end generation beside the one that ends a turn
+    """
 
     tokenizer: PreTrainedTokenizerBase
     format: Format
     placeholder: str
+    stops: frozenset[int] = frozenset()
 
     def digest(self, directory: Path) -> str:
         """SHA-256 over the checkpoint's tokenizer files and the template."""
@@ -109,6 +113,15 @@ class Prompt:
                 f"{self.format.generation!r}: models that think before they answer are not.",
                 "model",
             )
+
+    def stopping_at(self, eos: int | Sequence[int] | None) -> "Prompt":
+        """The same, stopping wherever the checkpoint's generation config has stock `generate` stop."""
+        listed = [] if eos is None else [eos] if isinstance(eos, int) else eos
+        return replace(self, stops=frozenset(listed))
+
+    def is_stop(self, token: int) -> bool:
+        """Whether generation ends with this token."""
+        return token == self.end_id or token in self.stops
 
     def prefix_ids(self, system: str) -> list[int]:
         """Ids in front of the media of a conversation; BOS where the tokenizer adds one."""

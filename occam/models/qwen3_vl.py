@@ -83,6 +83,7 @@ class Qwen3VL:
             axes=AXES,
             levels=len(vision.deepstack_visual_indexes),
         )
+        prompt = prompt.stopping_at(model.generation_config.eos_token_id)
         return cls(info, decoder, prompt, QwenTower(model.model.visual), model, pixels)
 
     def calibrated(self, calibration: Calibration) -> Self:

@@ -122,10 +122,10 @@ def stock_inputs(folders: Mapping[str, Path]) -> dict[tuple[str, str], Inputs]:
 
 
 def following(model: str, question: str) -> str:
-    """What stands behind the end of an answer."""
+    """What stands behind an answer's text: what ends it, and the next turn."""
     if model.startswith("qwen"):
-        return f"\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
-    return f"[INST] {question} [/INST]" if model == "next mistral" else f"USER: {question} ASSISTANT:"
+        return f"<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+    return f"</s>[INST] {question} [/INST]" if model == "next mistral" else f"</s>USER: {question} ASSISTANT:"
 
 
 def _call(model: str, prompts: Sequence[Prompt]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def ask_all(
     progress(task.name, 0, len(task.clips))
     for done, clip in enumerate(task.clips, start=1):
         errands = [
-            _Errand(item=item, label=label, pruning=pruning, state=_state_name(engine, pruning))
+            _errand(engine, item, label, pruning)
             for label, pruning in prunings.items()
             for item in clip.items
             if (item.id, label) not in known
@@ -95,5 +95,7 @@ def _over_states(
             yield errand, state, seconds
 
 
-def _state_name(engine: Engine, pruning: Pruning) -> str:
-    return repr(sorted(engine.key_facts(pruning).items()))
+def _errand(engine: Engine, item: Item, label: str, settled: Pruning) -> _Errand:
+    """A strategy that reads the question before the decoder has a state a question."""
+    pruning = engine.asked(settled, item.question)
+    return _Errand(item=item, label=label, pruning=pruning, state=repr(sorted(engine.key_facts(pruning).items())))

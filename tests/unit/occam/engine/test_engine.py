@@ -114,7 +114,7 @@ def test_a_lambda_asks_for_pruning(engine: Engine, checkpoint: Path, tmp_path: P
         bare.pruning(**asked)
     assert engine.pruning(**asked) == engine.pruning("occam", **{n: v for n, v in asked.items() if n != "strategy"})
     if "strategy" not in asked:
-        with pytest.raises(InvalidInput, match="'none' has no thresholds"):
+        with pytest.raises(InvalidInput, match="'none' has no lambda"):
             engine.pruning("none", **asked)
 
 

@@ -101,7 +101,7 @@ def test_everything_is_written_and_what_was_kept_stands_beside_what_was_asked(
         ("late", 0.25, 0.25),
     ]
     assert (table.questions, table.clips, table.missing, table.unreadable) == (9, 3, 0, 0)
-    assert engine.asked == 9 * 5 + 3, "and once a picture's row"
+    assert engine.answered == 9 * 5 + 3, "and once a picture's row"
     assert engine.built == 3 * 4 + 3, "a clip's questions share a state, and so do budgets that it does not depend on"
     folder = plan.out / "own"
     files = {path.name for path in folder.iterdir()}
@@ -135,7 +135,7 @@ def test_a_run_killed_at_any_answer_goes_on_and_gives_the_same_table(plan: Plan,
         assert len((other.out / ANSWERS).read_text().splitlines()) == 1 + kills
         again = JudgedEngine(drawn)
         assert without_seconds(run(other, again)) == whole
-        assert again.asked == 45 - kills, "what was answered is not asked again"
+        assert again.answered == 45 - kills, "what was answered is not asked again"
 
 
 class Killed(JudgedEngine):
@@ -146,7 +146,7 @@ class Killed(JudgedEngine):
         self.after = after
 
     def ask(self, *arguments: Any) -> Answer:
-        if self.asked == self.after:
+        if self.answered == self.after:
             raise KeyboardInterrupt
         return super().ask(*arguments)
 
@@ -191,7 +191,7 @@ def test_a_torn_answer_is_asked_again(plan: Plan) -> None:
     log.write_bytes(log.read_bytes()[:-9])
     engine = JudgedEngine(drawn)
     assert without_seconds(run(plan, engine)) == whole
-    assert engine.asked == 1
+    assert engine.answered == 1
 
 
 @pytest.mark.parametrize(
@@ -250,4 +250,4 @@ def test_an_unknown_strategy_is_refused_before_anything_is_asked(plan: Plan) -> 
     engine = JudgedEngine(drawn)
     with pytest.raises(InvalidInput, match="There is no strategy 'sorcery'"):
         run(replace(plan, strategies=(*plan.strategies, plan.strategies[0].parse("sorcery"))), engine)
-    assert engine.asked == 0
+    assert engine.answered == 0
