@@ -7,10 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
 
 from occam.config import EngineConfig
 from occam.errors import InvalidInput, UnknownModel
 from occam.models.checkpoint import weights_digest
+from occam.models.prompt import VICUNA, Prompt
 from occam.models.registry import load_model
 from tests.parity.checkpoint import write_checkpoint
 
@@ -99,7 +105,14 @@ def test_control_tokens_in_a_text_are_refused(checkpoint: Path, token: str) -> N
 
 @pytest.mark.parametrize("text", ["<VIDEO>", "</S>", "what <Video> is", "red </S>"])
 def test_a_tokenizer_that_lowers_the_case_first_lets_no_control_token_through(text: str) -> None:
-    prompt = load_model(EngineConfig(model="tiny-video-llava")).prompt
+    words = {
+        word: index for index, word in enumerate(["<unk>", "</s>", "<video>", "USER:", "ASSISTANT:", "what", "red"])
+    }
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = Lowercase(), WhitespaceSplit()
+    tokenizer.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in listed[:5]])
+    stock = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>")
+    prompt = Prompt(stock, VICUNA, "<video>")
     control = {prompt.placeholder_id, prompt.end_id}
     assert control & set(prompt.tokenizer.encode(text, add_special_tokens=False))
     for tokenize in (prompt.prefix_ids, prompt.answer_ids, lambda question: prompt.turn_ids(question, first=False)):

@@ -105,6 +105,9 @@ class Seer:
     config = EngineConfig(chunk_frames=8)
     info = SimpleNamespace(media=("video",), frames=8)
 
+    def chunk(self, pruning: Pruning, frames: int) -> int:
+        return self.config.chunk_frames
+
     def __init__(self, asked: list[Asked]) -> None:
         self.truth = {f"scene-{each.scene.seed}": {q.text: q.answer for q in each.questions} for each in asked}
         self.lambdas: list[float] = []

@@ -26,6 +26,9 @@ class Scripted:
     info = SimpleNamespace(media=("video",))
     scene_config: SceneConfig | None = None
 
+    def chunk(self, pruning: Pruning, frames: int) -> int:
+        return self.config.chunk_frames
+
     def begin(self, pruning: Pruning) -> Any:
         return None
 

@@ -58,10 +58,10 @@ def embedded() -> Engine:
 
 def test_thresholds_meet_budgets_on_the_embedded_model(embedded: Engine, samples: list[Sample]) -> None:
     """On their own clips to a token a question; where stage I keeps less than is asked for, lambda1 gives way."""
-    settings = made(embedded, "occam:lambda1=0.3", samples, replace(PLAN, budgets=(0.95, 0.25, 0.1)))
+    settings = made(embedded, "occam:lambda1=1.0", samples, replace(PLAN, budgets=(0.95, 0.25, 0.1)))
     for setting in settings:
         kept = _kept(embedded, setting.pruning(embedded), samples)
         assert kept == pytest.approx(setting.budget, abs=1 / 288)
     lambdas = [setting.options["lambda1"] for setting in settings]
-    assert lambdas[0] != 0.3
-    assert lambdas[1:] == [0.3, 0.3]
+    assert lambdas[0] != 1.0
+    assert lambdas[1:] == [1.0, 1.0]
