@@ -104,7 +104,7 @@ def test_tiles_need_a_crop_and_a_model_that_say_their_sizes(tmp_path: Path) -> N
 
 
 def template(folder: Path) -> None:
-    Prompt(None, CHATML, "").check_template(folder)  # type: ignore[arg-type]
+    Prompt(None, CHATML, "").check_template(folder)
 
 
 READERS: dict[str, Callable[[Path], object]] = {
