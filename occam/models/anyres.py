@@ -3,7 +3,6 @@
 Sizes are (height, width), in pixels or in patches.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from occam.errors import InvalidInput
-from occam.models.checkpoint import processor_settings
+from occam.models.checkpoint import CROPPED_PIXELS, Settings, check_pixels, processor_settings, read_settings
 from occam.models.compact import Layout
 from occam.models.preprocess import normalise, resize
 
@@ -36,11 +35,16 @@ class AnyRes:
 
     @classmethod
     def load(cls, directory: Path) -> "AnyRes":
-        """From the checkpoint's configurations of model and image processor; InvalidInput where they disagree."""
-        config = json.loads((directory / "config.json").read_text())
+        """From the checkpoint's configurations of model and image processor.
+
+        InvalidInput where they disagree or ask for other arithmetic; do_pad only fills up batches of several images.
+        """
+        config = read_settings(directory / "config.json")
         content = processor_settings(directory, "image")
-        pinpoints, edge = config["image_grid_pinpoints"], config["vision_config"]["image_size"]
-        sizes = (content["size"]["shortest_edge"], content["crop_size"]["height"])
+        check_pixels(content, CROPPED_PIXELS)
+        pinpoints = config.typed("image_grid_pinpoints", list)
+        edge = config.typed("vision_config", Settings)["image_size"]
+        sizes = (content.typed("size", Settings)["shortest_edge"], content.typed("crop_size", Settings)["height"])
         if content["image_grid_pinpoints"] != pinpoints or sizes != (edge, edge):
             raise InvalidInput(
                 f"Model and image processor disagree: pinpoints {pinpoints} and {content['image_grid_pinpoints']}, "
@@ -50,8 +54,8 @@ class AnyRes:
         return cls(
             pinpoints=tuple((height, width) for height, width in pinpoints),
             edge=edge,
-            mean=tuple(content["image_mean"]),
-            std=tuple(content["image_std"]),
+            mean=tuple(content.typed("image_mean", list)),
+            std=tuple(content.typed("image_std", list)),
         )
 
     def __call__(self, frames: NDArray[np.uint8]) -> Tensor:

@@ -1,7 +1,8 @@
-"""Where a model's files are, and the digests that stand for them in cache keys."""
+"""Where a model's files are, what its settings say, and the digests that stand for them in cache keys."""
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from occam.errors import InvalidInput, UnknownModel
 from occam.types import MediaKind
 
 M = TypeVar("M", bound=PreTrainedModel)
+V = TypeVar("V")
 
 EMBEDDED = Path(__file__).parent / "tiny"
 TEXT_FILES = (
@@ -30,6 +32,35 @@ PROCESSOR_FILES: dict[MediaKind, tuple[str, ...]] = {
     "video": ("video_preprocessor_config.json", "preprocessor_config.json"),
 }
 """Where a kind's processor has a file of its own, the first that there is."""
+STOCK_PIXELS: dict[str, object] = {
+    "do_resize": True,
+    "resample": 3,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+}
+"""The only values of these settings that are supported: the stock processors' defaults, where 3 is bicubic."""
+CROPPED_PIXELS: dict[str, object] = STOCK_PIXELS | {"do_center_crop": True}
+"""The same of the processors that crop; Qwen's stock ones never do, whatever the setting says."""
+
+
+class Settings(dict[str, Any]):
+    """A JSON object in a checkpoint's file; InvalidInput, naming file and key, for a key that is missing."""
+
+    def __init__(self, content: Mapping[str, Any], file: Path) -> None:
+        super().__init__(content)
+        self.place = f"The {file.name} of the checkpoint {file.parent.name!r}"
+
+    def __missing__(self, key: str) -> Any:
+        raise InvalidInput(f"{self.place} has no {key}.", "model")
+
+    def typed(self, key: str, kind: type[V]) -> V:
+        """The value of `key`; InvalidInput where it is missing or not of that kind."""
+        value = self[key]
+        if not isinstance(value, kind):
+            names: dict[type, str] = {Settings: "an object", list: "a list", str: "a string"}
+            raise InvalidInput(f"{self.place} must have {names[kind]} as {key}, it has {value!r}.", "model")
+        return value
 
 
 def embedded_models() -> dict[str, Path]:
@@ -78,23 +109,41 @@ def text_digest(directory: Path, template: str) -> str:
     return _digest([directory / name for name in TEXT_FILES if (directory / name).exists()], template.encode())
 
 
-def processor_settings(directory: Path, kind: MediaKind) -> dict[str, Any]:
+def read_settings(file: Path) -> Settings:
+    """The object that a JSON file of a checkpoint holds; InvalidInput where it is broken or something else."""
+    try:
+        content = json.loads(file.read_text(), object_hook=lambda found: Settings(found, file))
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"The {file.name} of the checkpoint {file.parent.name!r} is not JSON.", "model") from error
+    if not isinstance(content, Settings):
+        raise InvalidInput(f"The {file.name} of the checkpoint {file.parent.name!r} is not a JSON object.", "model")
+    return content
+
+
+def processor_settings(directory: Path, kind: MediaKind) -> Settings:
     """What the checkpoint says of its image or video processor; InvalidInput where it says nothing.
 
     A section of `processor_config.json` (transformers 5 writes nothing else) goes before a file of its own, and a
     video does with the image processor's file where it has none, as in the stock `get_image_processor_dict`.
     """
     whole = directory / PROCESSOR_FILE
-    if whole.exists() and (section := json.loads(whole.read_text()).get(f"{kind}_processor")):
-        return dict(section)
+    if whole.exists() and (sections := read_settings(whole)).get(f"{kind}_processor"):
+        return sections.typed(f"{kind}_processor", Settings)
     for name in PROCESSOR_FILES[kind]:
         if (directory / name).exists():
-            return dict(json.loads((directory / name).read_text()))
+            return read_settings(directory / name)
     raise InvalidInput(
         f"The checkpoint {directory.name!r} has no settings of its {kind} processor: no {PROCESSOR_FILES[kind][0]}, "
         f"and no section {kind}_processor in {PROCESSOR_FILE}.",
         "model",
     )
+
+
+def check_pixels(settings: Settings, supported: Mapping[str, object]) -> None:
+    """InvalidInput for a setting that makes other pixels than the `supported` values; absent or null is a default."""
+    for key, value in supported.items():
+        if (said := settings.get(key)) is not None and said != value:
+            raise InvalidInput(f"{settings.place} says {key} = {said!r}, supported is {value!r}.", "model")
 
 
 def load_stock(cls: type[M], directory: Path, config: EngineConfig) -> M:

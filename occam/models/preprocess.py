@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from occam.errors import InvalidInput
-from occam.models.checkpoint import processor_settings
+from occam.models.checkpoint import CROPPED_PIXELS, Settings, check_pixels, processor_settings
 from occam.types import MediaKind
 
 VERSION = "clip-1"
@@ -38,15 +38,16 @@ class ClipPixels:
 
     @classmethod
     def load(cls, directory: Path, kind: MediaKind) -> "ClipPixels":
-        """From the checkpoint's configuration of its image or video processor."""
+        """From the checkpoint's configuration of its image or video processor; InvalidInput for other arithmetic."""
         content = processor_settings(directory, kind)
+        check_pixels(content, CROPPED_PIXELS)
         crop = content["crop_size"]
         pads = str(content.get("image_processor_type")).startswith("LlavaImageProcessor")
         return cls(
-            size=content["size"]["shortest_edge"],
+            size=content.typed("size", Settings)["shortest_edge"],
             crop=crop["height"] if isinstance(crop, dict) else crop,
-            mean=tuple(content["image_mean"]),
-            std=tuple(content["image_std"]),
+            mean=tuple(content.typed("image_mean", list)),
+            std=tuple(content.typed("image_std", list)),
             pad=pads and content.get("do_pad", False),
         )
 

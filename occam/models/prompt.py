@@ -1,6 +1,5 @@
 """A family's prompt template as token ids: what stands before the media, behind them, and between turns."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from occam.errors import InvalidInput
-from occam.models.checkpoint import text_digest
+from occam.models.checkpoint import read_settings, text_digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +97,7 @@ class Prompt:
     def check_template(self, directory: Path) -> None:
         """InvalidInput where the checkpoint's own chat template opens an answer otherwise (thinking models do)."""
         older = directory / "chat_template.json"
-        template = json.loads(older.read_text())["chat_template"] if older.exists() else None
+        template = read_settings(older).typed("chat_template", str) if older.exists() else None
         if template is None and self.tokenizer.chat_template is None:
             return
         asked = [{"role": "user", "content": "?"}]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from occam.errors import InvalidInput
-from occam.models.checkpoint import processor_settings
+from occam.models.checkpoint import STOCK_PIXELS, Settings, check_pixels, processor_settings
 from occam.types import FrameBatch, MediaKind
 
 VERSION = "qwen3-vl-1"
@@ -46,18 +46,21 @@ class QwenPixels:
         """From the checkpoint's configuration of its image or video processor.
 
         Frames are capped, which is what qwen-vl-utils does, unless the video processor's says otherwise.
+        InvalidInput for other arithmetic.
         """
         content = processor_settings(directory, kind)
+        check_pixels(content, STOCK_PIXELS)
+        size = content.typed("size", Settings)
         capped = kind == "video" and content.get("cap_pixels_per_frame") is not False
         return cls(
             kind=kind,
             patch=content["patch_size"],
             merge=content["merge_size"],
             temporal=content["temporal_patch_size"],
-            mean=tuple(content["image_mean"]),
-            std=tuple(content["image_std"]),
-            least=content["size"]["shortest_edge"],
-            most=content["size"]["longest_edge"],
+            mean=tuple(content.typed("image_mean", list)),
+            std=tuple(content.typed("image_std", list)),
+            least=size["shortest_edge"],
+            most=size["longest_edge"],
             frame_tokens=content.get("max_video_tokens", FRAME_TOKENS) if capped else None,
         )
 

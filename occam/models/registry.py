@@ -1,7 +1,6 @@
 """From a model's name to a loaded adapter; a family's module is imported when one of its models is asked for."""
 
 import importlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from occam.calibration import ARTEFACT_NAME, Calibration
 from occam.config import EngineConfig
 from occam.errors import InvalidInput, UnknownModel
 from occam.models.base import VideoLM
-from occam.models.checkpoint import locate, weights_digest
+from occam.models.checkpoint import locate, read_settings, weights_digest
 
 FAMILIES = {
     "qwen3_vl": ("occam.models.qwen3_vl", "Qwen3VL"),
@@ -23,11 +22,7 @@ FAMILIES = {
 
 def family_of(directory: Path) -> str:
     """The checkpoint's family; UnknownModel where no adapter knows it, InvalidInput where its config is broken."""
-    try:
-        config = json.loads((directory / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"The config.json of the checkpoint {directory.name!r} is not JSON.", "model") from error
-    family = str(config.get("model_type") if isinstance(config, dict) else None)
+    family = str(read_settings(directory / "config.json").get("model_type"))
     if family not in FAMILIES:
         raise UnknownModel(f"Models of type {family!r} are not supported; supported: {', '.join(FAMILIES)}.", "model")
     return family

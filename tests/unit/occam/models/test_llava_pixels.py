@@ -1,4 +1,4 @@
-"""Pixels and token layout of LLaVA images, bit for bit those of the stock processors and the stock model."""
+"""Pixels of LLaVA images and Video-LLaVA videos, and tiles' layout, bit for bit those of the stock code."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from occam.errors import InvalidInput
 from occam.models import preprocess
 from occam.models.anyres import AnyRes
 from occam.models.preprocess import ClipPixels
-from tests.parity.checkpoint import MEAN, STD
+from tests.parity.checkpoint import MEAN, STD, write_checkpoint
 from tests.parity.checkpoint_llava import random_image, write_llava, write_llava_next
 from tests.parity.stock_processors import process
 
@@ -38,7 +38,18 @@ def test_clip_pixels_equal_the_stock_processor(tmp_path: Path) -> None:
 
 
 def test_anyres_pixels_equal_the_stock_processor(tmp_path: Path) -> None:
-    _assert_equal(write_llava_next(tmp_path), {True: AnyRes.load(tmp_path)})
+    """With `do_pad` or without: it fills up batches, and a lone image has nothing to fill up."""
+    anyres = AnyRes.load(write_llava_next(tmp_path))
+    _assert_equal(tmp_path, {True: anyres, False: anyres})
+
+
+def test_video_pixels_equal_the_stock_processor(tmp_path: Path) -> None:
+    pixels = ClipPixels.load(write_checkpoint(tmp_path), "video")
+    shapes = [(1 + at % 9, *size) for at, size in enumerate(SIZES)]
+    videos = [np.random.default_rng(at).integers(0, 256, (*shape, 3), np.uint8) for at, shape in enumerate(shapes)]
+    calls = [(tmp_path, {"videos": [torch.from_numpy(video).permute(0, 3, 1, 2)]}) for video in videos]
+    for video, made in zip(videos, process(calls), strict=True):
+        assert torch.equal(pixels(video), made["pixel_values_videos"][0]), video.shape
 
 
 def _assert_equal(checkpoint: Path, by_pad: Mapping[bool, AnyRes | ClipPixels]) -> None:
