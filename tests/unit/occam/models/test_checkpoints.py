@@ -105,9 +105,8 @@ def test_control_tokens_in_a_text_are_refused(checkpoint: Path, token: str) -> N
 
 @pytest.mark.parametrize("text", ["<VIDEO>", "</S>", "what <Video> is", "red </S>"])
 def test_a_tokenizer_that_lowers_the_case_first_lets_no_control_token_through(text: str) -> None:
-    words = {
-        word: index for index, word in enumerate(["<unk>", "</s>", "<video>", "USER:", "ASSISTANT:", "what", "red"])
-    }
+    listed = ("<unk>", "</s>", "<video>", "USER:", "ASSISTANT:", "what", "red")
+    words = {word: index for index, word in enumerate(listed)}
     tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = Lowercase(), WhitespaceSplit()
     tokenizer.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in listed[:5]])
