@@ -149,14 +149,15 @@ def check_pixels(settings: Settings, supported: Mapping[str, object]) -> None:
 def load_stock(cls: type[M], directory: Path, config: EngineConfig) -> M:
     """A stock `transformers` model from safetensors (whole or sharded), frozen, on the configured device and dtype.
 
-    InvalidInput where `device` is not one device of torch's.
+    InvalidInput where `device` is not one device that this machine has.
     """
     try:
         device = torch.device(config.device)
-    except RuntimeError as error:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InvalidInput(
-            f"device must be one device of torch's, as cpu or cuda:0, got {config.device!r}; a model is not spread "
-            "over several.",
+            f"device must be one device of torch's that this machine has, as cpu or cuda:0, got {config.device!r}; "
+            "a model is not spread over several.",
             "device",
         ) from error
     model = cls.from_pretrained(directory, dtype=getattr(torch, config.dtype), attn_implementation="sdpa")

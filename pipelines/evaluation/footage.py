@@ -31,7 +31,8 @@ def open_footage(folder: Path, limits: Limits) -> Callable[[ModelInfo], list[Sam
 
 
 def _clip_of(text: Path) -> Iterator[Path]:
-    clips = [path for path in text.parent.iterdir() if path.stem == text.stem and path.suffix != SUFFIX]
+    beside = (path for path in text.parent.iterdir() if path.stem == text.stem and path.is_file())
+    clips = [path for path in beside if path.suffix != SUFFIX]
     if len(clips) != 1:
         raise InvalidInput(f"{text.name} must lie beside exactly one clip of that name, found {len(clips)}.", "videos")
     yield from clips

@@ -85,9 +85,9 @@ def test_an_unknown_family_and_an_unknown_name_say_so(tmp_path: Path, monkeypatc
         load_model(EngineConfig(model="nobody/nothing"))
 
 
-@pytest.mark.parametrize("device", ["auto", "cuda:0,cuda:1"])
-def test_several_devices_are_refused_in_a_sentence(checkpoint: Path, device: str) -> None:
-    with pytest.raises(InvalidInput, match=f"one device of torch's, as cpu or cuda:0, got '{device}'") as raised:
+@pytest.mark.parametrize("device", ["auto", "cuda:0,cuda:1", "cuda:99", "mps:0", "meta"])
+def test_several_devices_or_one_that_is_not_here_are_refused_in_a_sentence(checkpoint: Path, device: str) -> None:
+    with pytest.raises(InvalidInput, match=f"that this machine has, as cpu or cuda:0, got '{device}'") as raised:
         load_model(EngineConfig(model=str(checkpoint), device=device))
     assert raised.value.param == "device"
 

@@ -1,6 +1,7 @@
 """What a checkpoint is calibrated on: read when it is needed and never held, and named by its digest."""
 
 import json
+import shutil
 import tracemalloc
 import weakref
 from collections.abc import Callable
@@ -89,6 +90,15 @@ def test_a_clip_is_decoded_when_it_is_read_and_not_held(folder: Path) -> None:
     assert peak(lambda: [sample.frames() for sample in samples]) > 6 * clip_bytes, "the measure sees frames"
     assert peak(lambda: [sample.frames().digest for sample in samples]) < 2 * clip_bytes
     assert peak(lambda: [sample.middle().digest for sample in samples]) < clip_bytes / 2
+
+
+def test_a_clip_is_a_file_and_there_is_one(folder: Path, tmp_path: Path) -> None:
+    footage = Path(shutil.copytree(folder, tmp_path / "footage"))
+    (footage / "0").mkdir()
+    assert len(open_footage(footage, Limits())(INFO)) == 6
+    shutil.copy(footage / "0.mp4", footage / "0.mkv")
+    with pytest.raises(InvalidInput, match=r"0\.txt must lie beside exactly one clip of that name, found 2"):
+        open_footage(footage, Limits())
 
 
 def test_a_part_is_that_part_of_the_whole(folder: Path) -> None:
