@@ -1,7 +1,7 @@
 """What can be chosen: frozen keyword-only dataclasses, validated when made, mutated by nobody."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from occam.errors import InvalidInput
 
@@ -118,6 +118,8 @@ class Random(Budgeted):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_least("cut", self.cut, 0)
+        if not SEEDS[0] <= self.seed <= SEEDS[1]:
+            raise InvalidInput(f"seed must lie in {SEEDS[0]}..{SEEDS[1]}, got {self.seed}.", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,6 +263,23 @@ STRATEGIES: dict[str, type[Pruning]] = {
     )
 }
 """Every strategy by the name that requests use."""
+
+
+def check_kind(strategy: type[Pruning], option: str, value: object) -> None:
+    """InvalidInput where an option's value, which may come from anywhere, is not of the kind that its field has."""
+    wanted = get_type_hints(strategy)[option]
+    if wanted is float:
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+    elif wanted is int:
+        fits = isinstance(value, int) and not isinstance(value, bool)
+    elif wanted is bool:
+        fits = isinstance(value, bool)
+    elif get_origin(wanted) is tuple:
+        fits = isinstance(value, tuple) and all(type(item) is int for item in value)
+    else:
+        fits = isinstance(value, str)
+    if not fits:
+        raise InvalidInput(f"{option} of strategy {strategy.name!r} cannot be {value!r}.", option)
 
 
 def _check_least(name: str, value: int, least: int) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from occam.config import STRATEGIES, CDPruner, EngineConfig, OccamToken, Pruning, SamplingParams
+from occam.config import STRATEGIES, CDPruner, EngineConfig, OccamToken, Pruning, SamplingParams, check_kind
 from occam.engine import prefix, turn
 from occam.engine.evidence import counts_of, evidence_of
 from occam.engine.facts import key_facts
@@ -63,7 +63,7 @@ class Engine:
         """What is loaded."""
         return self.lm.info
 
-    def pruning(self, strategy: str | None = None, **options: Any) -> Pruning:
+    def pruning(self, strategy: str | None = None, /, **options: Any) -> Pruning:
         """The strategy a request names with its options (None leaves one open), calibrated defaults for `occam`.
 
         A lambda names `occam` too. NotCalibrated for that on a model without an artefact, or with one that lacks the
@@ -81,6 +81,7 @@ class Engine:
             if option not in wanted:
                 takes = ", ".join(wanted) or "no options"
                 raise InvalidInput(f"Strategy {name!r} has no {option}; it takes {takes}.", option)
+            check_kind(kind, option, given[option])
         if name == "occam":
             return self._calibrated(**given)
         for option, field in wanted.items():

@@ -199,6 +199,15 @@ def test_options_are_checked_by_name_and_value(engine: Engine) -> None:
         ("dtd", {"tau": 2.0}, "tau must lie in"),
         ("sparsevlm", {"budget": 0.5, "cuts": (3, 2)}, "cuts must ascend"),
         ("occam", {"rule": "guess"}, "rule must be one of"),
+        ("fastv", {"budget": 0.5, "cut": 2.5}, "cut of strategy 'fastv' cannot be 2.5"),
+        ("fastv", {"budget": "all"}, "budget of strategy 'fastv' cannot be 'all'"),
+        ("fastv", {"budget": True}, "budget of strategy 'fastv' cannot be True"),
+        ("random", {"budget": 0.5, "seed": "x"}, "seed of strategy 'random' cannot be 'x'"),
+        ("random", {"budget": 0.5, "seed": 2**70}, "seed must lie in"),
+        ("occam", {"keep_cls": "yes"}, "keep_cls of strategy 'occam' cannot be 'yes'"),
+        ("occam", {"min_tokens": 1.5}, "min_tokens of strategy 'occam' cannot be 1.5"),
+        ("sparsevlm", {"budget": 0.5, "cuts": 3}, "cuts of strategy 'sparsevlm' cannot be 3"),
+        ("fastv", {"budget": 0.5, "strategy": "none"}, "has no strategy; it takes"),
     ]
     for name, options, message in wrong:
         with pytest.raises(InvalidInput, match=message):
