@@ -104,16 +104,20 @@ def test_register_neurons_that_are_not_there_are_no_zero_token(checkpoint: Path,
     assert len(bare.begin(replace(NEURONS, register="zero_token"))) > 0
 
 
-@pytest.mark.parametrize("asked", [{"strategy": "occam"}, {"lambda1": 0.5}, {"lambda2": 0.0}], ids=str)
-def test_a_lambda_asks_for_pruning(engine: Engine, checkpoint: Path, tmp_path: Path, asked: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "asked"), [("occam", {}), (None, {"lambda1": 0.5}), (None, {"lambda2": 0.0})], ids=str
+)
+def test_a_lambda_asks_for_pruning(
+    engine: Engine, checkpoint: Path, tmp_path: Path, strategy: str | None, asked: dict[str, Any]
+) -> None:
     folder = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
     (folder / "occam.json").unlink()
     bare = load(folder)
     assert bare.pruning() == OFF
     with pytest.raises(NotCalibrated, match="Run `occam calibrate "):
-        bare.pruning(**asked)
-    assert engine.pruning(**asked) == engine.pruning("occam", **{n: v for n, v in asked.items() if n != "strategy"})
-    if "strategy" not in asked:
+        bare.pruning(strategy, **asked)
+    assert engine.pruning(strategy, **asked) == engine.pruning("occam", **asked)
+    if strategy is None:
         with pytest.raises(InvalidInput, match="'none' has no lambda"):
             engine.pruning("none", **asked)
 
