@@ -117,6 +117,10 @@ def _enter(lm: VideoLM, state: PrefixState, suffix: list[int], cache: DynamicCac
     own = turn_positions(state, len(suffix), 0 if register is None else 1)[:, None]
     scored = decoder.run_layers(x[None], 0, lower - 1, cache, own, planes=planes)
     hidden = decoder.run_layers(scored, lower - 1, lower, cache, own, planes=planes[lower - 1 :])
+    if lower == decoder.layers:
+        # Nothing runs behind: the state's own tokens have no part in what is left to do.
+        untested = torch.zeros(x.shape[0], dtype=torch.bool, device=x.device)
+        return _Sequence(hidden=hidden, scored=scored, positions=own, planes=(), tested=untested)
     late = planes[lower:] or [torch.zeros_like(x[None])] * len(state.planes)
     return _Sequence(
         hidden=torch.cat([state.hidden[None], hidden], dim=1),
@@ -167,8 +171,8 @@ def _evidence(
         register_T=rows[:, total - text - 1] if registers else None,
         first_T=rows[:, 0],
         encoded=state.encoded,
-        visual_NC=sequence.hidden[0, tested],
-        text_TC=sequence.hidden[0, queries],
+        layers=decoder.layers,
+        hidden=lambda: (sequence.hidden[0, tested], sequence.hidden[0, queries]),
         projections=projections,
     )
 

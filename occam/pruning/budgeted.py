@@ -1,5 +1,6 @@
 """The strategies that keep a fixed count, and DTD: where each prunes, and by which of the pure functions beside."""
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from torch import Tensor
@@ -21,13 +22,13 @@ from occam.tensors import RetentionMask
 from occam.types import MediaKind
 
 
-class _AtOneCut(Strategy):
+class _AtOneCut(Strategy, ABC):
     """In front of the decoder, seeing the whole medium, or before one of its layers."""
 
     def __init__(self, budget: float, cut: int) -> None:
         self.budget = budget
         self.cut = cut
-        self.whole = self.projected = cut == 0  # type: ignore[misc]
+        self.whole = self.projected = cut == 0
 
     def cuts(self, layers: int) -> tuple[int, ...]:
         """The configured cut, if it lies in the decoder."""
@@ -45,9 +46,9 @@ class _AtOneCut(Strategy):
         mask = self.chosen(len(scores), count_of(self.budget, evidence.encoded))
         return kept(mask.to(scores.device), scores)
 
+    @abstractmethod
     def chosen(self, total: int, count: int) -> Tensor:
         """Which of `total` tokens, bool."""
-        raise NotImplementedError
 
 
 class RandomStrategy(_AtOneCut):
@@ -114,19 +115,17 @@ class SparseVLMStrategy(Strategy):
 
     def __init__(self, config: SparseVLM) -> None:
         self.config = config
-        self.layers = 0
 
     def cuts(self, layers: int) -> tuple[int, ...]:
         """The configured cuts, or the paper's scaled to this depth."""
-        self.layers = layers
         return checked_cuts(self.config.cuts or cuts_of(layers), layers)
 
     def in_decoder(self, number: int, evidence: TextEvidence) -> RetentionMask:
         """The best by the raters' rows; so many at each cut that the layers behind the first see the budget."""
-        total, cuts = evidence.encoded, self.cuts(self.layers)
+        total, cuts = evidence.encoded, self.cuts(evidence.layers)
         average = float(count_of(self.config.budget, total))
-        counts = cut_counts(total, average, [cut - cuts[0] for cut in cuts], self.layers - cuts[0])
-        scores = sparsevlm_scores(evidence.rows_TN, raters(evidence.visual_NC, evidence.text_TC))
+        counts = cut_counts(total, average, [cut - cuts[0] for cut in cuts], evidence.layers - cuts[0])
+        scores = sparsevlm_scores(evidence.rows_TN, raters(*evidence.hidden()))
         return kept(top_k(scores, counts[number]), scores)
 
 
@@ -147,7 +146,7 @@ class VisionZipStrategy(Strategy):
         return kept((dominant | contextual).flatten(), scores_FP.flatten())
 
 
-class _OfTheWhole(Strategy):
+class _OfTheWhole(Strategy, ABC):
     """Between projector and decoder, seeing the whole medium."""
 
     whole = True
@@ -160,9 +159,9 @@ class _OfTheWhole(Strategy):
         """So many of all patches."""
         return self.chosen(evidence, count_of(self.budget, len(evidence.view_N)))
 
+    @abstractmethod
     def chosen(self, evidence: ProjectedEvidence, count: int) -> Tensor:
         """Which of them, bool [N]."""
-        raise NotImplementedError
 
 
 class DivPruneStrategy(_OfTheWhole):

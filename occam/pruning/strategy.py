@@ -49,16 +49,17 @@ class TextEvidence:
     rows_TN: float32, attention of the newest turn's text to visual tokens at the layer before the cut, heads averaged,
     one softmax over the full row; register_T, first_T: the same to the register (None without one) and to the first
     token of all
-    encoded: patches the tower gave; visual_NC, text_TC: hidden states that leave the layer before the cut
-    projections: computes those of the layer behind the cut, for a strategy that wants them
+    encoded: patches the tower gave; layers: the decoder's depth
+    hidden: gathers the states [N, C] and [T, C] that leave the layer before the cut, visual and text
+    projections: computes those of the layer behind the cut; both for a strategy that wants them
     """
 
     rows_TN: Tensor
     register_T: Tensor | None
     first_T: Tensor
     encoded: int
-    visual_NC: Tensor
-    text_TC: Tensor
+    layers: int
+    hidden: Callable[[], tuple[Tensor, Tensor]]
     projections: Callable[[], Projections]
 
 
@@ -74,9 +75,9 @@ class Strategy:
     register: RegisterMode | None = None
     placement: RegisterPlacement = "after_norm"
     keep_cls: bool = False
-    whole: ClassVar[bool] = False
+    whole: bool = False
     media: ClassVar[tuple[MediaKind, ...]] = ("video", "image")
-    projected: ClassVar[bool] = False
+    projected: bool = False
 
     def cuts(self, layers: int) -> tuple[int, ...]:  # noqa: ARG002
         """Decoder layers, of `layers`, that run before each cut; ValueError where the model is not that deep."""

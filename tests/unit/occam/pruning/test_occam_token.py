@@ -86,8 +86,8 @@ def seen(
         register_T=None if register is None else torch.tensor(register),
         first_T=torch.tensor(first or [0.0] * len(rows)),
         encoded=len(rows[0]),
-        visual_NC=nothing,
-        text_TC=nothing,
+        layers=2,
+        hidden=lambda: (nothing, nothing),
         projections=lambda: Projections(nothing, nothing, nothing, nothing),
     )
 
