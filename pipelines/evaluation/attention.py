@@ -21,7 +21,7 @@ from occam.models.decoder import Decoder
 from occam.types import FrameBatch
 from pipelines.evaluation.adaptivity import about_one_object
 from pipelines.evaluation.clips import clean_frames_of, scenes, state_of
-from pipelines.evaluation.exact_match import Progress
+from pipelines.evaluation.material import Progress
 from pipelines.evaluation.renderer import Scene, SceneConfig, SceneObject
 from pipelines.evaluation.statistics import Estimate, auc, estimate
 

@@ -9,7 +9,8 @@ from occam.engine import Engine
 from occam.types import FrameBatch
 from pipelines.evaluation.attention import AttentionFacts, attention_facts
 from pipelines.evaluation.clips import clean_frames_of, scenes
-from pipelines.evaluation.exact_match import Column, Progress, sheet_of_unpruned, sheets_of_ways
+from pipelines.evaluation.exact_match import Column, sheet_of_unpruned, sheets_of_ways
+from pipelines.evaluation.material import Progress
 from pipelines.evaluation.questions import TEMPLATES, TEMPORAL, Question, names_unseen_pair
 from pipelines.evaluation.renderer import FIRST_TEST_SEED, UNSEEN_PAIRS, Scene, SceneConfig
 from pipelines.evaluation.shares import Asked, Blind, equal_shares

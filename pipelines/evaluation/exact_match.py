@@ -10,26 +10,22 @@ import numpy as np
 
 from occam.config import NoPruning, OccamToken, Pruning, SamplingParams
 from occam.engine import Engine
+from occam.models.base import ModelInfo
 from occam.stats import VisualTokenCounts
 from occam.tensors import PrefixState
 from occam.types import Answer, FrameBatch
 from pipelines.evaluation.accuracy import LONGEST_ANSWER, is_right
 from pipelines.evaluation.clips import clean_frames_of, state_of
+from pipelines.evaluation.local_clip import LocalClip
+from pipelines.evaluation.material import Progress
 from pipelines.evaluation.questions import TEMPLATES, Question
 from pipelines.evaluation.renderer import Scene, render
 from pipelines.evaluation.shares import Asked, Blind
 from pipelines.evaluation.statistics import Estimate, estimate, estimate_columns
-from pipelines.ingest.decode import FrameStream
 from pipelines.ingest.limits import Limits
-from pipelines.ingest.local_file import open_local
-from pipelines.ingest.probe import probe
-from pipelines.ingest.sample import Sampling, sample
 
 LAMBDA2_FACTORS = (0.5, 1.0, 2.0)
 """Of the calibrated lambda2."""
-
-Progress = Callable[[str, int, int], None]
-"""Told a phase, how many of its clips are done, and how many it has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +97,7 @@ def sheets_of_ways(
         unpruned.take(questions, ask_each(engine, state, questions, none))
         state = state_of(engine, clean_frames_of(after.scene), none)
         shuffled.take(questions, ask_each(engine, state, questions, none))
-        filed = state_of(engine, file_frames_of(each.scene, engine.info.frames), none)
+        filed = state_of(engine, file_frames_of(each.scene, engine.info), none)
         from_file.take(questions, ask_each(engine, filed, questions, none))
         # One state for all: lambda2 is no part of it.
         thinned = state_of(engine, clean_frames_of(each.scene), pruning)
@@ -130,17 +126,12 @@ def ask_each(engine: Engine, state: PrefixState, questions: Sequence[Question], 
     return [engine.ask(state, question.text, pruning, sampling) for question in questions]
 
 
-def file_frames_of(scene: Scene, frames: int) -> FrameBatch:
+def file_frames_of(scene: Scene, info: ModelInfo) -> FrameBatch:
     """The scene written as H.264 in mp4, and read as a user's file is: probed, sampled, decoded in a child process."""
     # PyAV only where a clip is encoded: whatever else asks an engine runs without it.
     from pipelines.evaluation.codec import write_mp4
 
-    limits = Limits()
     with TemporaryDirectory(prefix="occam-") as folder:
         path = Path(folder, "clip.mp4")
         write_mp4(path, render(scene))
-        video = open_local(path, limits)
-        facts = probe(video, limits)
-        indices = sample(facts.pts_seconds, Sampling(frames=frames))
-        with FrameStream(video, facts, indices, limits, chunk_frames=len(indices)) as stream:
-            return next(stream)
+        return LocalClip.open(path, Limits()).sample(info).frames()

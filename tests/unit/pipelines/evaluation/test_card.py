@@ -103,7 +103,7 @@ class Seer:
     """Answers right iff it sees the very scene as it was rendered: not another, and not its file."""
 
     config = EngineConfig(chunk_frames=8)
-    info = SimpleNamespace(media=("video",), frames=8)
+    info = SimpleNamespace(name="seer", media=("video",), frames=8)
 
     def chunk(self, pruning: Pruning, frames: int) -> int:
         return self.config.chunk_frames
@@ -146,7 +146,7 @@ def test_every_way_asks_over_its_own_clip(material: Material) -> None:
 
 def test_a_file_is_read_as_a_users_is() -> None:
     scene = draw_scene(FIRST_TEST_SEED)
-    frames = file_frames_of(scene, 16)
+    frames = file_frames_of(scene, SimpleNamespace(name="any", media=("video",), frames=16))
     assert frames.pts_seconds.tolist() == list(range(8))
     assert not frames.digest.startswith("scene-")
     difference = np.abs(frames.frames.astype(int) - render(scene)).mean()
