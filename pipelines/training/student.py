@@ -4,6 +4,7 @@ Shapes: B clips, F frames, M views (frames, or groups of frames), P prefix token
 axes, D width, C the tower's width, G * G patches (or merge groups) in a view.
 """
 
+import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,10 +13,10 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
+from occam.models.preprocess import resize
 from pipelines.training.tokenizer import Words
 
 SIDE, GRID, FRAMES = 96, 6, 8
@@ -172,16 +173,30 @@ class Student(ABC):
             register=register,
         )
 
+    def _save(self, copy: PreTrainedModel, folder: Path) -> None:
+        """Weights in bf16, generation settings and tokenizer: what is alike in every family's export."""
+        text: Any = copy.config.text_config
+        copy.generation_config = GenerationConfig(
+            eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id, do_sample=False, max_new_tokens=16
+        )
+        copy.to(torch.bfloat16).save_pretrained(folder)
+        self.words.pretrained().save_pretrained(folder)
+
     @staticmethod
     def _per_clip(views: Tensor, clips: int) -> Tensor:
         """[B * views, ...] as [B, views, ...]."""
         return views.view(clips, -1, *views.shape[1:])
 
 
+def write_json(path: Path, values: dict[str, object]) -> None:
+    """A configuration file as the stock classes write theirs."""
+    path.write_text(json.dumps(values, indent=2) + "\n")
+
+
 def shrink(frames: npt.NDArray[np.uint8]) -> Tensor:
     """Square RGB frames [T, H, H, 3] to uint8 [T, 3, 96, 96], as the stock processors resize them."""
     planes = torch.from_numpy(frames).permute(0, 3, 1, 2)
-    return F.interpolate(planes, size=(SIDE, SIDE), mode="bicubic", antialias=True)
+    return resize(planes, (SIDE, SIDE))
 
 
 def normalize(frames: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

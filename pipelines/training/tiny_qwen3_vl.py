@@ -7,14 +7,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import GenerationConfig, Qwen3VLConfig
+from transformers import Qwen3VLConfig
 from transformers import Qwen3VLForConditionalGeneration as Qwen3VL
 from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_vision
 
 from occam.models.qwen_layout import lay_out
 from occam.models.qwen_tower import QwenTower
-from pipelines.training.student import GRID, LLM_LAYERS, Features, PrefixLayout, Student, normalize
-from pipelines.training.tiny_video_llava import write_json
+from pipelines.training.student import GRID, LLM_LAYERS, Features, PrefixLayout, Student, normalize, write_json
 from pipelines.training.tokenizer import QWEN3_VL_WORDS
 
 PATCH, MERGE, TEMPORAL = 8, 2, 2
@@ -148,12 +147,7 @@ class TinyQwen3VL(Student):
         """In the layout of the real checkpoints."""
         copy = Qwen3VL(self.model.config)
         copy.load_state_dict(self.model.state_dict())
-        text = self.model.config.text_config
-        copy.generation_config = GenerationConfig(
-            eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id, do_sample=False, max_new_tokens=16
-        )
-        copy.to(torch.bfloat16).save_pretrained(folder)
-        self.words.pretrained().save_pretrained(folder)
+        self._save(copy, folder)
         pixels = (PATCH * MERGE) ** 2
         common = {
             "patch_size": PATCH,

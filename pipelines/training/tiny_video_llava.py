@@ -1,16 +1,25 @@
 """tiny-video-llava: the stock Video-LLaVA, a CLIP tower and a Llama of a few million parameters."""
 
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, GenerationConfig, LlamaConfig, VideoLlavaConfig
+from transformers import CLIPVisionConfig, LlamaConfig, VideoLlavaConfig
 from transformers import VideoLlavaForConditionalGeneration as VideoLlava
 
-from pipelines.training.student import FRAMES, GRID, LLM_LAYERS, SIDE, Features, PrefixLayout, Student, normalize
+from pipelines.training.student import (
+    FRAMES,
+    GRID,
+    LLM_LAYERS,
+    SIDE,
+    Features,
+    PrefixLayout,
+    Student,
+    normalize,
+    write_json,
+)
 from pipelines.training.tokenizer import VIDEO_LLAVA_WORDS
 
 PATCH = SIDE // GRID
@@ -129,12 +138,7 @@ class TinyVideoLlava(Student):
         copy = VideoLlava(self.model.config)
         copy.load_state_dict(self.model.state_dict())
         copy.model.image_tower.load_state_dict(self.tower.state_dict())
-        text = self.model.config.text_config
-        copy.generation_config = GenerationConfig(
-            eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id, do_sample=False, max_new_tokens=16
-        )
-        copy.to(torch.bfloat16).save_pretrained(folder)
-        self.words.pretrained().save_pretrained(folder)
+        self._save(copy, folder)
         common = {
             "do_resize": True,
             "size": {"shortest_edge": SIDE},
@@ -155,8 +159,3 @@ class TinyVideoLlava(Student):
         )
         layout = {"patch_size": PATCH, "num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"}
         write_json(folder / "processor_config.json", layout | {"processor_class": "VideoLlavaProcessor"})
-
-
-def write_json(path: Path, values: dict[str, object]) -> None:
-    """A configuration file as the stock classes write theirs."""
-    path.write_text(json.dumps(values, indent=2) + "\n")
