@@ -27,26 +27,26 @@ LENGTHS = ((FRAMES, 1.0, 0.86), (1, 3.0, 0.08), (MAX_FRAMES, 0.5, 0.06))
 """Frames of a clip (one is an image), clips of a batch as a share of the usual, and how often."""
 
 WEIGHTS = {
-    "exists": 4.0,
-    "color": 1.6,
-    "shape": 1.6,
+    "exists": 3.5,
+    "color": 1.4,
+    "shape": 1.8,
     "size": 1.0,
     "direction": 1.5,
     "moves": 1.2,
-    "count": 1.4,
-    "count_of": 1.6,
+    "count": 2.0,
+    "count_of": 2.2,
     "first": 2.5,
     "before": 4.0,
     "when": 1.2,
-    "vanishes": 1.4,
-    "which_vanishes": 1.6,
-    "side": 1.0,
-    "half": 1.0,
+    "vanishes": 1.2,
+    "which_vanishes": 2.4,
+    "side": 0.8,
+    "half": 0.8,
     "corner": 1.4,
-    "dot": 0.8,
-    "dot_color": 2.0,
+    "dot": 1.0,
+    "dot_color": 1.8,
 }
-"""How often each kind is drawn: telling objects apart comes first, everything else is built on it."""
+"""How often each kind is drawn: telling objects apart comes first, and kinds that are learned late come more often."""
 
 ABOUT_DOTS, COMPARING = ("dot", "dot_color"), ("first", "before")
 NAMELESS = ("count", "moves", "which_vanishes")
