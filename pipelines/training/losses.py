@@ -40,6 +40,17 @@ def summary_loss(heads: nn.ModuleDict, summary_MC: Tensor, labels: ClipLabels, w
     return F.binary_cross_entropy_with_logits(heads["summary"](summary_MC), shown_MW.float())
 
 
+def seeking_loss(mutual_MN: Tensor, shown_MN: Tensor) -> Tensor:
+    """How far the tower's attention is from lying evenly on what shows something, over the views that do.
+
+    mutual: shares of all attention of a view; shown: bool
+    """
+    number_M = shown_MN.sum(dim=1)
+    even_MN = shown_MN / number_M.clamp(min=1)[:, None]
+    surprise = -(even_MN * (mutual_MN * number_M[:, None]).clamp(min=1e-6).log()).sum(dim=1)
+    return surprise.sum() / (number_M > 0).sum().clamp(min=1)
+
+
 @dataclass(frozen=True)
 class Looking:
     """How far the taught heads are from where they should look; `early` and `late` are the labels at their layers."""

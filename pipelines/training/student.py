@@ -45,11 +45,13 @@ class Features:
     """What the tower gives for M views: tokens [M, N, ...] of the last level, then of the DeepStack levels.
 
     registers: the same of the zero token [M, C], none without one; summary: CLS tokens [M, C] of towers that have them
+    mutual: of towers without, the share of all attention that each token gets in the last block [M, N]
     """
 
     levels: tuple[Tensor, ...]
     registers: tuple[Tensor, ...]
     summary: Tensor | None = None
+    mutual: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -120,7 +120,7 @@ class TinyQwen3VL(Student):
         hidden, rotary = tower.embed(*self.patches(frames), with_register=zero_token)
         levels = []
         for number, block in enumerate(vision.blocks):
-            hidden = _block(block, hidden, rotary)
+            hidden, q, k = _block(block, hidden, rotary)
             if number in vision.deepstack_visual_indexes:
                 levels.append(hidden)
         levels.insert(0, hidden)
@@ -129,6 +129,7 @@ class TinyQwen3VL(Student):
         return Features(
             levels=tuple(level[:, :patches].reshape(len(level), -1, MERGE**2, level.shape[2]) for level in levels),
             registers=registers,
+            mutual=_mutual(q, k)[:, :patches].unflatten(1, (-1, MERGE**2)).sum(dim=2),
         )
 
     def dense(self, features: Features) -> Tensor:
@@ -195,14 +196,21 @@ class TinyQwen3VL(Student):
         return merged.view(*groups.shape[:-2], -1)
 
 
-def _block(block: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """One stock block over all views at once: the stock attention runs them one after the other."""
+def _block(block: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """One stock block over all views at once (the stock attention runs them one after the other), its queries and keys.
+
+    Queries and keys are rotated, [M, H, N, K].
+    """
     views, tokens, _ = hidden.shape
     attention = block.attn
     qkv = attention.qkv(block.norm1(hidden)).flatten(0, 1).unflatten(-1, (3, attention.num_heads, -1))
-    q, k = apply_rotary_pos_emb_vision(qkv[:, 0], qkv[:, 1], *rotary)
-    q, k, v = (x.unflatten(0, (views, tokens)).transpose(1, 2) for x in (q, k, qkv[:, 2]))
+    rotated = apply_rotary_pos_emb_vision(qkv[:, 0], qkv[:, 1], *rotary)
+    q, k, v = (x.unflatten(0, (views, tokens)).transpose(1, 2) for x in (*rotated, qkv[:, 2]))
     mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
     hidden = hidden + attention.proj(mixed)
-    output: Tensor = hidden + block.mlp(block.norm2(hidden))
-    return output
+    return hidden + block.mlp(block.norm2(hidden)), q, k
+
+
+def _mutual(q_MHNK: Tensor, k_MHNK: Tensor) -> Tensor:
+    """Attention that each token gets from all of its view, mean over these and heads, [M, N]."""
+    return (q_MHNK @ k_MHNK.mT / q_MHNK.shape[-1] ** 0.5).softmax(dim=-1).mean(dim=(1, 2))

@@ -8,12 +8,14 @@ from torch import Tensor, nn
 
 from pipelines.training.data import PatchBatches, load
 from pipelines.training.labels import COLOR_LABELS, SHAPE_LABELS, PatchLabels
+from pipelines.training.losses import seeking_loss
 from pipelines.training.optim import build_optimizers, set_rate
 from pipelines.training.packing import IGNORE
 from pipelines.training.student import GRID, Student
 
 BACKGROUND_WEIGHT = 0.15
 """Three patches in four show background: unweighted, the shapes are learned late."""
+SEEKING_WEIGHT = 0.3
 
 
 def pretrain_tower(student: Student, steps: int, scenes: int, first_seed: int) -> None:
@@ -35,8 +37,11 @@ def pretrain_tower(student: Student, steps: int, scenes: int, first_seed: int) -
     start = time.monotonic()
     for step, batch in enumerate(load(PatchBatches(type(student), first_seed, scenes), 0, steps)):
         set_rate(optimizers, step, steps, warmup=20, decay=0.5)
-        features = student.dense(student.see(batch.frames, zero_token=step % 2 == 0))
-        loss, scores = _dense_loss(heads, features, batch.labels)
+        features = student.see(batch.frames, zero_token=step % 2 == 0)
+        loss, scores = _dense_loss(heads, student.dense(features), batch.labels)
+        if features.mutual is not None:
+            seeking = seeking_loss(features.mutual, batch.labels.shape > 0)
+            loss, scores = loss + SEEKING_WEIGHT * seeking, f"{scores}  seeking {seeking.item():.3f}"
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_([*body.parameters(), *heads.parameters()], 1.0)
         for optimizer in optimizers:

@@ -12,12 +12,12 @@ from pipelines.evaluation.renderer import COLORS, FIRST_TUNING_SEED, SHAPES
 from pipelines.training.data import SEEDS_A_RUN, ClipBatch, ClipBatches, load
 from pipelines.training.decoder import LateDrop, run
 from pipelines.training.drops import GENTLE_SHARE, draw_drops, draw_gentle
-from pipelines.training.losses import Looking, build_heads, summary_loss, telling_loss
+from pipelines.training.losses import Looking, build_heads, seeking_loss, summary_loss, telling_loss
 from pipelines.training.optim import build_optimizers, set_rate
 from pipelines.training.packing import IGNORE, REGISTER
 from pipelines.training.score import evaluate, rightness
 from pipelines.training.student import FRAMES, Student
-from pipelines.training.tower import pretrain_tower
+from pipelines.training.tower import SEEKING_WEIGHT, pretrain_tower
 
 TELLING_WEIGHT, LOOKING_WEIGHT, SUMMARY_WEIGHT = 0.3, 0.3, 1.0
 THAW_SHARE = 0.6
@@ -147,6 +147,8 @@ class Trainer:
         auxiliary = torch.zeros(())
         if self.thawed and features.summary is not None:
             auxiliary = SUMMARY_WEIGHT * summary_loss(self.heads, features.summary, labels, self.words)
+        if self.thawed and features.mutual is not None:
+            auxiliary = SEEKING_WEIGHT * seeking_loss(features.mutual, (labels.owner > 0).view_as(features.mutual))
         if entering is not None:
             prefix, labels = prefix.select(entering), labels.at(entering)
         output = run(student, prefix, text, late)

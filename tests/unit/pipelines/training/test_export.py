@@ -15,7 +15,7 @@ from occam.models.qwen_pixels import QwenPixels
 from occam.types import FrameBatch
 from pipelines.evaluation.renderer import SceneConfig, draw_scene, render
 from pipelines.training.student import GRID, SIDE, normalize, shrink
-from pipelines.training.tiny_qwen3_vl import TinyQwen3VL
+from pipelines.training.tiny_qwen3_vl import MERGE, TinyQwen3VL
 from pipelines.training.tiny_video_llava import MEAN, STD, TinyVideoLlava
 
 
@@ -101,6 +101,20 @@ def test_the_engine_lays_a_prompt_out_as_the_trainer_does(exported):
         with torch.no_grad():
             prefix = student.prefix(clip, student.see(clip, zero_token=False))
         torch.testing.assert_close(tokens.embeddings.float(), prefix.hidden[0, opening:], atol=1e-4, rtol=0)
+
+
+def test_the_trainer_sees_the_scores_of_stage_one(exported):
+    student, folder = exported
+    engine = Engine.load(EngineConfig(model=str(folder)))
+    student.model.load_state_dict({k: v.bfloat16().float() for k, v in student.model.state_dict().items()})
+    frames = render(draw_scene(1), SIDE)
+    with torch.no_grad():
+        features = student.see(torch.from_numpy(frames).permute(0, 3, 1, 2)[None], zero_token=True)
+    if features.mutual is None:
+        assert features.summary is not None
+        return
+    scores = engine.lm.encode(batch_of(frames), "zero_token", "after_norm").scores
+    torch.testing.assert_close(features.mutual / MERGE**2, scores, atol=1e-6, rtol=0)
 
 
 def batch_of(frames):

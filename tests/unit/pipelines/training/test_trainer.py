@@ -14,7 +14,7 @@ from pipelines.training.data import ABOUT_DOTS, COMPARING, LENGTHS, NAMELESS, WE
 from pipelines.training.decoder import Look
 from pipelines.training.drops import draw_drops, draw_gentle
 from pipelines.training.labels import DOT
-from pipelines.training.losses import look_loss, showing, shown_by
+from pipelines.training.losses import look_loss, seeking_loss, showing, shown_by
 from pipelines.training.score import evaluate
 from pipelines.training.student import FRAMES
 from pipelines.training.tiny_qwen3_vl import TinyQwen3VL
@@ -72,6 +72,18 @@ def test_looking_at_the_named_object_costs_nothing_and_elsewhere_costs_much():
     look = Look(logits=torch.zeros(1, 3, 8), visual=visual)
     assert look_loss(look, places, target).item() == pytest.approx(np.log(8))
     assert look_loss(look, places, torch.zeros_like(target)).item() == 0.0
+
+
+def test_seeking_costs_nothing_where_attention_lies_evenly_on_what_shows_something():
+    shown = torch.tensor([[True, False, True, False], [False] * 4])
+    for row, cost in (
+        ([0.5, 0.0, 0.5, 0.0], 0.0),
+        ([0.25, 0.25, 0.25, 0.25], np.log(2)),
+        ([0.9, 0.0, 0.1, 0.0], -0.5 * np.log(1.8 * 0.2)),
+    ):
+        mutual = torch.tensor([row, [0.25] * 4])
+        assert seeking_loss(mutual, shown).item() == pytest.approx(cost, abs=1e-5)
+    assert seeking_loss(mutual, torch.zeros_like(shown)).item() == 0.0
 
 
 @STUDENTS
