@@ -37,6 +37,18 @@ class NoPruning(Pruning):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Nothing(Pruning):
+    """Strategy `nothing`: no visual token passes decoder layer `cut`, the floor of all that prunes there."""
+
+    name: ClassVar[str] = "nothing"
+
+    cut: int
+
+    def __post_init__(self) -> None:
+        _check_least("cut", self.cut, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class OccamToken(Pruning):
     """Strategy `occam` (arXiv 2605.29657): keep a token iff its score reaches lambda times the register's.
 
@@ -244,6 +256,24 @@ class DTD(Pruning):
             raise InvalidInput(f"tau must lie in -1..1, got {self.tau}.", "tau")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Systematic(Pruning):
+    """Strategy `systematic`, ours: as many as hold a share of the evidence, sampled evenly along it.
+
+    mass: that share of all scores before decoder layer `cut`
+    """
+
+    name: ClassVar[str] = "systematic"
+    late: ClassVar[frozenset[str]] = frozenset({"mass"})
+
+    mass: float
+    cut: int
+
+    def __post_init__(self) -> None:
+        _check_share("mass", self.mass)
+        _check_least("cut", self.cut, 1)
+
+
 STRATEGIES: dict[str, type[Pruning]] = {
     kind.name: kind
     for kind in (
@@ -260,6 +290,8 @@ STRATEGIES: dict[str, type[Pruning]] = {
         DTD,
         Random,
         Uniform,
+        Nothing,
+        Systematic,
     )
 }
 """Every strategy by the name that requests use."""

@@ -84,6 +84,8 @@ class Engine:
             check_kind(kind, option, given[option])
         if name == "occam":
             return self._calibrated(**given)
+        if "cut" in wanted and wanted["cut"].default is MISSING:
+            given = {"cut": calibration.cut if calibration else self.info.cut} | given
         for option, field in wanted.items():
             if option not in given and field.default is MISSING:
                 raise InvalidInput(f"Strategy {name!r} needs {option}.", option)

@@ -6,12 +6,16 @@ from typing import Any
 from occam import config
 from occam.pruning import budgeted
 from occam.pruning.none import KeepAll
+from occam.pruning.nothing import KeepNothing
 from occam.pruning.occam_token import OccamTokenStrategy
 from occam.pruning.strategy import Strategy
+from occam.pruning.systematic import SystematicStrategy
 
 _RULES: dict[type[config.Pruning], Callable[[Any], Strategy]] = {
     config.NoPruning: KeepAll,
+    config.Nothing: KeepNothing,
     config.OccamToken: OccamTokenStrategy,
+    config.Systematic: SystematicStrategy,
     config.Random: budgeted.RandomStrategy,
     config.Uniform: budgeted.UniformStrategy,
     config.FastV: budgeted.FastVStrategy,

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from occam.config import STRATEGIES, CDPruner, NoPruning, Pruning, SamplingParams, SparseVLM
+from occam.config import STRATEGIES, CDPruner, NoPruning, OccamToken, Pruning, SamplingParams, SparseVLM
 from occam.engine import Engine, turn
 from occam.errors import InvalidInput, NotCalibrated
 from occam.pruning import strategy_for
@@ -17,7 +17,8 @@ from tests.parity import checkpoint, checkpoint_qwen
 from tests.parity.harness import QUESTIONS, ask, image_of, video_of
 
 LAYERS = 6
-FIXED = tuple(name for name in STRATEGIES if name not in ("occam", "none", "dtd", "sparsevlm"))
+OUTCOMES = ("occam", "none", "nothing", "dtd", "systematic")
+FIXED = tuple(name for name in STRATEGIES if name not in (*OUTCOMES, "sparsevlm"))
 OVER_TIME = ("evs", "vidcom2", "dtd")
 FRAMES = {"engine": checkpoint.random_frames(4), "qwen_engine": checkpoint_qwen.random_frames(4)}
 
@@ -39,7 +40,13 @@ def see(engine: Engine, frames: Any, pruning: Pruning, question: str = QUESTIONS
 
 
 def everything(engine: Engine, name: str) -> Pruning:
-    options = {"dtd": {"tau": 1.0}, "occam": {"lambda1": 0.0, "lambda2": 0.0}, "none": {}}
+    options: dict[str, dict[str, Any]] = {
+        "dtd": {"tau": 1.0},
+        "occam": {"lambda1": 0.0, "lambda2": 0.0},
+        "systematic": {"mass": 1.0},
+        "none": {},
+        "nothing": {},
+    }
     return engine.pruning(name, **options.get(name, {"budget": 1.0}))
 
 
@@ -63,7 +70,7 @@ def test_a_budget_is_kept_to_the_patch(case: tuple[Engine, Any], name: str, budg
         assert counts.stage1 == (counts.encoded if cut else counts.stage2)
 
 
-@pytest.mark.parametrize("name", sorted(STRATEGIES))
+@pytest.mark.parametrize("name", sorted(STRATEGIES.keys() - {"nothing"}))
 def test_keeping_everything_is_the_stock_model(qwen_engine: Engine, name: str) -> None:
     frames = FRAMES["qwen_engine"]
     stock = ask(qwen_engine, see(qwen_engine, frames, NoPruning())[0], QUESTIONS, NoPruning(), 3)
@@ -73,6 +80,34 @@ def test_keeping_everything_is_the_stock_model(qwen_engine: Engine, name: str) -
     state, pruning = see(qwen_engine, frames, pruning)
     for ours, theirs in zip(ask(qwen_engine, state, QUESTIONS, pruning, 3), stock, strict=True):
         torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-5, rtol=0)
+
+
+def test_nothing_is_a_threshold_that_none_reaches(case: tuple[Engine, Any]) -> None:
+    engine, frames = case
+    nothing = engine.pruning("nothing", cut=2)
+    high = OccamToken(lambda1=0.0, lambda2=1e9, cut=2, register="mean_threshold", min_tokens=0)
+    for ours, theirs in zip(
+        ask(engine, see(engine, frames, nothing)[0], QUESTIONS, nothing, 3),
+        ask(engine, see(engine, frames, high)[0], QUESTIONS, high, 3),
+        strict=True,
+    ):
+        counts = ours.answer.visual_tokens
+        assert (counts.stage1, counts.stage2) == (counts.encoded, 0)
+        assert ours.logits.equal(theirs.logits)
+
+
+def test_a_systematic_sample_holds_what_top_p_counts(case: tuple[Engine, Any]) -> None:
+    engine, frames = case
+    sampled = engine.pruning("systematic", mass=0.4)
+    assert engine.info.calibration is not None
+    cut = engine.info.calibration.cut
+    assert sampled == engine.pruning("systematic", mass=0.4, cut=cut)
+    best = OccamToken(lambda1=0.0, lambda2=0.4, cut=cut, register="mean_threshold", rule="top_p")
+    state = see(engine, frames, sampled)[0]
+    [ours], [theirs] = (ask(engine, state, QUESTIONS[:1], pruning, 2) for pruning in (sampled, best))
+    assert 0 < ours.answer.visual_tokens.stage2 == theirs.answer.visual_tokens.stage2
+    kept = [torch.from_numpy(reply.answer.evidence.frames[0].stage2) for reply in (ours, theirs)]
+    assert not kept[0].equal(kept[1])
 
 
 def test_fastv_keeps_what_the_stock_model_attends_to_last(engine: Engine, stock: Any) -> None:
