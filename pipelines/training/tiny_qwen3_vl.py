@@ -129,7 +129,7 @@ class TinyQwen3VL(Student):
         return Features(
             levels=tuple(level[:, :patches].reshape(len(level), -1, MERGE**2, level.shape[2]) for level in levels),
             registers=registers,
-            mutual=_mutual(q, k)[:, :patches].unflatten(1, (-1, MERGE**2)).sum(dim=2),
+            mutual=_mutual(q, k)[:, :patches].reshape(len(q), -1, MERGE**2).sum(dim=2),
         )
 
     def dense(self, features: Features) -> Tensor:
@@ -208,7 +208,8 @@ def _block(block: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[T
     q, k, v = (x.unflatten(0, (views, tokens)).transpose(1, 2) for x in (*rotated, qkv[:, 2]))
     mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
     hidden = hidden + attention.proj(mixed)
-    return hidden + block.mlp(block.norm2(hidden)), q, k
+    output: Tensor = hidden + block.mlp(block.norm2(hidden))
+    return output, q, k
 
 
 def _mutual(q_MHNK: Tensor, k_MHNK: Tensor) -> Tensor:
