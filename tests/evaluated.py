@@ -53,6 +53,7 @@ class JudgedEngine:
     def pruning(self, strategy: str, **options: Any) -> Kept:
         shares = {
             "none": lambda: 1.0,
+            "nothing": lambda: 0.0,
             "random": lambda: options["budget"],
             "late": lambda: options["budget"],
             "dtd": lambda: ((options["tau"] + 1) / 2) ** 2,
@@ -63,6 +64,9 @@ class JudgedEngine:
 
     def key_facts(self, pruning: Kept) -> dict[str, Any]:
         return {"strategy": pruning.name, "share": 0.0 if pruning.name == "late" else pruning.share}
+
+    def cuts(self, pruning: Kept) -> tuple[int, ...]:
+        return tuple(value for name, value in pruning.options if name == "cut")
 
     def asked(self, pruning: Kept, question: str) -> Kept:
         return pruning

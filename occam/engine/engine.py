@@ -109,9 +109,13 @@ class Engine:
     def _check_cuts(self, pruning: Pruning) -> None:
         """InvalidInput where the model has no layer behind a cut."""
         try:
-            strategy_for(pruning).cuts(self.info.layers)
+            self.cuts(pruning)
         except ValueError as error:
             raise InvalidInput(f"Strategy {pruning.name!r}: {error}.", "cut") from error
+
+    def cuts(self, pruning: Pruning) -> tuple[int, ...]:
+        """Decoder layers before which it prunes, ascending."""
+        return strategy_for(pruning).cuts(self.info.layers)
 
     def asked(self, pruning: Pruning, question: str) -> Pruning:
         """The strategy for this question: the same for all, but where it decides by the question before the decoder."""

@@ -2,8 +2,8 @@
 
 What a question needs differs by an order of magnitude, from one patch to all objects of all frames, and shows in how
 its attention spreads: the count is the fewest tokens that hold a share of it (top-p). Which tokens: the best ones of a
-scene are neighbours that tell the same. A systematic sample of probability proportional to size (Madow 1949) keeps every
-token of large score and, of each stretch of the video, as many of the others as its evidence deserves; the sum of any
+scene are neighbours that tell the same. A systematic sample of probability proportional to size (Madow 1949) keeps all
+tokens of large score and, of each stretch of the video, as many of the others as its evidence deserves; the sum of any
 value over the sample, each over its probability, is an unbiased estimate of the sum over all (Horvitz, Thompson 1952).
 
 Legend: N visual tokens in the prompt's order.

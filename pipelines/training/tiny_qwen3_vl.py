@@ -214,4 +214,5 @@ def _block(block: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[T
 
 def _mutual(q_MHNK: Tensor, k_MHNK: Tensor) -> Tensor:
     """Attention that each token gets from all of its view, mean over these and heads, [M, N]."""
-    return (q_MHNK @ k_MHNK.mT / q_MHNK.shape[-1] ** 0.5).softmax(dim=-1).mean(dim=(1, 2))
+    rows_MHNN: Tensor = (q_MHNK @ k_MHNK.mT / q_MHNK.shape[-1] ** 0.5).softmax(dim=-1)
+    return rows_MHNN.mean(dim=(1, 2))

@@ -13,9 +13,9 @@ import numpy as np
 from occam.config import OccamToken, Pruning, SamplingParams
 from occam.engine import Engine
 from occam.errors import InvalidInput
-from pipelines.evaluation.budgets import occam_at
+from pipelines.evaluation.budgets import lambda1_for, occam_at
 from pipelines.evaluation.clips import state_of
-from pipelines.evaluation.harness.plan import CONTROL, FULL, Option, Plan, Spec
+from pipelines.evaluation.harness.plan import CONTROL, FLOOR, FULL, Option, Plan, Spec
 from pipelines.evaluation.material import Progress, Sample, counted
 
 STEPS = 8
@@ -26,12 +26,16 @@ OUTCOMES = {"dtd": ("tau", -1.0, 1.0)}
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A strategy at one budget, by the options that meet it; without a budget, everything is kept."""
+    """A strategy at one budget, by the options that meet it; without a budget, everything or nothing is kept.
+
+    cut: the decoder layer before which it prunes first; None where it does not prune there
+    """
 
     strategy: str
     budget: float | None
     name: str
     options: dict[str, Option] = field(default_factory=dict)
+    cut: int | None = None
 
     @property
     def label(self) -> str:
@@ -44,11 +48,16 @@ class Setting:
 
 
 def settings_of(engine: Engine, plan: Plan, tuning: Sequence[Sample], progress: Progress) -> list[Setting]:
-    """Every strategy at every budget; InvalidInput for a strategy that the model cannot run."""
-    return [
-        Setting(strategy=spec.label, budget=budget, name=spec.name, options=options)
+    """Every strategy at every budget, and the floor at every cut; InvalidInput for what the model cannot run."""
+    settings = [
+        Setting(strategy=spec.label, budget=budget, name=spec.name, options=options, cut=_cut(engine, spec, options))
         for spec in plan.strategies
         for budget, options in _matched(engine, spec, plan, tuning, progress)
+    ]
+    cuts = {each.cut for each in settings if each.cut} - {each.cut for each in settings if each.name == FLOOR}
+    return settings + [
+        Setting(strategy=f"{FLOOR}:cut={cut}", budget=None, name=FLOOR, options={"cut": cut}, cut=cut)
+        for cut in sorted(cuts)
     ]
 
 
@@ -56,7 +65,7 @@ def _matched(
     engine: Engine, spec: Spec, plan: Plan, tuning: Sequence[Sample], progress: Progress
 ) -> list[tuple[float | None, dict[str, Option]]]:
     options = dict(spec.options)
-    if spec.name == FULL:
+    if spec.name in (FULL, FLOOR):
         _pruning(engine, spec.name, options)
         return [(None, options)]
     if spec.name == "occam":
@@ -82,6 +91,9 @@ def _occam(
     engine: Engine, spec: Spec, budgets: Sequence[float], samples: Callable[[], list[Sample]]
 ) -> list[dict[str, Option]]:
     options = dict(spec.options)
+    if options.get("lambda2") == 0:
+        alone = cast(OccamToken, _pruning(engine, "occam", options))
+        return [options | {"lambda1": lambda1_for(engine, alone, samples(), budget).lambda1} for budget in budgets]
     rule = options.get("rule", "register")
     if rule == "top_k":
         return [options | {"lambda2": budget} for budget in budgets]
@@ -117,6 +129,12 @@ def _bisected(
         return min((below, above), key=lambda value: abs(share(value) - budget))
 
     return [options | {option: closest(budget)} for budget in budgets]
+
+
+def _cut(engine: Engine, spec: Spec, options: dict[str, Option]) -> int | None:
+    if options.get("lambda2") == 0:
+        return None
+    return next(iter(engine.cuts(_pruning(engine, spec.name, options))), None)
 
 
 def _kept(engine: Engine, pruning: Pruning, samples: Sequence[Sample]) -> float:

@@ -12,6 +12,7 @@ Option = str | int | float | bool
 
 FULL = "none"
 CONTROL = "random"
+FLOOR = "nothing"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,10 +40,11 @@ def accuracy_table(table: Table) -> str:
             _percent(row.stage1),
             _interval(row.accuracy),
             "" if row.relative is None else _percent(row.relative),
+            "" if row.floor is None else _percent(row.floor),
         ]
         for row in table.rows
     ]
-    return _table(["strategy", "asked", "kept", "left by stage I", "right", "relative"], rows)
+    return _table(["strategy", "asked", "kept", "left by stage I", "right", "relative", "floor"], rows)
 
 
 def relative_markdown(tables: Sequence[Table]) -> str:
@@ -68,7 +69,8 @@ def _asked(table: Table) -> str:
         f"{table.questions} questions about {table.clips} clips{said}. Per cent, with 95 % bootstrap intervals over "
         "clips. An answer is right by its letter where there are choices, else by exact match after normalising (case, "
         "punctuation, articles); nothing judges it. `asked` is the average share of the patches a strategy was set to "
-        "keep on clips that are not asked about, `kept` what it kept of these."
+        "keep on clips that are not asked about, `kept` what it kept of these. `floor` is what is right where no "
+        "visual token passes the layer before which the strategy prunes: what the layers in front have read already."
     )
 
 

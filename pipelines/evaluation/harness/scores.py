@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from occam.errors import InvalidInput
 from pipelines.evaluation.harness.matching import Setting
-from pipelines.evaluation.harness.plan import FULL
+from pipelines.evaluation.harness.plan import FLOOR, FULL
 from pipelines.evaluation.statistics import Estimate, estimate_groups, paired_p_groups
 from pipelines.evaluation.tasks.scoring import is_right
 from pipelines.evaluation.tasks.task import Item, Task
@@ -24,6 +24,7 @@ class Row:
     accuracy: share of questions answered right; relative: to keeping everything, None where that was not run or never
     right; kept, stage1: shares of the patches that reached the upper layers, and that stage I left
     encoded: patches a question; seconds: a question over a clip that is new, from frames to answer
+    floor: accuracy where no visual token passes the layer before which it prunes; None where it prunes before none
     kinds: accuracy by kind of question
     """
 
@@ -35,6 +36,7 @@ class Row:
     stage1: float
     encoded: float
     seconds: float
+    floor: float | None
     kinds: dict[str, float]
 
 
@@ -81,13 +83,14 @@ def table_of(
         for label, answered in lines.items()
     }
     full = next((right[setting.label] for setting in settings if setting.strategy == FULL), None)
+    floors = {setting.cut: float(right[setting.label].mean()) for setting in settings if setting.name == FLOOR}
     return Table(
         task=task.name,
         clips=int(groups.max()) + 1,
         questions=len(items),
         missing=task.missing,
         unreadable=len(asked) - len(items),
-        rows=tuple(_row(each, lines[each.label], right[each.label], items, groups, full) for each in settings),
+        rows=tuple(_row(each, lines[each.label], right[each.label], items, groups, full, floors) for each in settings),
         differences=tuple(_differences(settings, right, groups, against)),
     )
 
@@ -115,6 +118,7 @@ def _row(
     items: Sequence[Item],
     groups: npt.NDArray[np.intp],
     full: Bools | None,
+    floors: Mapping[int | None, float],
 ) -> Row:
     encoded, stage1, stage2 = (
         float(np.mean([line[name] for line in lines])) for name in ("encoded", "stage1", "stage2")
@@ -129,6 +133,7 @@ def _row(
         stage1=stage1 / encoded,
         encoded=encoded,
         seconds=float(np.mean([line["state_s"] + line["ask_s"] for line in lines])),
+        floor=floors.get(setting.cut),
         kinds={str(kind): float(right[kinds == kind].mean()) for kind in dict.fromkeys(kinds)},
     )
 

@@ -74,12 +74,14 @@ def test_only_questions_that_every_strategy_answered_are_compared() -> None:
     task = Task(name="t", clips=clips, tuning=(), max_new_tokens=1, missing=5)
     settings = [
         Setting(strategy="none", budget=None, name="none"),
-        Setting(strategy="x", budget=0.5, name="x"),
+        Setting(strategy="x", budget=0.5, name="x", cut=2),
+        Setting(strategy="nothing:cut=2", budget=None, name="nothing", cut=2),
         Setting(strategy="random", budget=0.5, name="random"),
     ]
     said = {
         "none": ["yes", "yes", "no", "yes"],
         "x at 0.5": ["yes", "no", "yes", "yes"],
+        "nothing:cut=2": ["no", "no", "yes", "no"],
         "random at 0.5": ["no", "no", "no", None],
     }
     costs = {"encoded": 10, "stage1": 8, "stage2": 5, "state_s": 1.0, "ask_s": 0.5}
@@ -91,10 +93,13 @@ def test_only_questions_that_every_strategy_answered_are_compared() -> None:
     ]
     table = table_of(task, settings, answers, ("none", "random"))
     assert (table.questions, table.unreadable, table.missing, table.clips) == (3, 1, 5, 2)
-    none, x, random = table.rows
+    none, x, nothing, random = table.rows
+    assert (none.floor, x.floor, nothing.floor, random.floor) == pytest.approx((None, 1 / 3, 1 / 3, None))
     assert (none.accuracy.mean, x.accuracy.mean, random.accuracy.mean) == pytest.approx((2 / 3, 2 / 3, 0))
     assert (none.relative, x.relative, random.relative) == pytest.approx((1, 1, 0))
     assert (x.kept, x.stage1, x.encoded, x.seconds) == (0.5, 0.8, 10, 1.5)
     assert x.kinds == {"a": 1.0, "b": 0.0}
     found = {(each.strategy, each.other): each.difference.mean for each in table.differences}
-    assert found == pytest.approx({("x", "none"): 0, ("random", "none"): -2 / 3, ("x", "random"): 2 / 3})
+    assert found == pytest.approx(
+        {("x", "none"): 0, ("nothing:cut=2", "none"): -1 / 3, ("random", "none"): -2 / 3, ("x", "random"): 2 / 3}
+    )
