@@ -1,55 +1,86 @@
-"""`make eval`: what pruning costs a model in right answers, and whether what it keeps follows clip and question."""
+"""`make eval`: every strategy on the embedded models at equal average budgets, written into docs/results.md.
+
+What was asked is logged under `--out`, and the same command goes on where it stopped.
+"""
 
 import argparse
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
-from occam.config import EngineConfig, Pruning
-from occam.engine import Engine
-from pipelines.evaluation.accuracy import accuracy
-from pipelines.evaluation.adaptivity import Retention, busy_and_empty, coverage
-from pipelines.evaluation.renderer import FIRST_TEST_SEED
+from occam.config import EngineConfig
+from occam.errors import OccamError
+from occam.models.checkpoint import embedded_models
+from pipelines.evaluation.comparison import BUDGETS, CONTROLS, STRATEGIES, markdown_of
+from pipelines.evaluation.harness.evaluate import REPORT, evaluate
+from pipelines.evaluation.harness.plan import Plan, Spec
+from pipelines.evaluation.markdown import rewritten
+from pipelines.evaluation.origin import Origin
+from pipelines.evaluation.tasks.rendered import NAME, QUESTIONS
+from pipelines.ingest.limits import Limits
 
-FIRST_SEED = FIRST_TEST_SEED + 500_000
+DOCUMENT, OUT = Path("docs", "results.md"), Path("runs", "eval")
+EVERY = 10
+"""Clips between two lines of progress."""
 
 
-def main() -> None:
-    """Print the tables of one model, under its calibrated strategy."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Evaluate and write, one model after the other; 1 with a sentence on stderr where that cannot be."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.evaluation", description=__doc__)
-    parser.add_argument("--model", default="tiny-video-llava")
-    parser.add_argument("--clips", type=int, default=500, help="clips of the accuracy table, two questions each (500)")
-    parser.add_argument("--pairs", type=int, default=250, help="pairs of questions about one clip (250)")
-    parser.add_argument("--kinds", type=int, default=100, help="busy clips, and empty ones (100)")
-    options = parser.parse_args()
-    engine = Engine.load(EngineConfig(model=options.model))
-    pruning = engine.pruning("occam")
-    print(f"{options.model}, {pruning}\n", flush=True)
-    _print_accuracy(engine, {"none": engine.pruning("none"), "occam": pruning}, options.clips)
-    _print_retention(*busy_and_empty(engine, pruning, options.kinds))
-    _print_coverage(engine, pruning, options.pairs)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="embedded models, or paths (all embedded ones)")
+    parser.add_argument("--limit", type=int, default=QUESTIONS, help="questions a model (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="another gives clips never asked about (%(default)s)")
+    parser.add_argument("--tuning", type=int, default=50, help="clips that budgets are set on (%(default)s)")
+    parser.add_argument("--threads", type=int, default=EngineConfig.threads, help="torch threads (%(default)s)")
+    parser.add_argument("--out", type=Path, default=OUT, help=f"logs and whole reports ({OUT})")
+    parser.add_argument("--document", type=Path, default=DOCUMENT, help=f"where the tables stand ({DOCUMENT})")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(arguments)
+    origin = Origin.of(shlex.join(["python", "-m", "pipelines.evaluation", *arguments]))
+    try:
+        for model in options.models or embedded_models():
+            _evaluate(model, options, origin)
+    except OccamError as error:
+        print(error.message, file=sys.stderr)
+        return 1
+    return 0
 
 
-def _print_accuracy(engine: Engine, strategies: dict[str, Pruning], clips: int) -> None:
-    print("| strategy | questions right | both of a clip right | encoded | stage I | stage II |")
-    print("|---|---|---|---|---|---|")
-    for name, pruning in strategies.items():
-        score = accuracy(engine, pruning, FIRST_SEED, clips)
-        kept = f"{score.encoded:.0f} | {score.stage1:.1f} | {score.stage2:.1f}"
-        print(f"| {name} | {score.questions} | {score.clips} | {kept} |", flush=True)
-
-
-def _print_retention(busy: Retention, empty: Retention) -> None:
-    print("\n| clips | after stage I | after stage II |")
-    print("|---|---|---|")
-    for name, kept in {"busy": busy, "empty": empty}.items():
-        print(f"| {name} | {kept.stage1} | {kept.stage2} |", flush=True)
-
-
-def _print_coverage(engine: Engine, pruning: Pruning, pairs: int) -> None:
-    covered = coverage(engine, pruning, pairs)
-    print(
-        f"\nShare of an object's patches kept when it is asked about: {covered.asked}; when another object of the clip "
-        f"is: {covered.other}; difference {covered.difference}, paired sign-flip p = {covered.p:.4f}."
+def _evaluate(model: str, options: argparse.Namespace, origin: Origin) -> None:
+    """One model: its section of the document, and its whole report and pictures in a folder beside it."""
+    name = Path(model).name
+    section, document = f"eval {name}", options.document
+    rewritten(document, section, "")  # a missing marker is said before hours of asking
+    plan = Plan(
+        tasks=(NAME,),
+        strategies=tuple(map(Spec.parse, STRATEGIES)),
+        budgets=BUDGETS,
+        against=CONTROLS,
+        out=options.out / name,
+        limit=options.limit,
+        seed=options.seed,
+        tuning=options.tuning,
     )
+    config = EngineConfig(model=model, threads=options.threads)
+    [table] = evaluate(config, plan, Limits(), partial(_say_progress, name))
+    beside = document.parent / "eval" / name
+    beside.mkdir(parents=True, exist_ok=True)
+    for file in (REPORT, *(path.name for path in (plan.out / NAME).glob("*.png"))):
+        shutil.copyfile(plan.out / NAME / file, beside / file)
+    text = (
+        f"{markdown_of(table)}\n\n![accuracy over patches kept](eval/{name}/accuracy.png)\n\n"
+        f"The whole report, by kinds of questions too: [eval/{name}/{REPORT}](eval/{name}/{REPORT}). Made by {origin}."
+    )
+    document.write_text(rewritten(document, section, text))
+
+
+def _say_progress(model: str, phase: str, done: int, total: int) -> None:
+    if done % EVERY == 0 or done == total:
+        print(f"{model}: {phase}, {done} of {total} clips", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

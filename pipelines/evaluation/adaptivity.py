@@ -1,12 +1,16 @@
-"""Does the number kept follow the clip, and does the set kept follow the question? Measured, whichever way it falls."""
+"""Does the number kept follow the clip, and does the set kept follow the question? Measured, whichever way it falls.
 
+`python -m pipelines.evaluation.adaptivity MODEL` prints it of a model's calibrated strategy.
+"""
+
+import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from occam.config import Pruning, SamplingParams
+from occam.config import EngineConfig, Pruning, SamplingParams
 from occam.engine import Engine
 from occam.types import Answer, Evidence
 from pipelines.evaluation.clips import frames_of, scenes, state_of
@@ -106,3 +110,26 @@ def _covered(evidence: Evidence, scene: Scene, index: int) -> float:
     kept: npt.NDArray[np.bool_] = np.stack([frame.stage2 for frame in evidence.frames])
     cover = scene.patch_cover(scene.objects[index], kept.shape[1])
     return float(cover[kept].sum() / cover.sum())
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.evaluation.adaptivity", description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--clips", type=int, default=100, help="busy clips, and empty ones (%(default)s)")
+    parser.add_argument("--pairs", type=int, default=250, help="pairs of questions about one clip (%(default)s)")
+    options = parser.parse_args()
+    engine = Engine.load(EngineConfig(model=options.model))
+    pruning = engine.pruning("occam")
+    print(f"{options.model}, {pruning}", flush=True)
+    for name, kept in zip(("busy", "empty"), busy_and_empty(engine, pruning, options.clips), strict=True):
+        print(f"{name} clips: {kept.stage1} patches after stage I, {kept.stage2} after stage II", flush=True)
+    covered = coverage(engine, pruning, options.pairs)
+    print(
+        f"share of an object's patches kept when it is asked about: {covered.asked}; when another object of the clip "
+        f"is: {covered.other}; difference {covered.difference}, paired sign-flip p = {covered.p:.4f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from occam.config import EngineConfig
 from occam.engine import Engine
-from occam.errors import InvalidInput, OccamError
+from occam.errors import OccamError
 from occam.models.checkpoint import embedded_models
 from pipelines.evaluation.card_measures import Material, measure
-from pipelines.evaluation.card_text import markdown_of, replaced
+from pipelines.evaluation.card_text import markdown_of
+from pipelines.evaluation.markdown import rewritten
 from pipelines.evaluation.origin import Origin
 
 DOCUMENT = Path("docs", "embedded-models.md")
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _make(configs: Sequence[EngineConfig], per_kind: int, document: Path | None, origin: Origin) -> None:
     for config in configs:
         if document is not None:
-            _rewrite(document, config.model, "")  # a missing marker is said before an hour of measuring
+            rewritten(document, f"card {config.model}", "")  # a missing marker is said before an hour of measuring
     _say("drawing the questions")
     material = Material.drawn(per_kind)
     for config in configs:
@@ -56,14 +57,7 @@ def _make(configs: Sequence[EngineConfig], per_kind: int, document: Path | None,
         if document is None:
             print(text, flush=True)
         else:
-            document.write_text(_rewrite(document, config.model, text))
-
-
-def _rewrite(document: Path, model: str, text: str) -> str:
-    try:
-        return replaced(document.read_text(), model, text)
-    except OSError as error:
-        raise InvalidInput(f"{document} cannot be read: {error.strerror}.", "document") from error
+            document.write_text(rewritten(document, f"card {config.model}", text))
 
 
 def _say_progress(model: str, phase: str, done: int, total: int) -> None:

@@ -1,25 +1,13 @@
-"""A model card as Markdown, and its place in a document."""
+"""A model card as Markdown."""
 
-from collections.abc import Sequence
-
-from occam.errors import InvalidInput
 from pipelines.evaluation.attention import AttentionFacts, Share
 from pipelines.evaluation.card_measures import Card
+from pipelines.evaluation.markdown import interval, table
 from pipelines.evaluation.origin import Origin
 from pipelines.evaluation.renderer import FIRST_TEST_SEED
 from pipelines.evaluation.statistics import Estimate
 
 PATCHES = ("patches encoded", "kept by stage I", "kept by stage II")
-
-
-def replaced(document: str, model: str, card: str) -> str:
-    """The document with what stands between the model's markers replaced; InvalidInput unless it has both, once."""
-    first, last = f"<!-- card {model} -->", f"<!-- /card {model} -->"
-    head, opened, rest = document.partition(first)
-    _, closed, tail = rest.partition(last)
-    if not (opened and closed) or first in tail or last in head + tail:
-        raise InvalidInput(f"The document needs {first} and, behind it, {last}, once each.", "model")
-    return f"{head}{first}\n\n{card.strip()}\n\n{last}{tail}"
 
 
 def markdown_of(card: Card, origin: Origin) -> str:
@@ -40,24 +28,24 @@ def _main(card: Card) -> str:
     per_kind = next(iter(unpruned.kinds.values())).n
     patches = [way.patches and [f"{count:.1f}" for count in way.patches] for way in card.ways]
     rows = [
-        *([kind, *(_percent(way.kinds[kind]) for way in card.ways)] for kind in unpruned.kinds),
-        ["**mean of kinds**", *(f"**{_percent(way.mean)}**" for way in card.ways)],
+        *([kind, *(interval(way.kinds[kind]) for way in card.ways)] for kind in unpruned.kinds),
+        ["**mean of kinds**", *(f"**{interval(way.mean)}**" for way in card.ways)],
         *([name, *(each[at] if each else "" for each in patches)] for at, name in enumerate(PATCHES)),
     ]
     return (
         f"Exact match in per cent with 95 % intervals, {per_kind} questions a kind ({unpruned.mean.n} in all, on "
         f"{card.scenes} test scenes from seed {FIRST_TEST_SEED:,} on, 1-4 objects of seen pairs):\n\n"
-        + _table(["kind", *(way.name for way in card.ways)], rows)
+        + table(["kind", *(way.name for way in card.ways)], rows)
     )
 
 
 def _unseen(card: Card) -> str:
     rows = [
-        *([kind, str(share.n), _percent(share)] for kind, share in card.unseen.kinds.items()),
-        ["**mean of kinds**", str(card.unseen.mean.n), f"**{_percent(card.unseen.mean)}**"],
-        ["the same kinds on seen pairs", str(card.seen.n), _percent(card.seen)],
+        *([kind, str(share.n), interval(share)] for kind, share in card.unseen.kinds.items()),
+        ["**mean of kinds**", str(card.unseen.mean.n), f"**{interval(card.unseen.mean)}**"],
+        ["the same kinds on seen pairs", str(card.seen.n), interval(card.seen)],
     ]
-    return "Questions about objects of pairs that training never showed, unpruned:\n\n" + _table(
+    return "Questions about objects of pairs that training never showed, unpruned:\n\n" + table(
         ["kind", "n", "unpruned"], rows
     )
 
@@ -66,10 +54,10 @@ def _images(card: Card) -> str:
     if card.images is None:
         return "The model takes no images."
     rows = [
-        *([kind, str(share.n), _percent(share)] for kind, share in card.images.kinds.items()),
-        ["**mean of kinds**", str(card.images.mean.n), f"**{_percent(card.images.mean)}**"],
+        *([kind, str(share.n), interval(share)] for kind, share in card.images.kinds.items()),
+        ["**mean of kinds**", str(card.images.mean.n), f"**{interval(card.images.mean)}**"],
     ]
-    return "Images (scenes of one frame), unpruned:\n\n" + _table(["kind", "n", "unpruned"], rows)
+    return "Images (scenes of one frame), unpruned:\n\n" + table(["kind", "n", "unpruned"], rows)
 
 
 def _attention(facts: AttentionFacts) -> str:
@@ -90,7 +78,7 @@ def _attention(facts: AttentionFacts) -> str:
         ["the same of the first prompt token, stage II", _share(facts.prompt2), f"{facts.prompt2.n} questions"],
         ["largest patch norm over the median, last used tower block", _plain(facts.sinks), f"{facts.sinks.n} views"],
     ]
-    return "Attention, with the zero token in place and nothing pruned:\n\n" + _table(["fact", "value", "over"], rows)
+    return "Attention, with the zero token in place and nothing pruned:\n\n" + table(["fact", "value", "over"], rows)
 
 
 def _reference(card: Card) -> str:
@@ -101,18 +89,9 @@ def _reference(card: Card) -> str:
     )
 
 
-def _percent(share: Estimate) -> str:
-    return f"{100 * share.mean:.1f} [{100 * share.low:.1f}, {100 * share.high:.1f}]"
-
-
 def _plain(value: Estimate) -> str:
     return f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]"
 
 
 def _share(share: Share) -> str:
     return f"{100 * share.mean:.2f} %, coefficient of variation {share.variation:.2f}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

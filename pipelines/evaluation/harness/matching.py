@@ -20,7 +20,7 @@ from pipelines.evaluation.material import Progress, Sample, counted
 
 STEPS = 8
 """Halvings of a threshold's range."""
-OUTCOMES = {"dtd": ("tau", -1.0, 1.0)}
+OUTCOMES = {"dtd": ("tau", -1.0, 1.0), "systematic": ("mass", 0.001, 1.0)}
 """Strategies whose count is the outcome of one option, which keeps the more the larger it is, and its range."""
 
 

@@ -6,7 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from pipelines.evaluation.harness.scores import Row, Table, relative_of
-from pipelines.evaluation.statistics import Estimate
+from pipelines.evaluation.markdown import interval, percent
+from pipelines.evaluation.markdown import table as markdown_table
 
 
 def json_of(table: Table, run: Mapping[str, Any], settings: Sequence[Mapping[str, Any]]) -> str:
@@ -35,27 +36,27 @@ def accuracy_table(table: Table) -> str:
     rows = [
         [
             row.strategy,
-            "" if row.budget is None else _percent(row.budget),
-            _percent(row.kept),
-            _percent(row.stage1),
-            _interval(row.accuracy),
-            "" if row.relative is None else _percent(row.relative),
-            "" if row.floor is None else _percent(row.floor),
+            "" if row.budget is None else percent(row.budget),
+            percent(row.kept),
+            percent(row.stage1),
+            interval(row.accuracy),
+            "" if row.relative is None else percent(row.relative),
+            "" if row.floor is None else percent(row.floor),
         ]
         for row in table.rows
     ]
-    return _table(["strategy", "asked", "kept", "left by stage I", "right", "relative", "floor"], rows)
+    return markdown_table(["strategy", "asked", "kept", "left by stage I", "right", "relative", "floor"], rows)
 
 
 def relative_markdown(tables: Sequence[Table]) -> str:
     """Relative accuracy over several tasks: the mean of their ratios to the unpruned model."""
     names = ", ".join(table.task for table in tables)
     rows = [
-        [strategy, "" if budget is None else _percent(budget), _percent(relative)]
+        [strategy, "" if budget is None else percent(budget), percent(relative)]
         for (strategy, budget), relative in relative_of(tables).items()
     ]
     head = f"# Relative accuracy over {names}\n\nMean over tasks of the ratio to strategy `none`, in per cent.\n\n"
-    return head + _table(["strategy", "asked", "relative"], rows) + "\n"
+    return head + markdown_table(["strategy", "asked", "relative"], rows) + "\n"
 
 
 def _asked(table: Table) -> str:
@@ -78,29 +79,29 @@ def _differences(table: Table) -> str:
     rows = [
         [
             each.strategy,
-            "" if each.budget is None else _percent(each.budget),
+            "" if each.budget is None else percent(each.budget),
             each.other,
-            _interval(each.difference, sign="+"),
+            interval(each.difference, sign="+"),
             f"{each.p:.4f}",
         ]
         for each in table.differences
     ]
     head = "Paired over the same questions; p by two-sided sign flips over clips:\n\n"
-    return head + _table(["strategy", "asked", "minus", "difference", "p"], rows)
+    return head + markdown_table(["strategy", "asked", "minus", "difference", "p"], rows)
 
 
 def _kinds(table: Table) -> str:
     kinds = list(table.rows[0].kinds)
     rows = [[_name(row), *(f"{100 * row.kinds[kind]:.0f}" for kind in kinds)] for row in table.rows]
-    return "By kind of question:\n\n" + _table(["strategy", *kinds], rows)
+    return "By kind of question:\n\n" + markdown_table(["strategy", *kinds], rows)
 
 
 def _seconds(table: Table) -> str:
-    rows = [[_name(row), _percent(row.kept), f"{row.seconds:.3f}"] for row in table.rows]
+    rows = [[_name(row), percent(row.kept), f"{row.seconds:.3f}"] for row in table.rows]
     head = (
         "Seconds a question over a clip that is new, from its frames to the answer, decoding the video not counted:\n\n"
     )
-    return head + _table(["strategy", "kept", "seconds"], rows)
+    return head + markdown_table(["strategy", "kept", "seconds"], rows)
 
 
 def _origin(run: Mapping[str, Any]) -> str:
@@ -109,17 +110,4 @@ def _origin(run: Mapping[str, Any]) -> str:
 
 
 def _name(row: Row) -> str:
-    return row.strategy if row.budget is None else f"{row.strategy} at {_percent(row.budget)}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
-def _interval(value: Estimate, sign: str = "") -> str:
-    mean, low, high = (f"{100 * each:{sign}.1f}" for each in (value.mean, value.low, value.high))
-    return f"{mean} [{low}, {high}]"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+    return row.strategy if row.budget is None else f"{row.strategy} at {percent(row.budget)}"

@@ -17,9 +17,9 @@ from occam.types import FrameBatch
 from pipelines.evaluation import card
 from pipelines.evaluation.attention import cover_of
 from pipelines.evaluation.card_measures import NAMING, SEEN, Material
-from pipelines.evaluation.card_text import replaced
 from pipelines.evaluation.clips import scenes
 from pipelines.evaluation.exact_match import Sheet, file_frames_of, sheets_of_ways
+from pipelines.evaluation.markdown import replaced
 from pipelines.evaluation.questions import TEMPLATES, TEMPORAL, Question, names_unseen_pair
 from pipelines.evaluation.renderer import FIRST_TEST_SEED, UNSEEN_PAIRS, draw_scene, render
 from pipelines.evaluation.shares import Asked, Blind, equal_shares
@@ -204,10 +204,10 @@ DOCUMENT = "head\n<!-- card a -->\nold\n<!-- /card a -->\nmiddle\n<!-- card ab -
 
 
 def test_a_card_is_replaced_between_its_markers_only() -> None:
-    once = replaced(DOCUMENT, "a", "| x |\n")
+    once = replaced(DOCUMENT, "card a", "| x |\n")
     assert once == DOCUMENT.replace("old", "\n| x |\n")
-    assert replaced(once, "a", "| x |\n") == once
-    assert replaced(once, "ab", "y").startswith(once.partition("<!-- card ab")[0])
+    assert replaced(once, "card a", "| x |\n") == once
+    assert replaced(once, "card ab", "y").startswith(once.partition("<!-- card ab")[0])
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_a_card_is_replaced_between_its_markers_only() -> None:
 )
 def test_a_document_without_its_two_markers_is_refused(document: str) -> None:
     with pytest.raises(InvalidInput, match="once each"):
-        replaced(document, "a", "")
+        replaced(document, "card a", "")
 
 
 def test_a_missing_marker_is_said_before_anything_is_measured(
