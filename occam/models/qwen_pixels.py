@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from occam.errors import InvalidInput
 from occam.models.checkpoint import STOCK_PIXELS, Settings, check_pixels, processor_settings
+from occam.models.preprocess import normalise, resize
 from occam.types import FrameBatch, MediaKind
 
 VERSION = "qwen3-vl-1"
@@ -72,12 +72,8 @@ class QwenPixels:
     def __call__(self, media: FrameBatch) -> tuple[Tensor, tuple[int, int, int]]:
         """float32 [G * P, K], merge groups together, and the grid of patches (G, rows, columns); raises as `size`."""
         size = self.size(media)
-        images = torch.from_numpy(media.frames).permute(0, 3, 1, 2)
-        if size != images.shape[2:]:
-            images = F.interpolate(images, size=size, mode="bicubic", antialias=True)
-        # The stock processors fold the scale into mean and std; the order decides the last bits.
-        mean, std = (torch.tensor(v).view(1, 3, 1, 1) * 255.0 for v in (self.mean, self.std))
-        return self._patches((images.float() - mean) / std)
+        images = resize(torch.from_numpy(media.frames).permute(0, 3, 1, 2), size)
+        return cut_patches(normalise(images, self.mean, self.std), self.patch, self.merge, self.temporal)
 
     def size(self, media: FrameBatch) -> tuple[int, int]:
         """Height and width after the resize, of an image or of each frame of the planned video (stock `smart_resize`).
@@ -116,22 +112,16 @@ class QwenPixels:
         """Stands for all of these settings in the cache key."""
         return hashlib.sha256(repr(self).encode()).hexdigest()
 
-    def _patches(self, images: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
-        """Groups of frames, the last one filled up with the last frame; patches in the order of their merge groups."""
-        missing = -len(images) % self.temporal
-        images = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)])
-        grid = (len(images) // self.temporal, images.shape[2] // self.patch, images.shape[3] // self.patch)
-        groups, rows, columns = grid
-        cut = images.view(
-            groups,
-            self.temporal,
-            images.shape[1],
-            rows // self.merge,
-            self.merge,
-            self.patch,
-            columns // self.merge,
-            self.merge,
-            self.patch,
-        )
-        # [group, merged row, merged column, row in it, column in it, channel, frame, y, x]
-        return cut.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(groups * rows * columns, -1), grid
+
+def cut_patches(images: Tensor, patch: int, merge: int, temporal: int) -> tuple[Tensor, tuple[int, int, int]]:
+    """Patches [G * P, K] of [T, 3, H, W] in the order of their merge groups, and the grid (G, rows, columns).
+
+    An odd end is filled up with the last frame. H and W are whole merge groups.
+    """
+    missing = -len(images) % temporal
+    images = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)])
+    groups, rows, columns = len(images) // temporal, images.shape[2] // patch, images.shape[3] // patch
+    cut = images.view(groups, temporal, images.shape[1], rows // merge, merge, patch, columns // merge, merge, patch)
+    # [group, merged row, merged column, row in it, column in it, channel, frame, y, x]
+    ordered = cut.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
+    return ordered.reshape(groups * rows * columns, -1), (groups, rows, columns)

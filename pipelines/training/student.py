@@ -199,9 +199,3 @@ def shrink(frames: npt.NDArray[np.uint8]) -> Tensor:
     """Square RGB frames [T, H, H, 3] to uint8 [T, 3, 96, 96], as the stock processors resize them."""
     planes = torch.from_numpy(frames).permute(0, 3, 1, 2)
     return resize(planes, (SIDE, SIDE))
-
-
-def normalize(frames: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """uint8 [..., 3, 96, 96] to a tower's fp32 input."""
-    shift, scale = (torch.tensor(value).view(3, 1, 1) for value in (mean, std))
-    return (frames.float() / 255 - shift) / scale

@@ -11,9 +11,11 @@ from transformers import Qwen3VLConfig
 from transformers import Qwen3VLForConditionalGeneration as Qwen3VL
 from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_vision
 
+from occam.models.preprocess import normalise
 from occam.models.qwen_layout import lay_out
+from occam.models.qwen_pixels import cut_patches
 from occam.models.qwen_tower import QwenTower
-from pipelines.training.student import GRID, LLM_LAYERS, Features, PrefixLayout, Student, normalize, write_json
+from pipelines.training.student import GRID, LLM_LAYERS, Features, PrefixLayout, Student, write_json
 from pipelines.training.tokenizer import QWEN3_VL_WORDS
 
 PATCH, MERGE, TEMPORAL = 8, 2, 2
@@ -183,11 +185,7 @@ class TinyQwen3VL(Student):
         """Patches [M * 144, K] in merge order, and the grid; an odd clip's last frame stands twice."""
         missing = -frames.shape[1] % TEMPORAL
         images = torch.cat([frames, frames[:, -1:].expand(-1, missing, -1, -1, -1)], dim=1)
-        side = GRID * MERGE
-        cut = normalize(images, MEAN, STD).reshape(-1, TEMPORAL, 3, GRID, MERGE, PATCH, GRID, MERGE, PATCH)
-        # [view, merged row, merged column, row in it, column in it, channel, frame, y, x]
-        ordered = cut.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
-        return ordered.reshape(len(cut) * side * side, -1), (len(cut), side, side)
+        return cut_patches(normalise(images.flatten(0, 1), MEAN, STD), PATCH, MERGE, TEMPORAL)
 
     def _merged(self, groups: Tensor, level: int) -> Tensor:
         vision: Any = self.model.model.visual

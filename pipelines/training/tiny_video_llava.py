@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, LlamaConfig, VideoLlavaConfig
 from transformers import VideoLlavaForConditionalGeneration as VideoLlava
 
+from occam.models.preprocess import normalise
 from pipelines.training.student import (
     FRAMES,
     GRID,
@@ -17,7 +18,6 @@ from pipelines.training.student import (
     Features,
     PrefixLayout,
     Student,
-    normalize,
     write_json,
 )
 from pipelines.training.tokenizer import VIDEO_LLAVA_WORDS
@@ -107,7 +107,7 @@ class TinyVideoLlava(Student):
     def see(self, frames: Tensor, zero_token: bool) -> Features:
         """Features of the configured layer; the zero token enters after `pre_layrnorm`, without a position."""
         tower: Any = self.tower
-        hidden = tower.pre_layrnorm(tower.embeddings(normalize(frames.flatten(0, 1), MEAN, STD)))
+        hidden = tower.pre_layrnorm(tower.embeddings(normalise(frames.flatten(0, 1), MEAN, STD)))
         if zero_token:
             hidden = torch.cat([hidden, torch.zeros_like(hidden[:, :1])], dim=1)
         for layer in tower.encoder.layers[: self.model.config.vision_feature_layer + 1]:

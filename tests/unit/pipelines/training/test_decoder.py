@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from occam.models.preprocess import normalise
 from pipelines.evaluation.questions import Question, draw_questions
 from pipelines.evaluation.renderer import SceneConfig, draw_scene, render
 from pipelines.training.decoder import (
@@ -16,7 +17,7 @@ from pipelines.training.decoder import (
     run,
 )
 from pipelines.training.packing import IGNORE, REGISTER, pack, split_turns
-from pipelines.training.student import normalize, shrink
+from pipelines.training.student import shrink
 from pipelines.training.tiny_qwen3_vl import TinyQwen3VL
 from pipelines.training.tiny_video_llava import MEAN, STD, TinyVideoLlava
 
@@ -63,7 +64,7 @@ def stock_inputs(student, clip, text):
     ids = torch.cat([layout.ids, torch.tensor(student.words.encode(text))])[None]
     kind = "image" if len(clip) == 1 else "videos"
     if isinstance(student, TinyVideoLlava):
-        pixels = normalize(clip, MEAN, STD)
+        pixels = normalise(clip, MEAN, STD)
         return {
             "input_ids": ids,
             **({"pixel_values_images": pixels} if kind == "image" else {"pixel_values_videos": pixels[None]}),

@@ -10,11 +10,11 @@ from transformers import AutoTokenizer
 
 from occam.config import EngineConfig
 from occam.engine import Engine
-from occam.models.preprocess import ClipPixels
+from occam.models.preprocess import ClipPixels, normalise
 from occam.models.qwen_pixels import QwenPixels
 from occam.types import FrameBatch
 from pipelines.evaluation.renderer import SceneConfig, draw_scene, render
-from pipelines.training.student import GRID, SIDE, normalize, shrink
+from pipelines.training.student import GRID, SIDE, shrink
 from pipelines.training.tiny_qwen3_vl import MERGE, TinyQwen3VL
 from pipelines.training.tiny_video_llava import MEAN, STD, TinyVideoLlava
 
@@ -71,7 +71,7 @@ def test_pixels_are_the_ones_that_the_engine_makes(exported, side):
     student, folder = exported
     frames = render(draw_scene(1), side)
     if isinstance(student, TinyVideoLlava):
-        ours, theirs = normalize(shrink(frames), MEAN, STD), ClipPixels.load(folder, "video")(frames)
+        ours, theirs = normalise(shrink(frames), MEAN, STD), ClipPixels.load(folder, "video")(frames)
     else:
         ours, grid = student.patches(shrink(frames)[None])
         theirs, made = QwenPixels.load(folder, "video")(batch_of(frames))
