@@ -14,7 +14,7 @@ from occam.pruning.evs import evs_mask
 from occam.pruning.fastv import fastv_scores
 from occam.pruning.iwp import duplication, magnitude, pc_mmr
 from occam.pruning.selection import count_of, top_k
-from occam.pruning.sparsevlm import cut_counts, cuts_of, raters, sparsevlm_scores
+from occam.pruning.sparsevlm import attention_rank, cut_counts, cuts_of, raters, sparsevlm_scores
 from occam.pruning.strategy import ProjectedEvidence, Strategy, TextEvidence, checked_cuts, kept
 from occam.pruning.vidcom2 import vidcom2_mask
 from occam.pruning.visionzip import split, visionzip_masks
@@ -117,16 +117,20 @@ class SparseVLMStrategy(Strategy):
         self.config = config
 
     def cuts(self, layers: int) -> tuple[int, ...]:
-        """The configured cuts, or the paper's scaled to this depth."""
-        return checked_cuts(self.config.cuts or cuts_of(layers), layers)
+        """The configured cuts, or the paper's: scaled to this depth, and layer 1 where the rank counts."""
+        published = (1,) if self.config.count == "rank" else cuts_of(layers)
+        return checked_cuts(self.config.cuts or published, layers)
 
     def in_decoder(self, number: int, evidence: TextEvidence) -> RetentionMask:
-        """The best by the raters' rows; so many at each cut that the layers behind the first see the budget."""
+        """The best by the raters' rows; so many at each cut that the layers behind the first see the budget at most."""
         total, cuts = evidence.encoded, self.cuts(evidence.layers)
         average = float(count_of(self.config.budget, total))
         counts = cut_counts(total, average, [cut - cuts[0] for cut in cuts], evidence.layers - cuts[0])
-        scores = sparsevlm_scores(evidence.rows_TN, raters(*evidence.hidden()))
-        return kept(top_k(scores, counts[number]), scores)
+        count, raters_T = counts[number], raters(*evidence.hidden())
+        if self.config.count == "rank":
+            count = min(count, attention_rank(evidence.rows_TN, raters_T))
+        scores = sparsevlm_scores(evidence.rows_TN, raters_T)
+        return kept(top_k(scores, count), scores)
 
 
 class VisionZipStrategy(Strategy):

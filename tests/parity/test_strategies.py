@@ -15,6 +15,7 @@ from occam.pruning.sparsevlm import cut_counts
 from occam.tensors import PrefixState
 from tests.parity import checkpoint, checkpoint_qwen
 from tests.parity.harness import QUESTIONS, ask, image_of, video_of
+from tests.unit.occam.pruning import references
 
 LAYERS = 6
 FIXED = tuple(name for name in STRATEGIES if name not in ("occam", "none", "dtd", "sparsevlm"))
@@ -80,23 +81,52 @@ def test_fastv_keeps_what_the_stock_model_attends_to_last(engine: Engine, stock:
     for cut in (1, 2, 4):
         pruning = engine.pruning("fastv", budget=9, cut=cut)
         state, _ = see(engine, frames, pruning)
-        suffix, _ = engine.lm.prompt.turn_ids(QUESTIONS[0], first=True)
         hidden = see(engine, frames, NoPruning())[0]
         visual = (hidden.patch < 0) & (hidden.view >= 0)
         assert bool(visual.any()), "the stock sequence has CLS tokens, which the strategy leaves out"
-        full = engine.lm.decoder.embed(torch.tensor(suffix))
-        embeddings = torch.cat([_entering(engine, frames, pruning), full])
-        positions = torch.cat([state.positions[0], state.next_position + torch.arange(len(suffix))])
-        stock.set_attn_implementation("eager")
-        maps = stock.model.language_model(
-            inputs_embeds=embeddings[None], position_ids=positions[None], output_attentions=True
-        ).attentions
-        stock.set_attn_implementation("sdpa")
+        maps = _stock_run(engine, stock, frames, pruning, state).attentions
         row = maps[cut - 1][0, :, -1].mean(dim=0)[: len(state)][state.patch >= 0]
-        best = set(row.topk(9).indices.tolist())
-        answer = engine.ask(state, QUESTIONS[0], pruning, SamplingParams(max_new_tokens=1))
-        kept = torch.cat([torch.from_numpy(frame.stage2).flatten() for frame in answer.evidence.frames])
-        assert set(kept.nonzero().flatten().tolist()) == best
+        assert _kept(engine, state, pruning) == set(row.topk(9).indices.tolist())
+
+
+@pytest.mark.parametrize(("cuts", "layer", "rank"), [((), 1, 1), ((3,), 3, 2)])
+def test_sparsevlm_by_rank_keeps_as_many_as_the_stock_rows_have(
+    engine: Engine, stock: Any, cuts: tuple[int, ...], layer: int, rank: int
+) -> None:
+    frames = FRAMES["engine"]
+    pruning = engine.pruning("sparsevlm", budget=1.0, count="rank", cuts=cuts)
+    state, _ = see(engine, frames, pruning)
+    assert strategy_for(pruning).cuts(LAYERS) == (layer,)
+    run, tokens, patches = _stock_run(engine, stock, frames, pruning, state), len(state), state.patch >= 0
+    hidden = run.hidden_states[layer][0]
+    rates = references.sparsevlm_raters(hidden[:tokens][patches].tolist(), hidden[tokens:].tolist())
+    rows = run.attentions[layer - 1][0].mean(dim=0)[tokens:, :tokens][:, patches]
+    assert references.attention_rank(rows.tolist(), rates) == rank
+    best = rows[torch.tensor(rates)].mean(dim=0).topk(rank).indices.tolist()
+    assert _kept(engine, state, pruning) == set(best)
+    bounded = replace(pruning, budget=1.1)
+    assert _kept(engine, state, bounded) == set(best[:1]), "the budget of one patch bounds the rank"
+
+
+def _stock_run(engine: Engine, stock: Any, frames: Any, pruning: Pruning, state: PrefixState) -> Any:
+    """The stock decoder over the state's tokens and a question, with its attention maps and hidden states."""
+    suffix, _ = engine.lm.prompt.turn_ids(QUESTIONS[0], first=True)
+    full = engine.lm.decoder.embed(torch.tensor(suffix))
+    embeddings = torch.cat([_entering(engine, frames, pruning), full])
+    positions = torch.cat([state.positions[0], state.next_position + torch.arange(len(suffix))])
+    stock.set_attn_implementation("eager")
+    run = stock.model.language_model(
+        inputs_embeds=embeddings[None], position_ids=positions[None], output_attentions=True, output_hidden_states=True
+    )
+    stock.set_attn_implementation("sdpa")
+    return run
+
+
+def _kept(engine: Engine, state: PrefixState, pruning: Pruning) -> set[int]:
+    """Patches that the answer to the same question rests on."""
+    answer = engine.ask(state, QUESTIONS[0], pruning, SamplingParams(max_new_tokens=1))
+    kept = torch.cat([torch.from_numpy(frame.stage2).flatten() for frame in answer.evidence.frames])
+    return set(kept.nonzero().flatten().tolist())
 
 
 def _entering(engine: Engine, frames: Any, pruning: Pruning) -> torch.Tensor:
@@ -152,6 +182,8 @@ def test_states_are_shared_over_what_acts_behind_them_and_nothing_else(engine: E
 
     assert facts("fastv", budget=0.5) == facts("fastv", budget=9)
     assert facts("fastv", budget=0.5, cut=1) != facts("fastv", budget=0.5, cut=2)
+    assert facts("sparsevlm", budget=0.5) == facts("sparsevlm", budget=9)
+    assert facts("sparsevlm", budget=0.5) != facts("sparsevlm", budget=0.5, count="rank")
     assert facts("divprune", budget=0.5) != facts("divprune", budget=0.25)
     assert facts("random", budget=0.5, seed=1) != facts("random", budget=0.5, seed=2)
     assert facts("divprune", budget=0.5)["chunk_frames"] == "whole"
@@ -206,6 +238,7 @@ def test_options_are_checked_by_name_and_value(engine: Engine) -> None:
         ("random", {"budget": 0.5, "seed": 2**70}, "seed must lie in"),
         ("occam", {"keep_cls": "yes"}, "keep_cls of strategy 'occam' cannot be 'yes'"),
         ("occam", {"min_tokens": 1.5}, "min_tokens of strategy 'occam' cannot be 1.5"),
+        ("sparsevlm", {"budget": 0.5, "count": "all"}, "count must be one of budget, rank, got 'all'"),
         ("sparsevlm", {"budget": 0.5, "cuts": 3}, "cuts of strategy 'sparsevlm' cannot be 3"),
         ("fastv", {"budget": 0.5, "strategy": "none"}, "has no strategy; it takes"),
     ]
