@@ -177,15 +177,17 @@ class SparseVLM(Budgeted):
 
 @dataclass(frozen=True, kw_only=True)
 class VisionZip(Budgeted):
-    """Strategy `visionzip` (arXiv 2412.04467), without its merging: dominant patches of each view, and some context.
+    """Strategy `visionzip` (arXiv 2412.04467): dominant patches of each view, and some context.
 
     budget: of each view
     dominant: share of the kept ones that are the most attended, the rest stand evenly among the others
+    merge: those others take up all that is dropped, as in the paper; only where positions have one axis
     """
 
     name: ClassVar[str] = "visionzip"
 
     dominant: float = 54 / 64
+    merge: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

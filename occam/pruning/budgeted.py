@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from occam.config import DTD, EVS, IWP, CDPruner, DivPrune, FastV, Random, SparseVLM, Uniform, VidCom2, VisionZip
@@ -17,7 +18,7 @@ from occam.pruning.selection import count_of, top_k
 from occam.pruning.sparsevlm import attention_rank, cut_counts, cuts_of, raters, sparsevlm_scores
 from occam.pruning.strategy import ProjectedEvidence, Strategy, TextEvidence, checked_cuts, kept
 from occam.pruning.vidcom2 import vidcom2_mask
-from occam.pruning.visionzip import split, visionzip_masks
+from occam.pruning.visionzip import merge_weights, split, visionzip_masks
 from occam.tensors import RetentionMask
 from occam.types import MediaKind
 
@@ -140,14 +141,30 @@ class VisionZipStrategy(Strategy):
 
     def __init__(self, config: VisionZip) -> None:
         self.config = config
+        self.merges = config.merge
 
     def in_tower(self, scores_FP: Tensor, register_F: Tensor | None) -> RetentionMask:
         """The same count from every pass."""
         del register_F
+        dominant, contextual = self._masks(scores_FP)
+        return kept((dominant | contextual).flatten(), scores_FP.flatten())
+
+    def merged(self, features: Tensor, scores_FP: Tensor, keys_FPHD: Tensor | None) -> Tensor:
+        """Contextual patches with the mean of those that go to them, where that is wanted."""
+        if not self.merges:
+            return features
+        if keys_FPHD is None:
+            raise ValueError("visionzip cannot merge patches of this model: make its configuration by `Engine.pruning`")
+        patches = scores_FP.shape[1]
+        weights_FPP = merge_weights(keys_FPHD, *self._masks(scores_FP))
+        taken_up = weights_FPP @ features[:, -patches:].float()
+        return torch.cat([features[:, :-patches], features[:, -patches:] + taken_up.to(features.dtype)], dim=1)
+
+    def _masks(self, scores_FP: Tensor) -> tuple[Tensor, Tensor]:
+        """Dominant and contextual patches of every pass."""
         passes, patches = scores_FP.shape
         counts = split(passes * count_of(self.config.budget, patches), passes, self.config.dominant)
-        dominant, contextual = visionzip_masks(scores_FP, *counts)
-        return kept((dominant | contextual).flatten(), scores_FP.flatten())
+        return visionzip_masks(scores_FP, *counts)
 
 
 class _OfTheWhole(Strategy, ABC):

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from occam.config import STRATEGIES, CDPruner, NoPruning, Pruning, SamplingParams, SparseVLM
-from occam.engine import Engine, turn
+from occam.engine import Engine, prefix, turn
 from occam.errors import InvalidInput, NotCalibrated
+from occam.kv.codec import decode, encode
 from occam.pruning import strategy_for
 from occam.pruning.selection import count_of
 from occam.pruning.sparsevlm import cut_counts
@@ -106,6 +107,54 @@ def test_sparsevlm_by_rank_keeps_as_many_as_the_stock_rows_have(
     assert _kept(engine, state, pruning) == set(best)
     bounded = replace(pruning, budget=1.1)
     assert _kept(engine, state, bounded) == set(best[:1]), "the budget of one patch bounds the rank"
+
+
+def test_visionzip_merges_what_the_stock_tower_shows(engine: Engine, stock: Any) -> None:
+    frames, budget, dominant = FRAMES["engine"], 0.5, 0.75
+    pruning = engine.pruning("visionzip", budget=budget, dominant=dominant, merge=True)
+    state, _ = see(engine, frames, pruning)
+    tower = stock.model.video_tower
+    tower.set_attn_implementation("eager")
+    run = tower(checkpoint.pixels(frames), output_hidden_states=True, output_attentions=True)
+    tower.set_attn_implementation("sdpa")
+    block = tower.encoder.layers[-2]
+    entering, features = run.hidden_states[-3], run.hidden_states[-2][:, 1:]
+    received = run.attentions[-2].mean(dim=1)[:, 0, 1:]
+    keys = block.self_attn.k_proj(block.layer_norm1(entering))[:, 1:].unflatten(-1, (block.self_attn.num_heads, -1))
+    kept = int(budget * checkpoint.PATCHES)
+    counts = [[int(dominant * kept)] * 4, [kept - int(dominant * kept)] * 4]
+    _, sums = references.visionzip(received.tolist(), keys.tolist(), *counts)
+    flat = features.flatten(0, 1).double()
+    rows = [sum(weight * flat[source] for source, weight in sums[target].items()) for target in sorted(sums)]
+    expected = stock.model.multi_modal_projector(torch.stack(rows).float())
+    with torch.inference_mode():
+        ours = torch.cat([_composed(engine, frames, pruning, start) for start in (0, 2)])
+    assert any(len(sources) > 2 for sources in sums.values())
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+    views = state.view[state.patch >= 0] * checkpoint.PATCHES + state.patch[state.patch >= 0]
+    assert views.tolist() == sorted(sums)
+
+
+def _composed(engine: Engine, frames: Any, pruning: Pruning, start: int) -> torch.Tensor:
+    """Embeddings of the kept patches of two frames."""
+    tokens = prefix.encode(engine.lm, video_of(frames).chunk(start, start + 2), pruning)
+    return tokens.embeddings[tokens.patch >= 0]
+
+
+def test_follow_ups_over_merged_patches_are_exact(engine: Engine) -> None:
+    pruning = engine.pruning("visionzip", budget=0.5, merge=True)
+    state, _ = see(engine, FRAMES["engine"], pruning)
+    again, _ = see(engine, FRAMES["engine"], pruning)
+    warm = ask(engine, decode(*encode(state)), QUESTIONS, pruning, 3)
+    for ours, theirs in zip(warm, ask(engine, again, QUESTIONS, pruning, 3), strict=True):
+        assert torch.equal(ours.logits, theirs.logits)
+    assert engine.key_facts(pruning) != engine.key_facts(replace(pruning, merge=False))
+
+
+def test_patches_of_several_axes_are_not_merged(qwen_engine: Engine) -> None:
+    with pytest.raises(InvalidInput, match="cannot merge patches of") as caught:
+        qwen_engine.pruning("visionzip", budget=0.5, merge=True)
+    assert caught.value.param == "merge"
 
 
 def _stock_run(engine: Engine, stock: Any, frames: Any, pruning: Pruning, state: PrefixState) -> Any:
