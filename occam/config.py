@@ -9,6 +9,7 @@ RegisterMode = Literal["neurons", "zero_token", "mean_threshold"]
 Evaluators = Literal["question", "turn"]
 Rule = Literal["register", "mean", "first_token", "top_p", "top_k"]
 RegisterPlacement = Literal["after_norm", "before_norm"]
+Count = Literal["budget", "rank"]
 
 _MODES = {
     "register": get_args(RegisterMode),
@@ -86,9 +87,7 @@ class OccamToken(Pruning):
         _check_least("cut", self.cut, 1)
         _check_least("min_tokens", self.min_tokens, 0)
         for field_name, known in _MODES.items():
-            value = getattr(self, field_name)
-            if value not in known:
-                raise InvalidInput(f"{field_name} must be one of {', '.join(known)}, got {value!r}.", field_name)
+            _check_known(field_name, getattr(self, field_name), known)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,31 +169,37 @@ class SparseVLM(Budgeted):
     """Strategy `sparsevlm` (arXiv 2410.04417): by the text tokens that see, before several layers.
 
     budget: on average over the layers behind the first cut
-    cuts: those layers; none scales the paper's 2, 6 and 15 of 32 to the model's depth
+    count: what a cut keeps: its share of the budget, or no more than the rank of those text tokens' attention, as the
+    paper's code for Video-LLaVA does (the budget is then an upper bound, and 1 is none)
+    cuts: those layers; none scales the paper's 2, 6 and 15 of 32 to the model's depth, and is layer 1 for `rank`
     """
 
     name: ClassVar[str] = "sparsevlm"
     late: ClassVar[frozenset[str]] = frozenset({"budget"})
 
+    count: Count = "budget"
     cuts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_known("count", self.count, get_args(Count))
         if any(cut < 1 for cut in self.cuts) or sorted(set(self.cuts)) != list(self.cuts):
             raise InvalidInput(f"cuts must ascend from at least 1, got {list(self.cuts)}.", "cuts")
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisionZip(Budgeted):
-    """Strategy `visionzip` (arXiv 2412.04467), without its merging: dominant patches of each view, and some context.
+    """Strategy `visionzip` (arXiv 2412.04467): dominant patches of each view, and some context.
 
     budget: of each view
     dominant: share of the kept ones that are the most attended, the rest stand evenly among the others
+    merge: those others take up all that is dropped, as in the paper; only where positions have one axis
     """
 
     name: ClassVar[str] = "visionzip"
 
     dominant: float = 54 / 64
+    merge: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -317,6 +322,11 @@ def check_kind(strategy: type[Pruning], option: str, value: object) -> None:
 def _check_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise InvalidInput(f"{name} must be at least {least}, got {value}.", name)
+
+
+def _check_known(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise InvalidInput(f"{name} must be one of {', '.join(known)}, got {value!r}.", name)
 
 
 def _check_share(name: str, value: float) -> None:

@@ -91,6 +91,12 @@ class Engine:
                 raise InvalidInput(f"Strategy {name!r} needs {option}.", option)
         pruning = kind(**given)
         self._check_cuts(pruning)
+        if strategy_for(pruning).merges and self.lm.decoder.axes > 1:
+            raise InvalidInput(
+                f"Strategy {name!r} cannot merge patches of {self.info.name}, whose positions have "
+                f"{self.lm.decoder.axes} axes.",
+                "merge",
+            )
         return pruning
 
     def _calibrated(self, **options: Any) -> Pruning:

@@ -107,6 +107,7 @@ def encode(lm: VideoLM, media: FrameBatch, pruning: Pruning) -> MediaTokens:
     strategy = strategy_for(pruning)
     output = lm.encode(media, strategy.register, strategy.placement)
     mask = strategy.in_tower(output.scores, output.register_scores)
+    output = replace(output, features=strategy.merged(output.features, output.scores, output.keys))
     tokens = lm.compose(media, output, mask.keep.view_as(output.scores), strategy.keep_cls)
     if not strategy.projected:
         return tokens

@@ -51,6 +51,8 @@ class TowerOutput:
 
     scores: float32 [V, P], stage I's; register_scores: float32 [V], None without a register token
     features, register: the adapter's own, for its `compose`; planes, register_planes: the same for DeepStack levels
+    keys: [V, P, H, D], the patches' at the block that scores; the last P features of a view are then its patches. None
+    where patches cannot be merged, positions having several axes
     """
 
     scores: Tensor
@@ -59,6 +61,7 @@ class TowerOutput:
     register: Tensor | None
     planes: tuple[Tensor, ...] = ()
     register_planes: tuple[Tensor, ...] = ()
+    keys: Tensor | None = None
 
 
 class VideoLM(Protocol):

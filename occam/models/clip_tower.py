@@ -53,9 +53,9 @@ class ClipTower:
     def encode(
         self, pixels: Tensor, register: RegisterMode | None, placement: RegisterPlacement = "after_norm"
     ) -> TowerOutput:
-        """Features [F, 1 + P, C] (CLS first), register [F, C] and CLS scores of `pixels` [F, 3, H, W].
+        """Features [F, 1 + P, C] (CLS first), register [F, C], CLS scores and keys of `pixels` [F, 3, H, W].
 
-        Features are those of the feature layer, scores the CLS row of the last block that ran.
+        Features are those of the feature layer, scores the CLS row of the last block that ran, as are the keys.
         """
         with_register = register in ("neurons", "zero_token")
         neurons = self.neurons if register == "neurons" else ()
@@ -63,14 +63,17 @@ class ClipTower:
         for index, block in enumerate(self.blocks):
             scored = hidden
             hidden, _ = _run_block(block, hidden, units_of(neurons, index))
-        row = self._cls_row(self.blocks[-1], scored)
+        row, keys = self._cls_row(self.blocks[-1], scored)
         if not with_register:
-            return TowerOutput(features=hidden, register=None, scores=row[:, 1:], register_scores=None)
+            return TowerOutput(
+                features=hidden, register=None, scores=row[:, 1:], register_scores=None, keys=keys[:, 1:]
+            )
         return TowerOutput(
             features=hidden[:, :-1],
             register=hidden[:, -1],
             scores=row[:, 1:-1],
             register_scores=row[:, -1],
+            keys=keys[:, 1:-1],
         )
 
     def trace(self, pixels: Tensor, neurons: Sequence[Neuron] | None) -> TowerTrace:
@@ -83,7 +86,7 @@ class ClipTower:
             hidden, mlp = _run_block(block, hidden, units_of(neurons or (), index))
             norms.append(hidden[:, 1:end].float().norm(dim=-1))
             activations.append(mlp[:, 1:end])
-        row = self._cls_row(self.blocks[-1], scored)
+        row, _ = self._cls_row(self.blocks[-1], scored)
         share = row.new_zeros(row.shape[0]) if neurons is None else row[:, -1]
         return TowerTrace(norms=norms, activations=activations, row=row[:, 1:end], register_share=share)
 
@@ -97,13 +100,13 @@ class ClipTower:
         return torch.cat([hidden, zero], dim=1) if placement == "after_norm" else hidden
 
     @staticmethod
-    def _cls_row(block: CLIPEncoderLayer, hidden: Tensor) -> Tensor:
-        """The CLS token's attention over all tokens at one block, heads averaged; float32 [F, N]."""
+    def _cls_row(block: CLIPEncoderLayer, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The CLS token's attention over all tokens at one block, heads averaged, float32 [F, N]; keys [F, N, H, D]."""
         attention = block.self_attn
         normed = block.layer_norm1(hidden)
         q_BHTD = attention.q_proj(normed[:, :1]).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
         k_BHND = attention.k_proj(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
-        return attention_rows(q_BHTD, k_BHND, attention.scale)[:, 0]
+        return attention_rows(q_BHTD, k_BHND, attention.scale)[:, 0], k_BHND.transpose(1, 2)
 
 
 def _run_block(block: CLIPEncoderLayer, hidden: Tensor, register_units: Sequence[int]) -> tuple[Tensor, Tensor]:

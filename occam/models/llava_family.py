@@ -120,10 +120,6 @@ class LlavaFamily(ABC):
         visual = self.embed(output.features.flatten(0, 1), kept.source)
         end = torch.tensor(self.prompt.media_end_ids, dtype=torch.int64, device=visual.device)
         no_view, length = torch.full_like(end, -1), len(layout.source)
-        register_sum, count = torch.zeros(visual.shape[1], device=visual.device), 0
-        if output.register is not None:
-            registers = self.model.model.multi_modal_projector(output.register)
-            register_sum, count = registers.float().sum(dim=0), len(registers)
         return MediaTokens(
             ids=torch.cat([torch.full_like(kept.offsets, self.prompt.placeholder_id), end]),
             embeddings=torch.cat([visual, self.decoder.embed(end)]),
@@ -135,8 +131,8 @@ class LlavaFamily(ABC):
             pts_seconds=torch.from_numpy(media.pts_seconds.copy())[layout.frame],
             indices=torch.from_numpy(media.indices.copy())[layout.frame],
             grid=layout.grid,
-            register_sum=register_sum[None],
-            register_count=count,
+            register_sum=self._register_sum(output),
+            register_count=0 if output.register is None else len(output.register),
         )
 
     def shown(self, media: FrameBatch) -> Tensor:
@@ -150,3 +146,11 @@ class LlavaFamily(ABC):
     def _preprocess(self, media: FrameBatch) -> Tensor:
         """Pixels [F, 3, edge, edge]; resized on the CPU whatever the device, since the float path differs."""
         return self.pixels(media.frames).to(self.model.device, self.model.dtype)
+
+    def _register_sum(self, output: TowerOutput) -> Tensor:
+        """float32 [1, C]: the passes' registers, projected and summed."""
+        if output.register is None:
+            width = self.decoder.model.embed_tokens.embedding_dim
+            return torch.zeros(1, width, device=output.scores.device)
+        registers: Tensor = self.model.model.multi_modal_projector(output.register)
+        return registers.float().sum(dim=0, keepdim=True)

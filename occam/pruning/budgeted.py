@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from occam.config import DTD, EVS, IWP, CDPruner, DivPrune, FastV, Random, SparseVLM, Uniform, VidCom2, VisionZip
@@ -14,10 +15,10 @@ from occam.pruning.evs import evs_mask
 from occam.pruning.fastv import fastv_scores
 from occam.pruning.iwp import duplication, magnitude, pc_mmr
 from occam.pruning.selection import count_of, top_k
-from occam.pruning.sparsevlm import cut_counts, cuts_of, raters, sparsevlm_scores
+from occam.pruning.sparsevlm import attention_rank, cut_counts, cuts_of, raters, sparsevlm_scores
 from occam.pruning.strategy import ProjectedEvidence, Strategy, TextEvidence, checked_cuts, kept
 from occam.pruning.vidcom2 import vidcom2_mask
-from occam.pruning.visionzip import split, visionzip_masks
+from occam.pruning.visionzip import merge_weights, split, visionzip_masks
 from occam.tensors import RetentionMask
 from occam.types import MediaKind
 
@@ -117,16 +118,20 @@ class SparseVLMStrategy(Strategy):
         self.config = config
 
     def cuts(self, layers: int) -> tuple[int, ...]:
-        """The configured cuts, or the paper's scaled to this depth."""
-        return checked_cuts(self.config.cuts or cuts_of(layers), layers)
+        """The configured cuts, or the paper's: scaled to this depth, and layer 1 where the rank counts."""
+        published = (1,) if self.config.count == "rank" else cuts_of(layers)
+        return checked_cuts(self.config.cuts or published, layers)
 
     def in_decoder(self, number: int, evidence: TextEvidence) -> RetentionMask:
-        """The best by the raters' rows; so many at each cut that the layers behind the first see the budget."""
+        """The best by the raters' rows; so many at each cut that the layers behind the first see the budget at most."""
         total, cuts = evidence.encoded, self.cuts(evidence.layers)
         average = float(count_of(self.config.budget, total))
         counts = cut_counts(total, average, [cut - cuts[0] for cut in cuts], evidence.layers - cuts[0])
-        scores = sparsevlm_scores(evidence.rows_TN, raters(*evidence.hidden()))
-        return kept(top_k(scores, counts[number]), scores)
+        count, raters_T = counts[number], raters(*evidence.hidden())
+        if self.config.count == "rank":
+            count = min(count, attention_rank(evidence.rows_TN, raters_T))
+        scores = sparsevlm_scores(evidence.rows_TN, raters_T)
+        return kept(top_k(scores, count), scores)
 
 
 class VisionZipStrategy(Strategy):
@@ -136,14 +141,30 @@ class VisionZipStrategy(Strategy):
 
     def __init__(self, config: VisionZip) -> None:
         self.config = config
+        self.merges = config.merge
 
     def in_tower(self, scores_FP: Tensor, register_F: Tensor | None) -> RetentionMask:
         """The same count from every pass."""
         del register_F
+        dominant, contextual = self._masks(scores_FP)
+        return kept((dominant | contextual).flatten(), scores_FP.flatten())
+
+    def merged(self, features: Tensor, scores_FP: Tensor, keys_FPHD: Tensor | None) -> Tensor:
+        """Contextual patches with the mean of those that go to them, where that is wanted."""
+        if not self.merges:
+            return features
+        if keys_FPHD is None:
+            raise ValueError("visionzip cannot merge patches of this model: make its configuration by `Engine.pruning`")
+        patches = scores_FP.shape[1]
+        weights_FPP = merge_weights(keys_FPHD, *self._masks(scores_FP))
+        taken_up = weights_FPP @ features[:, -patches:].float()
+        return torch.cat([features[:, :-patches], features[:, -patches:] + taken_up.to(features.dtype)], dim=1)
+
+    def _masks(self, scores_FP: Tensor) -> tuple[Tensor, Tensor]:
+        """Dominant and contextual patches of every pass."""
         passes, patches = scores_FP.shape
         counts = split(passes * count_of(self.config.budget, patches), passes, self.config.dominant)
-        dominant, contextual = visionzip_masks(scores_FP, *counts)
-        return kept((dominant | contextual).flatten(), scores_FP.flatten())
+        return visionzip_masks(scores_FP, *counts)
 
 
 class _OfTheWhole(Strategy, ABC):

@@ -38,6 +38,17 @@ def sparsevlm_scores(rows_TN: Tensor, raters_T: Tensor) -> Tensor:
     return (rows_TN.float() * raters_T[:, None]).sum(dim=0) / raters_T.sum().clamp(min=1)
 
 
+def attention_rank(rows_TN: Tensor, raters_T: Tensor) -> int:
+    """Rank of the raters' attention to the visual tokens: what the paper's code for Video-LLaVA keeps, at one cut.
+
+    Singular values up to max(raters, N) float32 epsilons of the largest count as zero, on whatever device.
+    """
+    raters_RN = rows_TN[raters_T].double()
+    if raters_RN.numel() == 0:
+        return 0
+    return int(torch.linalg.matrix_rank(raters_RN, rtol=max(raters_RN.shape) * torch.finfo(torch.float32).eps))
+
+
 def cuts_of(layers: int) -> tuple[int, ...]:
     """Decoder layers that tokens are dropped in front of: the paper's 2, 6 and 15 of 32, scaled to `layers`.
 

@@ -69,7 +69,7 @@ class Strategy:
     register: where the tower's reference comes from; None scores nothing there
     placement: where the tower's register token enters; keep_cls: whether CLS tokens go on to the language model
     whole: it must see a medium in one piece; media: the kinds it can prune
-    projected: it prunes between projector and decoder
+    projected: it prunes between projector and decoder; merges: it sums patches, which positions of one axis allow only
     """
 
     register: RegisterMode | None = None
@@ -78,6 +78,7 @@ class Strategy:
     whole: bool = False
     media: ClassVar[tuple[MediaKind, ...]] = ("video", "image")
     projected: bool = False
+    merges: bool = False
 
     def cuts(self, layers: int) -> tuple[int, ...]:  # noqa: ARG002
         """Decoder layers, of `layers`, that run before each cut; ValueError where the model is not that deep."""
@@ -86,6 +87,10 @@ class Strategy:
     def in_tower(self, scores_FP: Tensor, register_F: Tensor | None) -> RetentionMask:  # noqa: ARG002
         """Which patches of each pass are projected; the mask is flat [F * P], its threshold one per patch."""
         return keep_all(scores_FP.flatten())
+
+    def merged(self, features: Tensor, scores_FP: Tensor, keys_FPHD: Tensor | None) -> Tensor:  # noqa: ARG002
+        """Features whose kept patches, the last P of each pass, may have taken others up; keys as in `TowerOutput`."""
+        return features
 
     def behind_projector(self, evidence: ProjectedEvidence) -> Tensor:
         """Which patches enter the decoder, bool [N]."""

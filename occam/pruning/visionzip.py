@@ -2,7 +2,7 @@
 
 Scores and keys are of the tower's block before the last. Merging suits positions of one axis only; models with
 M-RoPE take the mask alone.
-Legend: V views (frames or temporal groups), P patches of a view, H heads, D head width, E entries of a sparse matrix.
+Legend: V views (frames or temporal groups), P patches of a view, H heads, D head width.
 """
 
 import math
@@ -40,22 +40,16 @@ def visionzip_masks(received_VP: Tensor, dominant_V: Tensor, contextual_V: Tenso
     return dominant_VP, contextual_VP
 
 
-def merge_weights(keys_VPHD: Tensor, dominant_VP: Tensor, contextual_VP: Tensor) -> tuple[Tensor, Tensor]:
-    """The merge as a sparse matrix over flat patches, rows = kept ones: index int64 [2, E], weight float32 [E].
+def merge_weights(keys_VPHD: Tensor, dominant_VP: Tensor, contextual_VP: Tensor) -> Tensor:
+    """What each patch takes up of the others of its view, float32 [V, P, P]: features + weights @ features is merged.
 
-    Every kept patch has itself at weight 1. Every other goes to the contextual one of its view whose head-mean key has
-    the largest cosine with its own, at 1 / (patches that go there): output = target + mean of assigned, not an average.
-    In a view without contextual patches the rest is dropped.
+    Every patch that is not kept goes to the contextual one of its view whose head-mean key has the largest cosine with
+    its own, at 1 / (patches that go there): output = target + mean of assigned, not an average. In a view without
+    contextual patches the rest is dropped. Dense, since a scattered sum has no fixed order on a GPU.
     """
-    views, patches = dominant_VP.shape
-    keep_VP = dominant_VP | contextual_VP
     keys_VPD = keys_VPHD.float().mean(dim=2)
+    rest_VP = ~(dominant_VP | contextual_VP) & contextual_VP.any(dim=1, keepdim=True)
     likeness_VPP = cosines(keys_VPD, keys_VPD).masked_fill(~contextual_VP[:, None], -torch.inf)
-    start_V1 = torch.arange(views, device=keep_VP.device)[:, None] * patches
-    merged = (~keep_VP & contextual_VP.any(dim=1, keepdim=True)).flatten().nonzero()[:, 0]
-    kept = keep_VP.flatten().nonzero()[:, 0]
-    target = merged if merged.numel() == 0 else (likeness_VPP.argmax(dim=2) + start_V1).flatten()[merged]
-    crowd = torch.bincount(target, minlength=views * patches)
-    row = keep_VP.flatten().cumsum(dim=0) - 1
-    index = torch.cat([torch.stack([row[kept], kept]), torch.stack([row[target], merged])], dim=1)
-    return index, torch.cat([torch.ones_like(kept, dtype=torch.float32), 1 / crowd[target].float()])
+    patch_P = torch.arange(rest_VP.shape[1], device=rest_VP.device)
+    assigned_VPP = (likeness_VPP.argmax(dim=2)[:, None] == patch_P[:, None]) & rest_VP[:, None]
+    return assigned_VPP / assigned_VPP.sum(dim=2, keepdim=True).clamp(min=1)

@@ -6,15 +6,22 @@ from typing import Any
 import pytest
 import torch
 
+<<<<<<< HEAD
 from occam.config import STRATEGIES, CDPruner, NoPruning, OccamToken, Pruning, SamplingParams, SparseVLM
 from occam.engine import Engine, turn
+=======
+from occam.config import STRATEGIES, CDPruner, NoPruning, Pruning, SamplingParams, SparseVLM
+from occam.engine import Engine, prefix, turn
+>>>>>>> bench
 from occam.errors import InvalidInput, NotCalibrated
+from occam.kv.codec import decode, encode
 from occam.pruning import strategy_for
 from occam.pruning.selection import count_of
 from occam.pruning.sparsevlm import cut_counts
 from occam.tensors import PrefixState
 from tests.parity import checkpoint, checkpoint_qwen
 from tests.parity.harness import QUESTIONS, ask, image_of, video_of
+from tests.unit.occam.pruning import references
 
 LAYERS = 6
 OUTCOMES = ("occam", "none", "nothing", "dtd", "systematic")
@@ -115,23 +122,100 @@ def test_fastv_keeps_what_the_stock_model_attends_to_last(engine: Engine, stock:
     for cut in (1, 2, 4):
         pruning = engine.pruning("fastv", budget=9, cut=cut)
         state, _ = see(engine, frames, pruning)
-        suffix, _ = engine.lm.prompt.turn_ids(QUESTIONS[0], first=True)
         hidden = see(engine, frames, NoPruning())[0]
         visual = (hidden.patch < 0) & (hidden.view >= 0)
         assert bool(visual.any()), "the stock sequence has CLS tokens, which the strategy leaves out"
-        full = engine.lm.decoder.embed(torch.tensor(suffix))
-        embeddings = torch.cat([_entering(engine, frames, pruning), full])
-        positions = torch.cat([state.positions[0], state.next_position + torch.arange(len(suffix))])
-        stock.set_attn_implementation("eager")
-        maps = stock.model.language_model(
-            inputs_embeds=embeddings[None], position_ids=positions[None], output_attentions=True
-        ).attentions
-        stock.set_attn_implementation("sdpa")
+        maps = _stock_run(engine, stock, frames, pruning, state).attentions
         row = maps[cut - 1][0, :, -1].mean(dim=0)[: len(state)][state.patch >= 0]
-        best = set(row.topk(9).indices.tolist())
-        answer = engine.ask(state, QUESTIONS[0], pruning, SamplingParams(max_new_tokens=1))
-        kept = torch.cat([torch.from_numpy(frame.stage2).flatten() for frame in answer.evidence.frames])
-        assert set(kept.nonzero().flatten().tolist()) == best
+        assert _kept(engine, state, pruning) == set(row.topk(9).indices.tolist())
+
+
+@pytest.mark.parametrize(("cuts", "layer", "rank"), [((), 1, 1), ((3,), 3, 2)])
+def test_sparsevlm_by_rank_keeps_as_many_as_the_stock_rows_have(
+    engine: Engine, stock: Any, cuts: tuple[int, ...], layer: int, rank: int
+) -> None:
+    frames = FRAMES["engine"]
+    pruning = engine.pruning("sparsevlm", budget=1.0, count="rank", cuts=cuts)
+    state, _ = see(engine, frames, pruning)
+    assert strategy_for(pruning).cuts(LAYERS) == (layer,)
+    run, tokens, patches = _stock_run(engine, stock, frames, pruning, state), len(state), state.patch >= 0
+    hidden = run.hidden_states[layer][0]
+    rates = references.sparsevlm_raters(hidden[:tokens][patches].tolist(), hidden[tokens:].tolist())
+    rows = run.attentions[layer - 1][0].mean(dim=0)[tokens:, :tokens][:, patches]
+    assert references.attention_rank(rows.tolist(), rates) == rank
+    best = rows[torch.tensor(rates)].mean(dim=0).topk(rank).indices.tolist()
+    assert _kept(engine, state, pruning) == set(best)
+    bounded = replace(pruning, budget=1.1)
+    assert _kept(engine, state, bounded) == set(best[:1]), "the budget of one patch bounds the rank"
+
+
+def test_visionzip_merges_what_the_stock_tower_shows(engine: Engine, stock: Any) -> None:
+    frames, budget, dominant = FRAMES["engine"], 0.5, 0.75
+    pruning = engine.pruning("visionzip", budget=budget, dominant=dominant, merge=True)
+    state, _ = see(engine, frames, pruning)
+    tower = stock.model.video_tower
+    tower.set_attn_implementation("eager")
+    run = tower(checkpoint.pixels(frames), output_hidden_states=True, output_attentions=True)
+    tower.set_attn_implementation("sdpa")
+    block = tower.encoder.layers[-2]
+    entering, features = run.hidden_states[-3], run.hidden_states[-2][:, 1:]
+    received = run.attentions[-2].mean(dim=1)[:, 0, 1:]
+    keys = block.self_attn.k_proj(block.layer_norm1(entering))[:, 1:].unflatten(-1, (block.self_attn.num_heads, -1))
+    kept = int(budget * checkpoint.PATCHES)
+    counts = [[int(dominant * kept)] * 4, [kept - int(dominant * kept)] * 4]
+    _, sums = references.visionzip(received.tolist(), keys.tolist(), *counts)
+    flat = features.flatten(0, 1).double()
+    rows = [sum(weight * flat[source] for source, weight in sums[target].items()) for target in sorted(sums)]
+    expected = stock.model.multi_modal_projector(torch.stack(rows).float())
+    with torch.inference_mode():
+        ours = torch.cat([_composed(engine, frames, pruning, start) for start in (0, 2)])
+    assert any(len(sources) > 2 for sources in sums.values())
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+    views = state.view[state.patch >= 0] * checkpoint.PATCHES + state.patch[state.patch >= 0]
+    assert views.tolist() == sorted(sums)
+
+
+def _composed(engine: Engine, frames: Any, pruning: Pruning, start: int) -> torch.Tensor:
+    """Embeddings of the kept patches of two frames."""
+    tokens = prefix.encode(engine.lm, video_of(frames).chunk(start, start + 2), pruning)
+    return tokens.embeddings[tokens.patch >= 0]
+
+
+def test_follow_ups_over_merged_patches_are_exact(engine: Engine) -> None:
+    pruning = engine.pruning("visionzip", budget=0.5, merge=True)
+    state, _ = see(engine, FRAMES["engine"], pruning)
+    again, _ = see(engine, FRAMES["engine"], pruning)
+    warm = ask(engine, decode(*encode(state)), QUESTIONS, pruning, 3)
+    for ours, theirs in zip(warm, ask(engine, again, QUESTIONS, pruning, 3), strict=True):
+        assert torch.equal(ours.logits, theirs.logits)
+    assert engine.key_facts(pruning) != engine.key_facts(replace(pruning, merge=False))
+
+
+def test_patches_of_several_axes_are_not_merged(qwen_engine: Engine) -> None:
+    with pytest.raises(InvalidInput, match="cannot merge patches of") as caught:
+        qwen_engine.pruning("visionzip", budget=0.5, merge=True)
+    assert caught.value.param == "merge"
+
+
+def _stock_run(engine: Engine, stock: Any, frames: Any, pruning: Pruning, state: PrefixState) -> Any:
+    """The stock decoder over the state's tokens and a question, with its attention maps and hidden states."""
+    suffix, _ = engine.lm.prompt.turn_ids(QUESTIONS[0], first=True)
+    full = engine.lm.decoder.embed(torch.tensor(suffix))
+    embeddings = torch.cat([_entering(engine, frames, pruning), full])
+    positions = torch.cat([state.positions[0], state.next_position + torch.arange(len(suffix))])
+    stock.set_attn_implementation("eager")
+    run = stock.model.language_model(
+        inputs_embeds=embeddings[None], position_ids=positions[None], output_attentions=True, output_hidden_states=True
+    )
+    stock.set_attn_implementation("sdpa")
+    return run
+
+
+def _kept(engine: Engine, state: PrefixState, pruning: Pruning) -> set[int]:
+    """Patches that the answer to the same question rests on."""
+    answer = engine.ask(state, QUESTIONS[0], pruning, SamplingParams(max_new_tokens=1))
+    kept = torch.cat([torch.from_numpy(frame.stage2).flatten() for frame in answer.evidence.frames])
+    return set(kept.nonzero().flatten().tolist())
 
 
 def _entering(engine: Engine, frames: Any, pruning: Pruning) -> torch.Tensor:
@@ -187,6 +271,8 @@ def test_states_are_shared_over_what_acts_behind_them_and_nothing_else(engine: E
 
     assert facts("fastv", budget=0.5) == facts("fastv", budget=9)
     assert facts("fastv", budget=0.5, cut=1) != facts("fastv", budget=0.5, cut=2)
+    assert facts("sparsevlm", budget=0.5) == facts("sparsevlm", budget=9)
+    assert facts("sparsevlm", budget=0.5) != facts("sparsevlm", budget=0.5, count="rank")
     assert facts("divprune", budget=0.5) != facts("divprune", budget=0.25)
     assert facts("random", budget=0.5, seed=1) != facts("random", budget=0.5, seed=2)
     assert facts("divprune", budget=0.5)["chunk_frames"] == "whole"
@@ -241,6 +327,7 @@ def test_options_are_checked_by_name_and_value(engine: Engine) -> None:
         ("random", {"budget": 0.5, "seed": 2**70}, "seed must lie in"),
         ("occam", {"keep_cls": "yes"}, "keep_cls of strategy 'occam' cannot be 'yes'"),
         ("occam", {"min_tokens": 1.5}, "min_tokens of strategy 'occam' cannot be 1.5"),
+        ("sparsevlm", {"budget": 0.5, "count": "all"}, "count must be one of budget, rank, got 'all'"),
         ("sparsevlm", {"budget": 0.5, "cuts": 3}, "cuts of strategy 'sparsevlm' cannot be 3"),
         ("fastv", {"budget": 0.5, "strategy": "none"}, "has no strategy; it takes"),
     ]

@@ -1,13 +1,10 @@
-"""Random weights of two real checkpoints' dimensions, and a day in their life: registers, calibration, two questions.
+"""A day in the life of checkpoints of real dimensions and random weights: registers, calibration, two questions.
 
-python -m tests.slow.real_dimensions [--device cuda] [--layers 32] prints tokens and seconds of every stage. Files lie
-as those of LanguageBind/Video-LLaVA-7B-hf and Qwen/Qwen3-VL-8B-Instruct do, in shards, in bfloat16; only the decoder's
-depth is cut down where memory asks for it, and the vocabulary's words are a test's. Needs torch and transformers, no
-Ray, decoder or Redis.
+python -m tests.slow.real_dimensions [--device cuda] [--layers 32] prints tokens and seconds of every stage. Needs torch
+and transformers, no Ray, decoder or Redis.
 """
 
 import argparse
-import json
 import platform
 import tempfile
 import time
@@ -18,15 +15,6 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    PreTrainedModel,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-    VideoLlavaConfig,
-    VideoLlavaForConditionalGeneration,
-)
 
 from occam.calibration import ARTEFACT_NAME
 from occam.config import EngineConfig, NoPruning, Pruning, SamplingParams
@@ -37,93 +25,12 @@ from occam.types import Answer, FrameBatch
 from pipelines.evaluation.calibrate import Plan, calibrate, described, find_registers
 from pipelines.evaluation.clips import state_of
 from pipelines.evaluation.material import Sample
-from tests.parity import checkpoint, checkpoint_qwen
+from tests.parity import checkpoint_qwen
+from tests.real_checkpoints import FAMILIES
 
-SHARD = "1GB"
 QUESTIONS = ("what colour is the ball ?", "where does it go then ?")
 T = TypeVar("T")
 SAMPLING = SamplingParams(max_new_tokens=4)
-
-
-def write_video_llava_7b(folder: Path, layers: int) -> None:
-    """CLIP-L/14 at 224 pixels, twice, and a Vicuna-7B of so many layers."""
-    vision = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=224,
-        patch_size=14,
-        projection_dim=768,
-    )
-    text = LlamaConfig(
-        vocab_size=32064,
-        hidden_size=4096,
-        intermediate_size=11008,
-        num_hidden_layers=layers,
-        num_attention_heads=32,
-        num_key_value_heads=32,
-        max_position_embeddings=4096,
-    )
-    checkpoint.write_checkpoint(folder)
-    small = json.loads((folder / "config.json").read_text())
-    config = VideoLlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=small["image_token_index"],
-        video_token_index=small["video_token_index"],
-    )
-    _replace(folder, lambda: VideoLlavaForConditionalGeneration(config))
-    pixels = {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}
-    _edit(folder / "preprocessor_config.json", pixels)
-
-
-def write_qwen3_vl_8b(folder: Path, layers: int) -> None:
-    """The vision tower of 27 blocks with three DeepStack levels, and a Qwen3-8B of so many layers."""
-    checkpoint_qwen.write_checkpoint(folder)
-    small = json.loads((folder / "config.json").read_text())
-    config = Qwen3VLConfig(
-        vision_config={
-            "depth": 27,
-            "hidden_size": 1152,
-            "intermediate_size": 4304,
-            "num_heads": 16,
-            "patch_size": 16,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-            "out_hidden_size": 4096,
-            "num_position_embeddings": 2304,
-            "deepstack_visual_indexes": [8, 16, 24],
-        },
-        text_config={
-            "vocab_size": 151936,
-            "hidden_size": 4096,
-            "intermediate_size": 12288,
-            "num_hidden_layers": layers,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-            "max_position_embeddings": 262144,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 5_000_000,
-                "mrope_section": [24, 20, 20],
-                "mrope_interleaved": True,
-            },
-        },
-        **{name: small[name] for name in ("image_token_id", "video_token_id", "vision_start_token_id")},
-        vision_end_token_id=small["vision_end_token_id"],
-    )
-    _replace(folder, lambda: Qwen3VLForConditionalGeneration(config))
-    _edit(folder / "preprocessor_config.json", {"patch_size": 16, "size": _edges(65536, 16777216)})
-    video = {"patch_size": 16, "size": _edges(4096, 25165824), "max_video_tokens": 768}
-    _edit(folder / "video_preprocessor_config.json", video)
-
-
-FAMILIES: dict[str, Callable[[Path, int], None]] = {
-    "Video-LLaVA-7B": write_video_llava_7b,
-    "Qwen3-VL-8B": write_qwen3_vl_8b,
-}
 
 
 def live(folder: Path, device: str, frames: int, say: Callable[[str], None] = print) -> list[Answer]:
@@ -197,26 +104,6 @@ def _noise(count: int, seed: int) -> FrameBatch:
     )
 
 
-def _replace(folder: Path, build: Callable[[], PreTrainedModel]) -> None:
-    """A model of other dimensions in the place of the small one; without any artefact."""
-    (folder / ARTEFACT_NAME).unlink()
-    (folder / "model.safetensors").unlink()
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        build().save_pretrained(folder, max_shard_size=SHARD)
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-def _edit(path: Path, changes: dict[str, object]) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def _edges(shortest: int, longest: int) -> dict[str, int]:
-    return {"shortest_edge": shortest, "longest_edge": longest}
-
-
 def main() -> None:
     """Both families, one after the other."""
     parser = argparse.ArgumentParser(prog="python -m tests.slow.real_dimensions", description=__doc__)
@@ -226,7 +113,7 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.cuda.get_device_name() if options.device.startswith("cuda") else platform.processor()
     print(f"{device}, torch {torch.__version__}, bfloat16, {options.layers} decoder layers, {options.frames} frames")
-    for name, write in FAMILIES.items():
+    for name, (write, _, _) in FAMILIES.items():
         with tempfile.TemporaryDirectory() as folder:
             print(f"\n== {name}")
             _timed(print, "write", lambda write=write, folder=folder: write(Path(folder), options.layers))

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
+import numpy as np
+
 Vector = Sequence[float]
 Matrix = Sequence[Sequence[float]]
 
@@ -100,6 +102,15 @@ def sparsevlm_raters(visual: Matrix, text: Matrix) -> list[bool]:
     rows = [softmax([dot(v, t) for t in text]) for v in visual]
     weight = [mean([row[t] for row in rows]) for t in range(len(text))]
     return [w > mean(weight) for w in weight]
+
+
+def attention_rank(rows: Matrix, raters: Sequence[bool]) -> int:
+    """Singular values that exceed max(raters, tokens) float32 epsilons of the largest."""
+    chosen = np.array([row for row, rates in zip(rows, raters, strict=True) if rates], dtype=np.float64)
+    if chosen.size == 0:
+        return 0
+    largest = np.linalg.svd(chosen, compute_uv=False)[0]
+    return int(np.linalg.matrix_rank(chosen, tol=largest * max(chosen.shape) * np.finfo(np.float32).eps))
 
 
 def visionzip(

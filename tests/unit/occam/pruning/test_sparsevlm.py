@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from occam.pruning.sparsevlm import cut_counts, cuts_of, raters, sparsevlm_scores
+from occam.pruning.sparsevlm import attention_rank, cut_counts, cuts_of, raters, sparsevlm_scores
 from tests.unit.occam.pruning import references
 
 
@@ -41,6 +41,40 @@ def test_scores_are_the_mean_over_raters() -> None:
     assert sparsevlm_scores(rows, torch.tensor([False] * 3)).tolist() == [0, 0, 0]
     assert sparsevlm_scores(rows[:0], torch.zeros(0, dtype=torch.bool)).tolist() == [0, 0, 0]
     assert sparsevlm_scores(rows.bfloat16(), torch.tensor([True, False, True])).dtype == torch.float32
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("text", "visual", "rank"), [(9, 40, 9), (9, 40, 4), (12, 5, 5), (12, 5, 2), (3, 500, 1)])
+def test_the_rank_is_that_of_the_raters_rows(text: int, visual: int, rank: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    # Products of so many independent factors, positive as attention is, rounded to float32 as the model's rows are.
+    factors = torch.rand(text, rank, generator=generator), torch.rand(rank, visual, generator=generator)
+    rows = (
+        torch.softmax(torch.randn(text, visual, generator=generator), dim=1)
+        if rank == text
+        else (factors[0].double() @ factors[1].double()).float()
+    )
+    assert attention_rank(rows, torch.ones(text, dtype=torch.bool)) == rank
+    some = torch.rand(text, generator=generator) < 0.5
+    assert attention_rank(rows, some) == references.attention_rank(rows.tolist(), some.tolist())
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-4, 1.0, 1e30])
+def test_the_rank_depends_on_no_scale(scale: float) -> None:
+    rows = torch.tensor([[1.0, 2, 3], [2, 4, 6], [0, 1, 0], [1, 3, 3]]) * scale
+    every = torch.ones(4, dtype=torch.bool)
+    assert attention_rank(rows, every) == references.attention_rank(rows.tolist(), every.tolist()) == 2
+
+
+def test_ranks_at_the_ends() -> None:
+    rows = torch.rand(5, 8, generator=torch.Generator().manual_seed(0))
+    every = torch.ones(5, dtype=torch.bool)
+    assert attention_rank(rows[:1].expand(5, 8), every) == 1
+    assert attention_rank(rows * 0, every) == 0
+    assert attention_rank(rows, ~every) == 0
+    assert attention_rank(rows[:, :0], every) == 0
+    assert attention_rank(rows[:0], every[:0]) == 0
+    assert attention_rank(torch.eye(5), every) == 5
 
 
 def test_cuts_scale_with_depth() -> None:

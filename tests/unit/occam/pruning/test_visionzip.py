@@ -10,24 +10,19 @@ from occam.pruning.visionzip import merge_weights, split, visionzip_masks
 from tests.unit.occam.pruning import references
 
 
-def merged(index: Tensor, weight: Tensor, kept: list[int]) -> dict[int, dict[int, float]]:
-    sums: dict[int, dict[int, float]] = {patch: {} for patch in kept}
-    for row, source, value in zip(*index.tolist(), weight.tolist(), strict=True):
-        assert source not in sums[kept[row]]
-        sums[kept[row]][source] = value
-    return sums
-
-
 def check(received: Tensor, keys: Tensor, dominant: list[int], contextual: list[int]) -> None:
     masks = visionzip_masks(received, torch.tensor(dominant), torch.tensor(contextual))
     kinds, sums = references.visionzip(received.tolist(), keys.tolist(), dominant, contextual)
     assert masks[0].tolist() == [[kind == "dominant" for kind in view] for view in kinds]
     assert masks[1].tolist() == [[kind == "contextual" for kind in view] for view in kinds]
-    index, weight = merge_weights(keys, *masks)
-    ours = merged(index, weight, sorted(sums))
-    assert {patch: set(sources) for patch, sources in ours.items()} == {patch: set(s) for patch, s in sums.items()}
-    for patch, sources in sums.items():
-        assert ours[patch] == pytest.approx(sources)
+    weights, patches = merge_weights(keys, *masks), received.shape[1]
+    expected = torch.zeros(weights.shape, dtype=torch.float64)
+    for target, sources in sums.items():
+        for source, weight in sources.items():
+            assert source // patches == target // patches
+            if source != target:
+                expected[target // patches, target % patches, source % patches] = weight
+    torch.testing.assert_close(weights.double(), expected, atol=1e-7, rtol=0)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -52,10 +47,9 @@ def test_output_is_target_plus_mean_of_assigned() -> None:
     keys = torch.tensor([[1.0, 0], [0, 0], [0, 1], [0, 1], [3, 1], [0, 0.5]])[None, :, None]
     features = torch.tensor([[1.0], [10], [100], [1000], [10000], [100000]])
     masks = visionzip_masks(received, torch.tensor([1]), torch.tensor([2]))
-    index, weight = merge_weights(keys, *masks)
-    out = torch.zeros(3, 6).index_put(tuple(index), weight) @ features
+    out = features + merge_weights(keys, *masks)[0] @ features
     assert masks[1].nonzero()[:, 1].tolist() == [0, 3]
-    assert out[:, 0].tolist() == [1 + 10000, 10, 1000 + (100 + 100000) / 2]
+    assert out[[0, 1, 3], 0].tolist() == [1 + 10000, 10, 1000 + (100 + 100000) / 2]
 
 
 def test_a_budget_is_spread_over_views_and_split_in_each() -> None:
