@@ -6,13 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-<<<<<<< HEAD
 from occam.config import STRATEGIES, CDPruner, NoPruning, OccamToken, Pruning, SamplingParams, SparseVLM
-from occam.engine import Engine, turn
-=======
-from occam.config import STRATEGIES, CDPruner, NoPruning, Pruning, SamplingParams, SparseVLM
 from occam.engine import Engine, prefix, turn
->>>>>>> bench
 from occam.errors import InvalidInput, NotCalibrated
 from occam.kv.codec import decode, encode
 from occam.pruning import strategy_for
