@@ -4,7 +4,7 @@ import argparse
 
 from occam.config import EngineConfig, Pruning
 from occam.engine import Engine
-from pipelines.evaluation.accuracy import accuracy
+from pipelines.evaluation.accuracy import accuracies
 from pipelines.evaluation.adaptivity import Retention, busy_and_empty, coverage
 from pipelines.evaluation.renderer import FIRST_TEST_SEED
 
@@ -30,9 +30,9 @@ def main() -> None:
 def _print_accuracy(engine: Engine, strategies: dict[str, Pruning], clips: int) -> None:
     print("| strategy | questions right | both of a clip right | encoded | stage I | stage II |")
     print("|---|---|---|---|---|---|")
-    for name, pruning in strategies.items():
-        score = accuracy(engine, pruning, FIRST_SEED, clips)
-        kept = f"{score.encoded:.0f} | {score.stage1:.1f} | {score.stage2:.1f}"
+    scores = accuracies(engine, list(strategies.values()), FIRST_SEED, clips)
+    for name, score in zip(strategies, scores, strict=True):
+        kept = f"{score.kept.encoded:.0f} | {score.kept.stage1:.1f} | {score.kept.stage2:.1f}"
         print(f"| {name} | {score.questions} | {score.clips} | {kept} |", flush=True)
 
 

@@ -82,11 +82,6 @@ def _occam(
     engine: Engine, spec: Spec, budgets: Sequence[float], samples: Callable[[], list[Sample]]
 ) -> list[dict[str, Option]]:
     options = dict(spec.options)
-    rule = options.get("rule", "register")
-    if rule == "top_k":
-        return [options | {"lambda2": budget} for budget in budgets]
-    if rule == "top_p":
-        return _bisected(engine, spec, "lambda2", 0.0, 1.0, budgets, samples)
     found = occam_at(engine, cast(OccamToken, _pruning(engine, "occam", options)), samples(), budgets)
     return [options | {"lambda1": each.lambda1, "lambda2": each.lambda2} for each in found]
 
