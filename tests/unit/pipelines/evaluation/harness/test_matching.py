@@ -56,9 +56,10 @@ def embedded() -> Engine:
     return Engine.load(EngineConfig(threads=1))
 
 
-def test_thresholds_meet_budgets_on_the_embedded_model(embedded: Engine, samples: list[Sample]) -> None:
+@pytest.mark.parametrize("rule", ["register", "top_p", "top_k"])
+def test_thresholds_meet_budgets_on_the_embedded_model(embedded: Engine, samples: list[Sample], rule: str) -> None:
     """On their own clips to a token a question; where stage I keeps less than is asked for, lambda1 gives way."""
-    settings = made(embedded, "occam:lambda1=1.0", samples, replace(PLAN, budgets=(0.95, 0.25, 0.1)))
+    settings = made(embedded, f"occam:lambda1=1.0:rule={rule}", samples, replace(PLAN, budgets=(0.95, 0.25, 0.1)))
     for setting in settings:
         kept = _kept(embedded, setting.pruning(embedded), samples)
         assert kept == pytest.approx(setting.budget, abs=1 / 288)
