@@ -83,7 +83,7 @@ def _occam(
 ) -> list[dict[str, Option]]:
     options = dict(spec.options)
     found = occam_at(engine, cast(OccamToken, _pruning(engine, "occam", options)), samples(), budgets)
-    return [options | {"lambda1": each.lambda1, "lambda2": each.lambda2} for each in found]
+    return [options | {"rule": each.rule, "lambda1": each.lambda1, "lambda2": each.lambda2} for each in found]
 
 
 def _bisected(

@@ -74,8 +74,11 @@ def test_the_adaptive_rule_with_most_right_answers_becomes_the_default(
     assert verdict in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("accepted", [False, True], ids=["no neurons", "neurons"])
-@pytest.mark.parametrize("write", [write_checkpoint, write_llava, write_llava_next, write_qwen])
+@pytest.mark.parametrize(
+    ("write", "accepted"),
+    [(write_checkpoint, False), (write_llava, True), (write_llava_next, False), (write_qwen, True)],
+    ids=["video_llava", "llava, neurons", "llava_next", "qwen3_vl, neurons"],
+)
 def test_every_family_competes_at_equal_budgets(write: Callable[[Path], Path], accepted: bool, tmp_path: Path) -> None:
     folder = write(tmp_path)
     artefact = json.loads((folder / "occam.json").read_text())
@@ -85,8 +88,7 @@ def test_every_family_competes_at_equal_budgets(write: Callable[[Path], Path], a
     if not accepted:
         (folder / "occam.json").unlink()
     config = EngineConfig(model=str(folder), threads=1)
-    plan = Plan(samples=2, trials=1, stage1=0.8, stage2=0.3)
-    report = calibrate(config, plan)
+    report = calibrate(config, Plan(samples=1, trials=1, stage1=0.8, stage2=0.3))
     register = "neurons" if accepted else "zero_token"
     names = [f"{register}/{rule}" for rule in ("register", "mean", "first_token", "top_p", "top_k")]
     others = ["zero_token/register"] if accepted else []
@@ -100,11 +102,11 @@ def test_every_family_competes_at_equal_budgets(write: Callable[[Path], Path], a
     engine = Engine.load(config)
     assert engine.pruning("occam") == best.pruning
 
-    samples = rendered(2, engine.info.media)
+    samples = rendered(1, engine.info.media)
     for trial in on_samples(engine, [trial.pruning for trial in report.trials[1:]], samples, ignore):
         first = trial.kept.encoded if trial.name == "random" else 0.8 * trial.kept.encoded
         assert trial.kept.stage1 == pytest.approx(first, abs=1 + 1e-6), trial.name
-        assert trial.kept.stage2 == pytest.approx(0.3 * trial.kept.encoded, abs=0.5 + 1e-6), trial.name
+        assert trial.kept.stage2 == pytest.approx(0.3 * trial.kept.encoded, abs=2 / 3 + 1e-6), trial.name
     assert len({trial.pruning.lambda1 for trial in report.trials[1:6]}) == 1, "all else fixed"  # type: ignore[attr-defined]
 
     known = report.facts
