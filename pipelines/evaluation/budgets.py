@@ -2,8 +2,8 @@
 
 Whether a patch is kept at a lambda is told by a figure of its own that does not depend on lambda, so a budget is a
 quantile of these figures: s(v) / s(r) where a rule compares with a reference, the share of all score that better
-patches hold under `top_p`. Every question weighs the same: a clip counts as often as it is asked about, in either
-stage.
+patches hold under `top_p`, the rank over the number encoded under `top_k`. Every question weighs the same: a clip
+counts as often as it is asked about, in either stage.
 """
 
 from collections.abc import Iterable, Sequence
@@ -69,6 +69,8 @@ class _Measured:
         if self.pruning.rule == "top_p":
             best = np.sort(scores.astype(np.float64))[::-1]
             self.figures.append((best.cumsum() - best) / best.sum())
+        elif self.pruning.rule == "top_k":
+            self.figures.append(np.arange(1, len(scores) + 1) / encoded)
         else:
             self.figures.append(scores / evidence.threshold)
         self.encoded += encoded
@@ -82,7 +84,9 @@ class _Measured:
         figures = np.concatenate(self.figures)
         rest = min(1.0, share * self.encoded / len(figures))
         if self.pruning.rule == "top_k":
-            return share if rest < 1 else 1.0
+            # One rank more is a patch more of nearly every question: the nearest, not the next.
+            place = max(0, int(rest * len(figures) - len(self.figures) / 2))
+            return float(np.sort(figures)[place]) if rest < 1 else 1.0
         if self.pruning.rule == "top_p":
             return float(np.quantile(figures, rest, method="higher")) if rest < 1 else 1.0
         return _threshold(figures, rest)

@@ -75,7 +75,8 @@ def test_one_pass_meets_the_budget_under_every_rule(engine: Engine, clips: list[
     base = lambda1_for(engine, BASE, samples, 0.7)
     for pruning in lambda2_for(engine, [replace(base, rule=rule) for rule in RULES], samples, share):
         encoded, first, second = kept(engine, pruning, samples)
-        assert second == pytest.approx(min(share * encoded, first), abs=2 / 7 + 1e-6), pruning.rule
+        step = 0.5 if pruning.rule == "top_k" else 2 / 7
+        assert second == pytest.approx(min(share * encoded, first), abs=step + 1e-6), pruning.rule
         assert (pruning.lambda1, pruning.cut) == (base.lambda1, base.cut)
 
 
