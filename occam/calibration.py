@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from occam.config import Evaluators, OccamToken, RegisterMode
+from occam.config import Evaluators, OccamToken, RegisterMode, Rule
 from occam.errors import InvalidInput, NotCalibrated
 from occam.registers import Neuron
 
 ARTEFACT_NAME = "occam.json"
-ARTEFACT_VERSION = 2
+ARTEFACT_VERSION = 3
 
 
 def _is_natural(value: Any) -> bool:
@@ -44,6 +44,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "weights": (lambda value: isinstance(value, str), "a text"),
     "cut": (lambda value: _is_natural(value) and value >= 1, "an integer of at least 1"),
     "register": (lambda value: value in get_args(RegisterMode), f"one of {', '.join(get_args(RegisterMode))}"),
+    "rule": (lambda value: value in get_args(Rule), f"one of {', '.join(get_args(Rule))}"),
     "neurons": (_are_pairs, "pairs of integers of at least 0"),
     "lambda1": (_is_lambda, "a finite number of at least 0, or null"),
     "lambda2": (_is_lambda, "a finite number of at least 0, or null"),
@@ -60,15 +61,16 @@ class Calibration:
     """One checkpoint's calibration.
 
     weights: SHA-256 of the checkpoint's weights; an artefact of other weights is refused
-    cut, register, neurons, lambda1, lambda2, evaluators: the defaults of `OccamToken` for this model; without lambdas
-    it is what `occam registers` found, and strategy `occam` waits for `occam calibrate`
+    cut, register, rule, neurons, lambda1, lambda2, evaluators: the defaults of `OccamToken` for this model; without
+    lambdas it is what `occam registers` found, and strategy `occam` waits for `occam calibrate`
     searched, measured: digests of the clips and questions that neurons were searched on, and lambdas measured on
-    statistics: what was measured when it was made (the finder's acceptance figures, retention)
+    statistics: what was measured when it was made (the finder's acceptance figures, the ablation, retention)
     """
 
     weights: str
     cut: int
     register: RegisterMode
+    rule: Rule = "register"
     neurons: tuple[Neuron, ...] = ()
     lambda1: float | None = None
     lambda2: float | None = None
@@ -99,8 +101,21 @@ class Calibration:
             lambda2=self.lambda2,
             cut=self.cut,
             register=self.register,
+            rule=self.rule,
             evaluators=self.evaluators,
         )
+
+    @property
+    def verdict(self) -> str:
+        """The default reference and, where the published rule gave fewer right answers, by how much."""
+        said = f"default reference: {self.register}, rule {self.rule}"
+        figures = self.statistics
+        if not figures.keys() >= {"accuracy", "accuracy_published", "questions"}:
+            return said
+        worse = 100 * (figures["accuracy"] - figures["accuracy_published"])
+        if worse <= 0:
+            return said
+        return f"{said}; the published rule was worse by {worse:.1f} points on {figures['questions']:.0f} questions"
 
     @property
     def digest(self) -> str:

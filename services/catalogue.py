@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from occam.calibration import ARTEFACT_NAME, Calibration
 from occam.errors import InvalidInput, NotCalibrated, UnknownModel
@@ -25,7 +24,7 @@ class FamilyEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelEntry:
-    """A model at hand; `calibration` is what its artefact says (cut, register, lambdas, ...), None without a valid one.
+    """A model at hand; `calibration` is what its artefact says (cut, register, rule, ...), None without a valid one.
 
     family: None where the checkpoint cannot be told
     calibrated: whether strategy `occam` can run
@@ -35,7 +34,7 @@ class ModelEntry:
     name: str
     family: str | None
     calibrated: bool
-    calibration: dict[str, Any] | None
+    calibration: Calibration | None
     problem: str | None
 
     def __str__(self) -> str:
@@ -49,10 +48,8 @@ class ModelEntry:
         if found is None:
             return "not calibrated: strategy none"
         if not self.calibrated:
-            return f"{len(found['neurons'])} register neurons, no lambdas: strategy none"
-        return (
-            f"{found['register']}, cut {found['cut']}, lambda1 {found['lambda1']:.4g}, lambda2 {found['lambda2']:.4g}"
-        )
+            return f"{len(found.neurons)} register neurons, no lambdas: strategy none"
+        return f"{found.verdict}; cut {found.cut}, lambda1 {found.lambda1:.4g}, lambda2 {found.lambda2:.4g}"
 
 
 def models(names: list[str]) -> list[ModelEntry]:
@@ -92,6 +89,6 @@ def _entry(name: str) -> ModelEntry:
         name=name,
         family=family,
         calibrated=found is not None and found.complete,
-        calibration=None if found is None else asdict(found),
+        calibration=found,
         problem=problem,
     )

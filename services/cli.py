@@ -153,7 +153,8 @@ def _calibrate(options: argparse.Namespace) -> None:
 
 
 def _registers(options: argparse.Namespace) -> None:
-    from pipelines.evaluation.calibrate import Plan, described, find_registers
+    from pipelines.evaluation.calibrate import Plan, find_registers
+    from pipelines.evaluation.premise import described
 
     plan = Plan(samples=options.samples)
     settings, artefact = Settings.load(), _artefact(options.model)

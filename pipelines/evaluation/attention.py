@@ -1,11 +1,10 @@
-"""What a model's attention does on clips whose truth is known: where it goes, and what the zero token gets of it.
+"""What a model's attention does on clips: what the register gets of it and, where the truth is known, where it goes.
 
-Legend: V views, P patches (or merge groups) of a view in raster order, G * G = P.
+Legend: V views, P patches (or merge groups) of a view in raster order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from math import isqrt
 from typing import Any, cast
 
@@ -19,10 +18,9 @@ from occam.config import OccamToken, SamplingParams
 from occam.engine import Engine
 from occam.models.decoder import Decoder
 from occam.types import FrameBatch
-from pipelines.evaluation.adaptivity import about_one_object
-from pipelines.evaluation.clips import clean_frames_of, scenes, state_of
-from pipelines.evaluation.material import Progress
-from pipelines.evaluation.renderer import Scene, SceneConfig, SceneObject
+from pipelines.evaluation.clips import state_of
+from pipelines.evaluation.material import Sample
+from pipelines.evaluation.renderer import Scene, SceneObject
 from pipelines.evaluation.statistics import Estimate, auc, estimate
 
 COVERED = 0.12
@@ -47,58 +45,58 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionFacts:
-    """Measured with the zero token in place and nothing pruned.
+    """Measured with a register in place and nothing pruned.
 
     auc1: of stage I's scores, patches that show any object against background; a mean over clips
     auc2: of stage II's, patches of the one object that a question names against all others; the same
-    zero1, zero2: the zero token's share of the evaluators' attention, over views and over questions
+    None where no clip's truth is known, or no question names one object
+    register1, register2: the register's share of the evaluators' attention, over views and over questions
     opening2, prompt2: for comparison that of the first token of the turn, and of the first of all
-    sinks: largest patch norm over the median, in the tower's last used block, without the zero token; over views
     """
 
-    auc1: Estimate
-    auc2: Estimate
-    zero1: Share
-    zero2: Share
+    auc1: Estimate | None
+    auc2: Estimate | None
+    register1: Share
+    register2: Share
     opening2: Share
     prompt2: Share
-    sinks: Estimate
 
 
-def attention_facts(
-    engine: Engine, pruning: OccamToken, first_seed: int, clips: int, progress: Progress
-) -> AttentionFacts:
-    """Measure on `clips` clips, about every object of each that can be named; `pruning` says the cut and who scores."""
-    pruning = replace(pruning, register="zero_token", lambda1=0.0, lambda2=1.0)
+@torch.inference_mode()
+def attention_facts(engine: Engine, pruning: OccamToken, samples: Iterable[Sample]) -> AttentionFacts:
+    """Measure on clips and their questions; `pruning` says the cut, who scores and what the register is made of."""
+    pruning = replace(pruning, lambda1=0.0, lambda2=1.0)
     watched = _Watched.of(engine.lm.decoder)
     engine = Engine(replace(cast(Any, engine.lm), decoder=watched), engine.config)
-    auc1, auc2, zero1, shares, sinks = [], [], [], [], []
-    config = SceneConfig(unseen_pairs=False)
-    for done, scene in enumerate(islice(scenes(first_seed, config), clips), start=1):
-        frames = clean_frames_of(scene)
-        scores_VP, zero_V, ratio_V = _tower(engine, pruning, frames)
-        items = [*scene.objects, *([scene.dot] if scene.dot else [])]
-        auc1.append(_auc_of(scores_VP, cover_of(scene, items, scores_VP.shape)))
-        zero1 += zero_V.tolist()
-        sinks.append(ratio_V.tolist())
-        found, paid = _stage2(engine, watched, pruning, scene, frames)
+    auc1, auc2, register1, shares = [], [], [], []
+    for sample in samples:
+        frames = sample.frames()
+        output = engine.lm.encode(frames, pruning.register, pruning.placement)
+        register1 += cast(Tensor, output.register_scores).tolist()
+        auc1 += _stage1(sample, frames, output.scores)
+        found, paid = _stage2(engine, watched, pruning, sample, frames)
         auc2 += found
         shares += paid
-        progress("attention", done, clips)
-    zero2, opening2, prompt2 = map(Share.of, zip(*shares, strict=True))
+    register2, opening2, prompt2 = map(Share.of, zip(*shares, strict=True))
     return AttentionFacts(
-        auc1=estimate(auc1),
-        auc2=estimate(auc2),
-        zero1=Share.of(zero1),
-        zero2=zero2,
+        auc1=estimate(auc1) if auc1 else None,
+        auc2=estimate(auc2) if auc2 else None,
+        register1=Share.of(register1),
+        register2=register2,
         opening2=opening2,
         prompt2=prompt2,
-        sinks=estimate(sinks),
     )
 
 
+@torch.inference_mode()
+def sinks(engine: Engine, samples: Iterable[Sample]) -> Estimate:
+    """Largest patch norm over the median, in the tower's last used block, without a register; over views."""
+    norms = (engine.lm.trace(sample.frames(), None).norms[-1].cpu() for sample in samples)
+    return estimate(torch.cat([norms_VP.amax(dim=1) / norms_VP.median(dim=1).values for norms_VP in norms]).numpy())
+
+
 class _Watched(Decoder):
-    """The decoder, which remembers the rows that stage II scored with: of state, zero token and turn."""
+    """The decoder, which remembers the rows that stage II scored with: of state, register and turn."""
 
     seen: Tensor
 
@@ -117,48 +115,54 @@ class _Watched(Decoder):
         return self.seen[0].mean(dim=0)[list(tokens)].tolist()
 
 
-@torch.inference_mode()
-def _tower(
-    engine: Engine, pruning: OccamToken, frames: FrameBatch
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Stage I's scores [V, P], the zero token's [V], and the largest norm over the median [V]."""
-    output = engine.lm.encode(frames, pruning.register, pruning.placement)
-    norms = engine.lm.trace(frames, None).norms[-1].cpu()
-    return (
-        output.scores.cpu().numpy(),
-        cast(Tensor, output.register_scores).cpu().numpy(),
-        (norms.amax(dim=1) / norms.median(dim=1).values).numpy(),
-    )
+def _stage1(sample: Sample, frames: FrameBatch, scores_VP: Tensor) -> list[float]:
+    """The AUC of a clip, of an image by the pass that shows all of it; none where nothing is known or shown."""
+    if sample.truth is None:
+        return []
+    scene = sample.truth.scene
+    whole = scores_VP if frames.kind == "video" else scores_VP[:1]
+    items = [*scene.objects, *([scene.dot] if scene.dot else [])]
+    sides = [isqrt(whole.shape[1])] * len(whole)
+    return _auc_of([row.reshape(-1) for row in whole.cpu().numpy()], covers_of(scene, items, sides, len(frames)))
 
 
 def _stage2(
-    engine: Engine, watched: _Watched, pruning: OccamToken, scene: Scene, frames: FrameBatch
+    engine: Engine, watched: _Watched, pruning: OccamToken, sample: Sample, frames: FrameBatch
 ) -> tuple[list[float], list[list[float]]]:
-    """The mean AUC of a clip's questions (none without any), and of each the shares of zero token, turn and prompt."""
+    """The mean AUC of a clip's questions (none without any), and of each the shares of register, turn and prompt."""
     state = state_of(engine, frames, pruning)
     aucs, shares = [], []
-    for question in about_one_object(scene, np.random.default_rng(scene.seed)):
-        evidence = engine.ask(state, question.text, pruning, SamplingParams(max_new_tokens=1)).evidence
-        scores_VP = np.stack([frame.scores.reshape(-1) for frame in evidence.frames])
-        aucs.append(_auc_of(scores_VP, cover_of(scene, [scene.objects[question.objects[0]]], scores_VP.shape)))
+    for place, text in enumerate(sample.questions):
+        evidence = engine.ask(state, text, pruning, SamplingParams(max_new_tokens=1)).evidence
         shares.append(watched.shares(len(state), len(state) + 1, 0))
+        named = sample.truth.questions[place].objects if sample.truth else ()
+        if sample.truth and len(named) == 1:
+            scene, sides = sample.truth.scene, [frame.grid[0] for frame in evidence.frames]
+            covers = covers_of(scene, [scene.objects[named[0]]], sides, len(frames))
+            aucs += _auc_of([frame.scores.reshape(-1) for frame in evidence.frames], covers)
     return [float(np.mean(aucs))] if aucs else [], shares
 
 
-def cover_of(scene: Scene, items: Sequence[SceneObject], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """Share of each patch that one of the items covers at most in any frame of its view, [V, P].
+def covers_of(
+    scene: Scene, items: Sequence[SceneObject], sides: Sequence[int], frames: int
+) -> list[npt.NDArray[np.float32]]:
+    """For each view of side * side patches, the share of each that one of the items covers at most, in raster order.
 
-    Views are of equal numbers of frames; of the last, frames may be missing.
+    Of the clip's first `frames` frames, each view shows as many as the others and the most in any of them counts; of
+    the last, frames may be missing. All views of one frame show that.
     """
-    views, patches = shape
-    cover = np.max([scene.patch_cover(item, isqrt(patches)) for item in items], axis=0)
-    group = -(-scene.frames // views)
-    padded = np.pad(cover, ((0, views * group - scene.frames), (0, 0), (0, 0)))
-    most: npt.NDArray[np.float32] = padded.reshape(views, group, patches).max(axis=1)
-    return most
+    cover = {side: np.max([scene.patch_cover(item, side) for item in items], axis=0) for side in set(sides)}
+    group = -(-frames // len(sides))
+    starts = [min(view * group, frames - 1) for view in range(len(sides))]
+    return [
+        cover[side][start : min(start + group, frames)].max(axis=0).reshape(-1)
+        for side, start in zip(sides, starts, strict=True)
+    ]
 
 
-def _auc_of(scores: npt.NDArray[np.float32], cover: npt.NDArray[np.float32]) -> float:
-    shows = cover >= min(COVERED, cover.max())
+def _auc_of(scores: Sequence[npt.NDArray[np.float32]], covers: Sequence[npt.NDArray[np.float32]]) -> list[float]:
+    """Over all patches of all views; none where none of them shows anything, or all do."""
+    values, cover = np.concatenate(scores), np.concatenate(covers)
+    shows = (cover > 0) & (cover >= min(COVERED, cover.max()))
     clear = shows | (cover == 0)
-    return auc(scores[clear], shows[clear])
+    return [auc(values[clear], shows[clear])] if shows.any() and not shows[clear].all() else []

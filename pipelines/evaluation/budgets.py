@@ -1,18 +1,21 @@
 """Finding lambda1 and lambda2 for average budgets, in one pass over samples (arXiv 2605.29657, eq. 18-19).
 
-s(v) / s(r) does not depend on lambda, so a budget is a quantile of these ratios. Every question weighs the same: a
-clip counts as often as it is asked about, in either stage.
+Whether a patch is kept at a lambda is told by a figure of its own that does not depend on lambda, so a budget is a
+quantile of these figures: s(v) / s(r) where a rule compares with a reference, the share of all score that better
+patches hold under `top_p`, the rank over the number encoded under `top_k`. Every question weighs the same: a clip
+counts as often as it is asked about, in either stage.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from occam.config import OccamToken, SamplingParams
 from occam.engine import Engine
-from occam.types import FrameBatch
+from occam.types import Evidence, FrameBatch
 from pipelines.evaluation.clips import state_of
 from pipelines.evaluation.material import Sample
 
@@ -23,11 +26,15 @@ def lambda1_for(engine: Engine, base: OccamToken, samples: Iterable[Sample], sha
     return replace(base, lambda1=_threshold(np.concatenate(ratios), share))
 
 
-def lambda2_for(engine: Engine, base: OccamToken, samples: Iterable[Sample], share: float) -> OccamToken:
-    """`base` with the lambda2 at which stage II keeps this share of what stage I encoded, 0 < share <= 1."""
-    results = [_question_ratios(engine, replace(base, lambda2=1.0), each) for each in samples]
-    ratios, encoded = np.concatenate([ratios for ratios, _ in results]), sum(count for _, count in results)
-    return replace(base, lambda2=_threshold(ratios, min(1.0, share * encoded / len(ratios))))
+def lambda2_for(
+    engine: Engine, bases: Sequence[OccamToken], samples: Iterable[Sample], share: float
+) -> list[OccamToken]:
+    """`bases`, which differ in late settings alone, with the lambda2 at which each keeps this share of the patches.
+
+    0 < share <= 1; where stage I leaves less, all of that is kept. One pass, a state a clip.
+    """
+    measured = _measured(engine, bases, samples)
+    return [replace(base, lambda2=each.lambda2(share)) for base, each in zip(bases, measured, strict=True)]
 
 
 def occam_at(engine: Engine, base: OccamToken, samples: Sequence[Sample], shares: Sequence[float]) -> list[OccamToken]:
@@ -35,17 +42,57 @@ def occam_at(engine: Engine, base: OccamToken, samples: Sequence[Sample], shares
 
     lambda2 is set; lambda1 stays as it is, but where stage I would leave less than the share it is set too.
     """
-    results = [_question_ratios(engine, replace(base, lambda2=1.0), each) for each in samples]
-    ratios, encoded = np.concatenate([ratios for ratios, _ in results]), sum(count for _, count in results)
+    (measured,) = _measured(engine, [base], samples)
     return [
-        replace(base, lambda2=_threshold(ratios, share * encoded / len(ratios)))
-        if share * encoded <= len(ratios)
-        else replace(lambda1_for(engine, base, samples, share), lambda2=0.0)
+        replace(
+            lambda1_for(engine, base, samples, share) if measured.leaves_less_than(share) else base,
+            lambda2=measured.lambda2(share),
+        )
         for share in shares
     ]
 
 
-def _threshold(ratios: np.ndarray, share: float) -> float:
+@dataclass(kw_only=True)
+class _Measured:
+    """What stage II saw of all questions under the rule of `pruning`.
+
+    figures: of every question, one for each patch that stage I left, see the module; encoded: patches before stage I
+    """
+
+    pruning: OccamToken
+    figures: list[npt.NDArray[np.floating]] = field(default_factory=list)
+    encoded: int = 0
+
+    def take(self, evidence: Evidence, encoded: int) -> None:
+        """The evidence of one more question, asked with lambda2 = 1."""
+        scores = np.concatenate([frame.scores[frame.stage1] for frame in evidence.frames])
+        if self.pruning.rule == "top_p":
+            best = np.sort(scores.astype(np.float64))[::-1]
+            self.figures.append((best.cumsum() - best) / best.sum())
+        elif self.pruning.rule == "top_k":
+            self.figures.append(np.arange(1, len(scores) + 1) / encoded)
+        else:
+            self.figures.append(scores / evidence.threshold)
+        self.encoded += encoded
+
+    def leaves_less_than(self, share: float) -> bool:
+        """Whether stage I leaves less than this share of the patches."""
+        return sum(map(len, self.figures)) < share * self.encoded
+
+    def lambda2(self, share: float) -> float:
+        """At which `share` of the patches is kept, or all that stage I left."""
+        figures = np.concatenate(self.figures)
+        rest = min(1.0, share * self.encoded / len(figures))
+        if self.pruning.rule == "top_k":
+            # One rank more is a patch more of nearly every question: the nearest, not the next.
+            place = max(0, int(rest * len(figures) - len(self.figures) / 2))
+            return float(np.sort(figures)[place]) if rest < 1 else 1.0
+        if self.pruning.rule == "top_p":
+            return float(np.quantile(figures, rest, method="higher")) if rest < 1 else 1.0
+        return _threshold(figures, rest)
+
+
+def _threshold(ratios: npt.NDArray[np.floating], share: float) -> float:
     """The largest lambda that still keeps `share` of the ratios."""
     return float(np.quantile(ratios, 1 - share, method="lower")) if share < 1 else 0.0
 
@@ -58,12 +105,13 @@ def _frame_ratios(engine: Engine, pruning: OccamToken, frames: FrameBatch) -> np
     return (output.scores / reference[:, None]).cpu()[engine.lm.shown(frames)].numpy()
 
 
-def _question_ratios(engine: Engine, pruning: OccamToken, sample: Sample) -> tuple[np.ndarray, int]:
-    """Stage II's, of every question one behind the other, and the patches encoded for them."""
-    state = state_of(engine, sample.frames(), pruning)
-    ratios = []
-    for question in sample.questions:
-        evidence = engine.ask(state, question, pruning, SamplingParams(max_new_tokens=1)).evidence
-        scores = np.concatenate([frame.scores[frame.stage1] for frame in evidence.frames])
-        ratios.append(scores / evidence.threshold)
-    return np.concatenate(ratios), state.encoded * len(sample.questions)
+def _measured(engine: Engine, bases: Sequence[OccamToken], samples: Iterable[Sample]) -> list[_Measured]:
+    """Every question asked under every rule, over one state a clip."""
+    measured = [_Measured(pruning=replace(base, lambda2=1.0)) for base in bases]
+    for sample in samples:
+        state = state_of(engine, sample.frames(), bases[0])
+        for question in sample.questions:
+            for each in measured:
+                answer = engine.ask(state, question, each.pruning, SamplingParams(max_new_tokens=1))
+                each.take(answer.evidence, state.encoded)
+    return measured

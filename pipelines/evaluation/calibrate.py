@@ -2,23 +2,32 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
+from typing import cast
 
-import numpy as np
 import torch
 
 from occam.calibration import Calibration
-from occam.config import EngineConfig, NoPruning, RegisterMode
+from occam.config import EngineConfig, NoPruning, OccamToken, Random
 from occam.engine import Engine
 from occam.errors import InvalidInput
 from occam.models.base import ModelInfo, VideoLM
 from occam.models.registry import load_model, stored_calibration
 from occam.registers import Neuron, RegisterReport, TowerTrace, find_register_neurons
+from pipelines.evaluation.attention import AttentionFacts, attention_facts
 from pipelines.evaluation.budgets import lambda1_for, lambda2_for
 from pipelines.evaluation.material import Progress, Sample, counted, digest_of, ignore, rendered
+from pipelines.evaluation.premise import (
+    FALLBACKS,
+    Candidates,
+    Verdict,
+    candidates,
+    described,
+    described_facts,
+    remembered,
+    statistics_of,
+)
 from pipelines.evaluation.trials import Trial, on_rendered, on_samples
-
-FALLBACKS: tuple[RegisterMode, ...] = ("zero_token", "mean_threshold")
 
 Footage = Callable[[ModelInfo], list[Sample]]
 """A user's clips with their questions, as a model takes them."""
@@ -80,32 +89,23 @@ class Report:
 
     calibration: Calibration
     finder: RegisterReport
+    facts: AttentionFacts
     trials: tuple[Trial, ...]
+    verdict: Verdict
 
     def __str__(self) -> str:
         chosen = self.calibration
         return "\n".join(
             [
                 described(self.finder),
+                described_facts(self.facts),
                 *map(str, self.trials),
-                f"chosen: {chosen.register}, cut {chosen.cut}, lambda1 {chosen.lambda1:.4g}, "
+                *self.verdict.warnings,
+                chosen.verdict,
+                f"chosen: {chosen.register}, rule {chosen.rule}, cut {chosen.cut}, lambda1 {chosen.lambda1:.4g}, "
                 f"lambda2 {chosen.lambda2:.4g}",
             ]
         )
-
-
-def described(found: RegisterReport) -> str:
-    """The finder's acceptance statistics, to be read."""
-    verdict = f"{len(found.neurons)} accepted" if found.accepted else "none that tame the norms and draw attention"
-    return "\n".join(
-        [
-            f"register neurons: {verdict}",
-            f"  largest patch norm over the inliers' limit: {found.largest_norm_before:.2f} before, "
-            f"{found.largest_norm_after:.2f} after",
-            f"  effective patches that are attended to: {found.n_eff_before:.1f} before, {found.n_eff_after:.1f} "
-            f"after; the register's share of that attention: {found.register_share:.3f}",
-        ]
-    )
 
 
 @torch.inference_mode()
@@ -130,28 +130,47 @@ def find_registers(
 def calibrate(config: EngineConfig, plan: Plan, footage: Footage | None = None, progress: Progress = ignore) -> Report:
     """Set the lambdas for the plan's budgets, on the user's footage or on rendered clips, and choose the reference.
 
-    Register neurons are taken as `occam registers` stored them, else searched. Where none pass the acceptance the
-    fallbacks compete at equal budgets: on rendered clips by right answers, on footage, whose truth nobody knows, by how
-    few views they keep whole or not at all. A tie goes to the first.
+    Register neurons are taken as `occam registers` stored them, else searched. Then the candidates compete at equal
+    budgets, beside controls: on rendered clips by right answers, on footage, whose truth nobody knows, by how few views
+    they keep whole or not at all. A tie goes to the first, which is the published rule.
     """
     lm = load_model(config, calibrated=False)
     cut, samples = plan.cut_of(lm.info), _samples(lm, plan, footage)
     share = plan.share(_patches(lm, counted("reading", samples, progress)))
     base, found = _stored_or_found(config, lm, cut, samples, progress)
-    try_out = on_samples(samples, progress) if footage else on_rendered(plan.trials, progress)
-    trials = [try_out(Engine(lm, config), NoPruning())]
-    drafts = []
-    for register in ("neurons",) if found.accepted else FALLBACKS:
-        draft = replace(base, register=register, lambda1=1.0, lambda2=1.0, measured=digest_of(samples))
-        engine = Engine(lm.calibrated(draft), config)
-        stage1 = counted(f"{register}, stage I", samples, progress)
-        pruning = lambda1_for(engine, draft.defaults, stage1, plan.stage1)
-        pruning = lambda2_for(engine, pruning, counted(f"{register}, stage II", samples, progress), share)
-        drafts.append(replace(draft, lambda1=pruning.lambda1, lambda2=pruning.lambda2))
-        trials.append(try_out(engine, pruning))
-    best = int(np.argmax([-trial.all_or_nothing if footage else trial.right for trial in trials[1:]]))
-    calibration = replace(drafts[best], statistics=_statistics(found, trials[0], trials[1 + best]))
-    return Report(calibration=calibration, finder=found, trials=tuple(trials))
+    draft = replace(base, lambda1=1.0, lambda2=1.0, measured=digest_of(samples))
+    engine = Engine(lm.calibrated(draft), config)
+    facts = attention_facts(engine, draft.defaults, counted("attention", samples, progress))
+    contest = candidates(found.accepted, known=footage is None)
+    prunings = [NoPruning(), *_at_budgets(engine, contest, samples, plan.stage1, share, progress)]
+    if footage:
+        trials = on_samples(engine, prunings, samples, progress)
+    else:
+        trials = on_rendered(engine, [*prunings, Random(budget=share, cut=cut)], plan.trials, progress)
+    verdict = Verdict.of(trials[1:])
+    default = cast(OccamToken, verdict.chosen.pruning)
+    calibration = replace(
+        draft,
+        register=default.register,
+        rule=default.rule,
+        lambda1=default.lambda1,
+        lambda2=default.lambda2,
+        statistics=remembered(found) | statistics_of(trials[0], trials[1:], verdict, facts),
+    )
+    return Report(calibration=calibration, finder=found, facts=facts, trials=tuple(trials), verdict=verdict)
+
+
+def _at_budgets(
+    engine: Engine, contest: Candidates, samples: list[Sample], stage1: float, share: float, progress: Progress
+) -> list[OccamToken]:
+    """Every candidate with the lambdas that meet the budgets; lambda1 is the same for all rules of a register."""
+    base = cast(OccamToken, engine.pruning("occam"))
+    found: list[OccamToken] = []
+    for register, rules in contest.items():
+        phases = [counted(f"{register}, stage {stage}", samples, progress) for stage in ("I", "II")]
+        first = lambda1_for(engine, replace(base, register=register), phases[0], stage1)
+        found += lambda2_for(engine, [replace(first, rule=rule) for rule in rules], phases[1], share)
+    return found
 
 
 def _samples(lm: VideoLM, plan: Plan, footage: Footage | None) -> list[Sample]:
@@ -191,24 +210,8 @@ def _without_lambdas(lm: VideoLM, cut: int, found: RegisterReport, searched: str
         register="neurons" if found.accepted else FALLBACKS[0],
         neurons=found.neurons if found.accepted else (),
         searched=searched,
-        statistics=_remembered(found),
+        statistics=remembered(found),
     )
-
-
-def _statistics(found: RegisterReport, unpruned: Trial, chosen: Trial) -> dict[str, float]:
-    """What the artefact remembers of how it was made."""
-    known = {"accuracy": chosen.right, "accuracy_unpruned": unpruned.right}
-    return _remembered(found) | {
-        "stage1_kept": chosen.stage1 / chosen.encoded,
-        "stage2_kept": chosen.stage2 / chosen.encoded,
-        "all_or_nothing": chosen.all_or_nothing,
-        "questions": chosen.questions,
-        **{name: value for name, value in known.items() if not np.isnan(value)},
-    }
-
-
-def _remembered(found: RegisterReport) -> dict[str, float]:
-    return {f"finder_{name}": float(value) for name, value in asdict(found).items() if name != "neurons"}
 
 
 def _finder_of(stored: Calibration) -> RegisterReport | None:

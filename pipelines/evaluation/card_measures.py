@@ -1,16 +1,20 @@
 """What a model card says, measured: exact match by kind in all ways, unseen pairs, images, facts about attention."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from math import ceil
 from typing import cast
+
+import numpy as np
 
 from occam.config import OccamToken
 from occam.engine import Engine
 from occam.types import FrameBatch
-from pipelines.evaluation.attention import AttentionFacts, attention_facts
+from pipelines.evaluation.adaptivity import about_one_object
+from pipelines.evaluation.attention import AttentionFacts, attention_facts, sinks
 from pipelines.evaluation.clips import clean_frames_of, scenes
 from pipelines.evaluation.exact_match import Column, sheet_of_unpruned, sheets_of_ways
-from pipelines.evaluation.material import Progress
+from pipelines.evaluation.material import Progress, Sample, counted
 from pipelines.evaluation.questions import TEMPLATES, TEMPORAL, Question, names_unseen_pair
 from pipelines.evaluation.renderer import FIRST_TEST_SEED, UNSEEN_PAIRS, Scene, SceneConfig
 from pipelines.evaluation.shares import Asked, Blind, equal_shares
@@ -57,6 +61,7 @@ class Card:
 
     ways: the columns of the main table; seen: unpruned there, the mean of the kinds that `unseen` has
     images: None for a model that takes none; scenes: those of the main table
+    attention: with the zero token in place; sinks: largest patch norm over the median, without it
     """
 
     model: str
@@ -67,6 +72,7 @@ class Card:
     seen: Estimate
     images: Column | None
     attention: AttentionFacts
+    sinks: Estimate
     scenes: int
 
 
@@ -78,6 +84,7 @@ def measure(engine: Engine, material: Material, progress: Progress) -> Card:
     images = None
     if "image" in engine.info.media:
         images = sheet_of_unpruned(engine, material.images, _image_of, "images", progress)
+    clips = _clips_about_objects(material.per_kind)
     return Card(
         model=engine.info.name,
         pruning=pruning,
@@ -85,9 +92,20 @@ def measure(engine: Engine, material: Material, progress: Progress) -> Card:
         unseen=unseen.column(),
         seen=sheets[0].of(NAMING),
         images=None if images is None else images.column(),
-        attention=attention_facts(engine, pruning, FIRST_ATTENTION_SEED, material.per_kind, progress),
+        attention=attention_facts(
+            engine, replace(pruning, register="zero_token"), counted("attention", clips, progress)
+        ),
+        sinks=sinks(engine, counted("norms", clips, progress)),
         scenes=len(material.seen),
     )
+
+
+def _clips_about_objects(count: int) -> list[Sample]:
+    """Clips of seen pairs, each with a question about every one of its objects that can be named."""
+    return [
+        Sample.known(clean_frames_of(scene), scene, about_one_object(scene, np.random.default_rng(scene.seed)))
+        for scene in islice(scenes(FIRST_ATTENTION_SEED, SEEN), count)
+    ]
 
 
 def _is_seen(scene: Scene, question: Question) -> bool:

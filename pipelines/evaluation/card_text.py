@@ -16,7 +16,7 @@ def markdown_of(card: Card, origin: Origin) -> str:
         _main(card),
         _unseen(card),
         _images(card),
-        _attention(card.attention),
+        _attention(card.attention, card.sinks),
         _reference(card),
         f"Made by {origin}.",
     ]
@@ -60,23 +60,21 @@ def _images(card: Card) -> str:
     return "Images (scenes of one frame), unpruned:\n\n" + table(["kind", "n", "unpruned"], rows)
 
 
-def _attention(facts: AttentionFacts) -> str:
+def _attention(facts: AttentionFacts, sinks: Estimate) -> str:
     rows = [
-        [
-            "AUC of s1: patches that show an object against background",
-            _plain(facts.auc1),
-            f"{facts.auc1.n} clips",
-        ],
-        [
-            "AUC of s2: patches of the asked object against all others",
-            _plain(facts.auc2),
-            f"{facts.auc2.n} clips",
-        ],
-        ["zero token's share of attention, stage I", _share(facts.zero1), f"{facts.zero1.n} views"],
-        ["zero token's share of attention, stage II", _share(facts.zero2), f"{facts.zero2.n} questions"],
+        *(
+            [f"AUC of {score}", _plain(auc), f"{auc.n} clips"]
+            for score, auc in (
+                ("s1: patches that show an object against background", facts.auc1),
+                ("s2: patches of the asked object against all others", facts.auc2),
+            )
+            if auc
+        ),
+        ["zero token's share of attention, stage I", _share(facts.register1), f"{facts.register1.n} views"],
+        ["zero token's share of attention, stage II", _share(facts.register2), f"{facts.register2.n} questions"],
         ["the same of the turn's first token, stage II", _share(facts.opening2), f"{facts.opening2.n} questions"],
         ["the same of the first prompt token, stage II", _share(facts.prompt2), f"{facts.prompt2.n} questions"],
-        ["largest patch norm over the median, last used tower block", _plain(facts.sinks), f"{facts.sinks.n} views"],
+        ["largest patch norm over the median, last used tower block", _plain(sinks), f"{sinks.n} views"],
     ]
     return "Attention, with the zero token in place and nothing pruned:\n\n" + table(["fact", "value", "over"], rows)
 
@@ -84,8 +82,8 @@ def _attention(facts: AttentionFacts) -> str:
 def _reference(card: Card) -> str:
     rule = card.pruning
     return (
-        f"The calibration chose the reference `{rule.register}` before layer {rule.cut}, with lambda1 "
-        f"{rule.lambda1:.4g} and lambda2 {rule.lambda2:.4g}."
+        f"The calibration chose the reference `{rule.register}`, rule `{rule.rule}`, before layer {rule.cut}, with "
+        f"lambda1 {rule.lambda1:.4g} and lambda2 {rule.lambda2:.4g}."
     )
 
 

@@ -28,6 +28,10 @@ def _stage2(*rules: str) -> tuple[str, ...]:
     return tuple(f"occam:lambda1=0:cut={CUT}:rule={rule}" for rule in rules)
 
 
+def _stage1(*references: str) -> tuple[str, ...]:
+    return tuple(f"occam:lambda2=0:rule=register:register={reference}" for reference in references)
+
+
 GROUPS = (
     Group(
         title=f"Stage II alone: before layer {CUT}, by the question's attention",
@@ -36,12 +40,23 @@ GROUPS = (
     ),
     Group(
         title="Stage I alone: in the tower, by the attention that patches get there",
-        strategies=("occam:lambda2=0:register=zero_token", "occam:lambda2=0:register=mean_threshold", "visionzip"),
+        strategies=(*_stage1("zero_token", "mean_threshold"), "visionzip"),
         controls=("visionzip:dominant=1", "random"),
     ),
     Group(
-        title="Whole strategies, each as it is published",
-        strategies=("occam", "iwp", "sparsevlm", "fastv", "divprune", "cdpruner", "evs", "vidcom2", "dtd"),
+        title="Whole strategies: `occam` as it is calibrated, all others as they are published",
+        strategies=(
+            "occam",
+            "occam:rule=register",
+            "iwp",
+            "sparsevlm",
+            "fastv",
+            "divprune",
+            "cdpruner",
+            "evs",
+            "vidcom2",
+            "dtd",
+        ),
         controls=("random", "uniform"),
     ),
 )

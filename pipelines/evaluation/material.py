@@ -3,13 +3,14 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from occam.types import FrameBatch, MediaKind
 from pipelines.evaluation.accuracy import questions_about
 from pipelines.evaluation.clips import CRF, frames_of, scenes
-from pipelines.evaluation.renderer import FIRST_TUNING_SEED, SceneConfig
+from pipelines.evaluation.questions import Question
+from pipelines.evaluation.renderer import FIRST_TUNING_SEED, Scene, SceneConfig
 
 QUESTIONS = 3
 
@@ -22,23 +23,44 @@ def ignore(phase: str, done: int, total: int) -> None:
     del phase, done, total
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Truth:
+    """What is known of a clip that was rendered: its scene, and the questions with the objects they name."""
+
+    scene: Scene
+    questions: tuple[Question, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """A clip with the questions asked about it; whoever needs frames reads them, and lets them go.
 
     digest: stands for the clip's bytes, or for what it was rendered from; count: its frames
-    read: gives frames start..stop-1
+    read: gives frames start..stop-1; truth: None for a clip that nobody knows it of
     """
 
     digest: str
     count: int
     questions: tuple[str, ...]
     read: Callable[[int, int], FrameBatch]
+    truth: Truth | None = None
 
     @classmethod
-    def of(cls, frames: FrameBatch, questions: Sequence[str], digest: str | None = None) -> "Sample":
+    def of(cls, frames: FrameBatch, questions: Sequence[str]) -> "Sample":
         """A clip that is in memory already."""
-        return cls(digest=digest or frames.digest, count=len(frames), questions=tuple(questions), read=frames.chunk)
+        return cls(digest=frames.digest, count=len(frames), questions=tuple(questions), read=frames.chunk)
+
+    @classmethod
+    def known(
+        cls, frames: FrameBatch, scene: Scene, questions: Sequence[Question], digest: str | None = None
+    ) -> "Sample":
+        """A rendered clip that is in memory already, and questions about its scene."""
+        texts = [question.text for question in questions]
+        return replace(
+            cls.of(frames, texts),
+            digest=digest or frames.digest,
+            truth=Truth(scene=scene, questions=tuple(questions)),
+        )
 
     def frames(self) -> FrameBatch:
         """The whole clip."""
@@ -53,9 +75,10 @@ def rendered(count: int, media: Sequence[MediaKind]) -> list[Sample]:
     """Rendered clips of the tuning seeds, as a model that takes `media` gets them."""
     config = SceneConfig()
     return [
-        Sample.of(
+        Sample.known(
             frames_of(scene, media),
-            [question.text for question in questions_about(scene, QUESTIONS)],
+            scene,
+            questions_about(scene, QUESTIONS),
             digest=f"seed {scene.seed}, {config}, crf {CRF}",
         )
         for scene in islice(scenes(FIRST_TUNING_SEED, config), count)

@@ -129,8 +129,8 @@ def test_models_are_listed_with_family_and_calibration(
     (bare / "occam.json").unlink()
     assert main(["models", "tiny-video-llava", str(checkpoint), str(bare)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "zero_token, cut 3" in lines[0]
-    assert lines[1].endswith("neurons, cut 3, lambda1 0.5, lambda2 1")
+    assert "default reference: zero_token, rule " in lines[0]
+    assert lines[1].endswith("default reference: neurons, rule register; cut 3, lambda1 0.5, lambda2 1")
     assert lines[2].endswith("not calibrated: strategy none")
     assert [line.split()[0] for line in lines[5:]] == ["qwen3_vl", "qwen3_vl_moe", "video_llava", "llava", "llava_next"]
     assert main(["models", "--json", str(bare)]) == 0
@@ -146,10 +146,10 @@ def test_an_artefact_of_no_use_is_listed_as_such(
 ) -> None:
     valid = json.loads((checkpoint / "occam.json").read_text())
     wanted = {
-        "good": (valid, "neurons, cut 3, lambda1 0.5, lambda2 1"),
+        "good": (valid, "neurons, rule register; cut 3, lambda1 0.5, lambda2 1"),
         "other": (valid | {"weights": "a\nb"}, "stale: The calibration occam.json was made for weights a b, "),
         "older": ({"version": 1}, "stale: The calibration occam.json has version 1, "),
-        "lacking": ({"version": 2}, "broken: The calibration occam.json must have exactly the fields "),
+        "lacking": ({"version": 3}, "broken: The calibration occam.json must have exactly the fields "),
         "wrong": (valid | {"lambda2": None, "cut": "three"}, "broken: A calibration's cut must be an integer "),
         "half": ([], "broken: The calibration occam.json names no version."),
     }

@@ -22,9 +22,10 @@ from occam.engine import Engine
 from occam.kv.codec import decode, encode
 from occam.stats import StageStats
 from occam.types import Answer, FrameBatch
-from pipelines.evaluation.calibrate import Plan, calibrate, described, find_registers
+from pipelines.evaluation.calibrate import Plan, calibrate, find_registers
 from pipelines.evaluation.clips import state_of
 from pipelines.evaluation.material import Sample
+from pipelines.evaluation.premise import described
 from tests.parity import checkpoint_qwen
 from tests.real_checkpoints import FAMILIES
 

@@ -91,16 +91,12 @@ def _occam(
     engine: Engine, spec: Spec, budgets: Sequence[float], samples: Callable[[], list[Sample]]
 ) -> list[dict[str, Option]]:
     options = dict(spec.options)
-    if options.get("lambda2") == 0:
-        alone = cast(OccamToken, _pruning(engine, "occam", options))
-        return [options | {"lambda1": lambda1_for(engine, alone, samples(), budget).lambda1} for budget in budgets]
-    rule = options.get("rule", "register")
-    if rule == "top_k":
-        return [options | {"lambda2": budget} for budget in budgets]
-    if rule == "top_p":
-        return _bisected(engine, spec, "lambda2", 0.0, 1.0, budgets, samples)
-    found = occam_at(engine, cast(OccamToken, _pruning(engine, "occam", options)), samples(), budgets)
-    return [options | {"lambda1": each.lambda1, "lambda2": each.lambda2} for each in found]
+    pruning = cast(OccamToken, _pruning(engine, "occam", options))
+    if options.get("lambda2") == 0 and pruning.rule not in ("top_p", "top_k"):
+        alone = [lambda1_for(engine, pruning, samples(), budget) for budget in budgets]
+        return [options | {"rule": each.rule, "lambda1": each.lambda1} for each in alone]
+    found = occam_at(engine, pruning, samples(), budgets)
+    return [options | {"rule": each.rule, "lambda1": each.lambda1, "lambda2": each.lambda2} for each in found]
 
 
 def _bisected(

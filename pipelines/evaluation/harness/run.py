@@ -10,7 +10,7 @@ from occam.engine import Engine
 from occam.errors import DecodeTimeout, InvalidInput
 from occam.tensors import PrefixState
 from occam.types import FrameBatch
-from pipelines.evaluation.clips import state_of
+from pipelines.evaluation.clips import state_name, state_of
 from pipelines.evaluation.harness.log import AnswerLog
 from pipelines.evaluation.harness.matching import Setting
 from pipelines.evaluation.material import Progress
@@ -98,4 +98,4 @@ def _over_states(
 def _errand(engine: Engine, item: Item, label: str, settled: Pruning) -> _Errand:
     """A strategy that reads the question before the decoder has a state a question."""
     pruning = engine.asked(settled, item.question)
-    return _Errand(item=item, label=label, pruning=pruning, state=repr(sorted(engine.key_facts(pruning).items())))
+    return _Errand(item=item, label=label, pruning=pruning, state=state_name(engine, pruning))

@@ -14,7 +14,14 @@ from occam.errors import InvalidInput, NotCalibrated
 PRUNING = OccamToken(lambda1=0.5, lambda2=1.0, cut=3, register="zero_token")
 WEIGHTS = "ab" * 32
 CALIBRATION = Calibration(
-    weights=WEIGHTS, cut=3, register="neurons", neurons=((0, 5), (1, 17)), lambda1=0.5, lambda2=2, statistics={"n": 1.5}
+    weights=WEIGHTS,
+    cut=3,
+    register="neurons",
+    rule="top_p",
+    neurons=((0, 5), (1, 17)),
+    lambda1=0.5,
+    lambda2=2,
+    statistics={"n": 1.5},
 )
 
 
@@ -60,6 +67,25 @@ def test_sampling_that_cannot_be_names_its_field(wrong: dict[str, Any]) -> None:
 def test_an_artefact_is_read_as_it_was_written(tmp_path: Path) -> None:
     CALIBRATION.save(tmp_path / "occam.json")
     assert Calibration.load(tmp_path / "occam.json", WEIGHTS) == CALIBRATION
+
+
+@pytest.mark.parametrize(
+    ("statistics", "says"),
+    [
+        ({}, "default reference: neurons, rule top_p"),
+        (
+            {"accuracy": 0.75, "accuracy_published": 0.7, "questions": 400},
+            "default reference: neurons, rule top_p; the published rule was worse by 5.0 points on 400 questions",
+        ),
+        ({"accuracy": 0.7, "accuracy_published": 0.7, "questions": 400}, "default reference: neurons, rule top_p"),
+    ],
+)
+def test_the_verdict_names_the_default_and_what_the_published_rule_lost(
+    statistics: dict[str, float], says: str
+) -> None:
+    judged = replace(CALIBRATION, statistics=statistics)
+    assert judged.verdict == says
+    assert (judged.defaults.register, judged.defaults.rule) == ("neurons", "top_p")
 
 
 def test_a_new_artefact_keeps_the_former_one_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +140,8 @@ def test_stale_is_not_broken(tmp_path: Path) -> None:
         ({"statistics": {"n": "many"}}, "statistics must be finite numbers"),
         ({"statistics": []}, "statistics must be finite numbers"),
         ({"weights": 5}, "made for weights 5"),
-        ({"version": 3}, "has version 3"),
+        ({"version": 2}, "has version 2"),
+        ({"rule": "median"}, "rule must be one of register, mean, first_token, top_p, top_k, got 'median'"),
         ({"searched": None}, "searched must be a text"),
         ({"measured": 5}, "measured must be a text, or null"),
         ({"lambda1": 10**400}, "lambda1 must be a finite number"),
@@ -131,7 +158,7 @@ def test_an_artefact_that_cannot_be_is_refused(change: dict[str, Any], match: st
     assert caught.value.param == "model"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "5", "{}", '{"version": 2}', "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "{", "[]", "5", "{}", '{"version": 3}', "[" * 100_000])
 def test_a_file_that_is_no_artefact_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "occam.json").write_text(text)
     with pytest.raises(InvalidInput):

@@ -16,6 +16,7 @@ from pipelines.evaluation.budgets import lambda1_for, lambda2_for
 from pipelines.evaluation.calibrate import Plan, calibrate
 from pipelines.evaluation.clips import frames_of, scenes, state_of
 from pipelines.evaluation.material import Sample
+from pipelines.evaluation.premise import RULES
 from tests.parity.checkpoint import write_checkpoint
 from tests.parity.checkpoint_llava import random_image, write_llava, write_llava_next
 from tests.parity.checkpoint_qwen import write_checkpoint as write_qwen
@@ -62,10 +63,21 @@ def test_on_its_own_samples_the_budget_is_met(
 ) -> None:
     samples = asked(clips, 1, 4, 2)
     pruning = lambda1_for(engine, replace(BASE, register=register), samples, stage1)
-    pruning = lambda2_for(engine, pruning, samples, stage2)
+    (pruning,) = lambda2_for(engine, [pruning], samples, stage2)
     encoded, first, second = kept(engine, pruning, samples)
     assert first == pytest.approx(stage1 * encoded, abs=4 / 7 + 1e-6), "a patch of the clip that is asked about most"
     assert second == pytest.approx(min(stage2 * encoded, first), abs=1 / 7 + 1e-6)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.9], ids=str)
+def test_one_pass_meets_the_budget_under_every_rule(engine: Engine, clips: list[FrameBatch], share: float) -> None:
+    samples = asked(clips, 1, 4, 2)
+    base = lambda1_for(engine, BASE, samples, 0.7)
+    for pruning in lambda2_for(engine, [replace(base, rule=rule) for rule in RULES], samples, share):
+        encoded, first, second = kept(engine, pruning, samples)
+        step = 0.5 if pruning.rule == "top_k" else 2 / 7
+        assert second == pytest.approx(min(share * encoded, first), abs=step + 1e-6), pruning.rule
+        assert (pruning.lambda1, pruning.cut) == (base.lambda1, base.cut)
 
 
 IMAGES = ((30, 150), (150, 30), (100, 160), (56, 112))
@@ -76,7 +88,7 @@ def test_padding_of_tiles_is_no_part_of_a_budget(tmp_path: Path, size: tuple[int
     engine = loaded(write_llava_next(tmp_path))
     samples = [Sample.of(random_image(*size, seed), QUESTIONS[:2]) for seed in range(3)]
     assert engine.lm.shown(samples[0].frames()).all() == (size == IMAGES[-1]), "all but the last are padded"
-    pruning = lambda2_for(engine, lambda1_for(engine, BASE, samples, 0.85), samples, 0.25)
+    (pruning,) = lambda2_for(engine, [lambda1_for(engine, BASE, samples, 0.85)], samples, 0.25)
     encoded, first, second = kept(engine, pruning, samples)
     assert first == pytest.approx(0.85 * encoded, abs=1 / 3 + 1e-6)
     assert second == pytest.approx(0.25 * encoded, abs=1 / 6 + 1e-6)
@@ -112,11 +124,10 @@ def test_a_number_of_tokens_is_an_average_over_questions(tmp_path: Path) -> None
     report = calibrate(EngineConfig(model=str(folder), threads=1), plan, lambda _: samples)
     for trial in report.trials[1:]:
         assert isinstance(trial.pruning, OccamToken)
-        assert trial.stage1 == pytest.approx(0.9 * trial.encoded, abs=4 / 5 + 1e-6)
-        assert trial.stage2 == pytest.approx(20, abs=1 / 5 + 1e-6)
-        assert kept(loaded(folder), trial.pruning, samples) == pytest.approx(
-            (trial.encoded, trial.stage1, trial.stage2)
-        )
+        told = trial.kept
+        assert told.stage1 == pytest.approx(0.9 * told.encoded, abs=4 / 5 + 1e-6)
+        assert told.stage2 == pytest.approx(20, abs=1 / 5 + 1e-6)
+        assert kept(loaded(folder), trial.pruning, samples) == pytest.approx((told.encoded, told.stage1, told.stage2))
 
 
 @pytest.mark.parametrize(

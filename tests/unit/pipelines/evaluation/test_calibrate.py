@@ -2,19 +2,27 @@
 
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from occam.config import EngineConfig, NoPruning, OccamToken
+from occam.config import EngineConfig, NoPruning, OccamToken, Pruning
 from occam.engine import Engine
 from occam.errors import NotCalibrated
 from pipelines.evaluation import trials
+from pipelines.evaluation.accuracy import Accuracy
 from pipelines.evaluation.calibrate import Plan, calibrate
 from pipelines.evaluation.codec import write_mp4
+from pipelines.evaluation.material import ignore, rendered
+from pipelines.evaluation.trials import on_samples
 from services.cli import main
 from tests.parity.checkpoint import random_frames, write_checkpoint
+from tests.parity.checkpoint_llava import write_llava, write_llava_next
+from tests.parity.checkpoint_qwen import write_checkpoint as write_qwen
 
 
 @pytest.fixture(scope="module")
@@ -24,21 +32,88 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_reference_with_most_right_answers_is_taken(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shares = {"zero_token": 0.25, "mean_threshold": 0.75}
-    genuine = trials.accuracy
+def rig(monkeypatch: pytest.MonkeyPatch, right: dict[str, int]) -> None:
+    """Of the two questions a clip, so many are right under each rule or strategy, none under those not named."""
+    genuine = trials.accuracies
 
-    def rigged(engine, pruning, *arguments, **options):  # type: ignore[no-untyped-def]
-        scored = genuine(engine, pruning, *arguments, **options)
-        mean = shares.get(getattr(pruning, "register", ""), 1.0)
-        return replace(scored, questions=replace(scored.questions, mean=mean))
+    def rigged(engine: Engine, prunings: Sequence[Pruning], *rest: Any, **options: Any) -> list[Accuracy]:
+        scored = genuine(engine, prunings, *rest, **options)
+        counts = [right.get(getattr(pruning, "rule", pruning.name), 0) for pruning in prunings]
+        return [
+            replace(each, right=np.tile([count > 0, count > 1], (len(each.right), 1)))
+            for each, count in zip(scored, counts, strict=True)
+        ]
 
-    monkeypatch.setattr(trials, "accuracy", rigged)
-    report = calibrate(EngineConfig(model=str(checkpoint), threads=1), Plan(samples=2, trials=1))
-    assert report.calibration.register == "mean_threshold"
-    assert report.calibration.cut == 2
-    assert report.calibration.statistics["accuracy"] == 0.75
-    assert [str(trial).split(":")[0] for trial in report.trials] == ["none", "zero_token", "mean_threshold"]
+    monkeypatch.setattr(trials, "accuracies", rigged)
+
+
+def test_the_adaptive_rule_with_most_right_answers_becomes_the_default(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Path(shutil.copytree(checkpoint, tmp_path / "model"))
+    rig(monkeypatch, {"none": 2, "first_token": 1, "top_k": 2})
+    assert main(["calibrate", str(model), "--samples", "2", "--trials", "2"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    verdict = (
+        "default reference: zero_token, rule first_token; the published rule was worse by 50.0 points on 4 questions"
+    )
+    assert printed[-2] == verdict
+    (warning,) = (line for line in printed if line.startswith("warning: "))
+    assert "zero_token/top_k, a control and never the default, answered 50.0 points more right" in warning
+    engine = Engine.load(EngineConfig(model=str(model)))
+    pruning, stored = engine.pruning("occam"), engine.info.calibration
+    assert isinstance(pruning, OccamToken)
+    assert stored is not None
+    assert (pruning.register, pruning.rule, pruning.cut) == ("zero_token", "first_token", 2)
+    assert (pruning.lambda1, pruning.lambda2) == (stored.lambda1, stored.lambda2)
+    assert engine.pruning("occam", rule="register") == replace(pruning, rule="register")
+    assert (stored.statistics["accuracy"], stored.statistics["accuracy_published"]) == (0.5, 0.0)
+    assert stored.statistics["accuracy_zero_token/top_k"] == 1.0
+    assert stored.statistics.keys() >= {"auc1", "auc2", "register_share2", "register_variation1", "spread_random"}
+    assert main(["models", str(model)]) == 0
+    assert verdict in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("write", "accepted"),
+    [(write_checkpoint, False), (write_llava, True), (write_llava_next, False), (write_qwen, True)],
+    ids=["video_llava", "llava, neurons", "llava_next", "qwen3_vl, neurons"],
+)
+def test_every_family_competes_at_equal_budgets(write: Callable[[Path], Path], accepted: bool, tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    artefact = json.loads((folder / "occam.json").read_text())
+    finder = ("largest_norm_before", "largest_norm_after", "n_eff_before", "n_eff_after", "register_share")
+    artefact["statistics"] = {f"finder_{name}": 0.5 for name in finder} | {"finder_accepted": 1.0}
+    (folder / "occam.json").write_text(json.dumps(artefact))
+    if not accepted:
+        (folder / "occam.json").unlink()
+    config = EngineConfig(model=str(folder), threads=1)
+    report = calibrate(config, Plan(samples=1, trials=1, stage1=0.8, stage2=0.3))
+    register = "neurons" if accepted else "zero_token"
+    names = [f"{register}/{rule}" for rule in ("register", "mean", "first_token", "top_p", "top_k")]
+    others = ["zero_token/register"] if accepted else []
+    assert [t.name for t in report.trials] == ["none", *names, *others, "mean_threshold/register", "random"]
+
+    adaptive = [t for t in report.trials[1:-1] if not t.name.endswith("top_k")]
+    best = max(adaptive, key=lambda trial: trial.accuracy)
+    assert report.verdict.chosen is best, "the first of those with most right answers"
+    assert isinstance(best.pruning, OccamToken)
+    report.calibration.save(folder / "occam.json")
+    engine = Engine.load(config)
+    assert engine.pruning("occam") == best.pruning
+
+    samples = rendered(1, engine.info.media)
+    for trial in on_samples(engine, [trial.pruning for trial in report.trials[1:]], samples, ignore):
+        first = trial.kept.encoded if trial.name == "random" else 0.8 * trial.kept.encoded
+        assert trial.kept.stage1 == pytest.approx(first, abs=1 + 1e-6), trial.name
+        assert trial.kept.stage2 == pytest.approx(0.3 * trial.kept.encoded, abs=2 / 3 + 1e-6), trial.name
+    assert len({trial.pruning.lambda1 for trial in report.trials[1:6]}) == 1, "all else fixed"  # type: ignore[attr-defined]
+
+    known = report.facts
+    assert known.auc1 is not None
+    assert 0 <= known.auc1.mean <= 1
+    assert 0 < known.register1.mean < 1
+    assert known.register2.n == sum(len(sample.questions) for sample in samples)
 
 
 def test_the_command_makes_a_checkpoint_that_prunes(
@@ -101,6 +176,9 @@ def test_calibration_on_a_users_own_clips(tmp_path: Path, checkpoint: Path, caps
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "right" not in printed, "nobody knows the truth of a user's clips"
+    assert "AUC" not in printed
+    assert "the register's share of attention, nothing pruned: stage I " in printed
+    assert "rule register" in printed.splitlines()[-2]
     kept = next(line for line in printed.splitlines() if line.startswith("zero_token"))
     assert "/ 20 of 128 patches kept" in kept
     (clips / "3.txt").write_text("what")
@@ -169,7 +247,7 @@ def test_every_phase_says_how_far_it_is(
     command = ["calibrate", str(model), "--samples", "2", "--trials", "1"]
     assert main(command) == 0
     lines = capsys.readouterr().err.splitlines()
-    for line in ("reading: 2 of 2 clips", "zero_token, stage I: 2 of 2 clips", "mean_threshold, trial: 1 of 1 clips"):
+    for line in ("reading: 2 of 2 clips", "zero_token, stage I: 2 of 2 clips", "trials: 1 of 1 clips"):
         assert lines.count(line) == 1
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     assert main(command) == 0

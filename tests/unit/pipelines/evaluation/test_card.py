@@ -15,7 +15,7 @@ from occam.models.registry import load_model
 from occam.stats import VisualTokenCounts
 from occam.types import FrameBatch
 from pipelines.evaluation import card
-from pipelines.evaluation.attention import cover_of
+from pipelines.evaluation.attention import covers_of
 from pipelines.evaluation.card_measures import NAMING, SEEN, Material
 from pipelines.evaluation.clips import scenes
 from pipelines.evaluation.exact_match import Sheet, file_frames_of, sheets_of_ways
@@ -195,9 +195,12 @@ def test_auc_equals_the_literal_count_with_ties() -> None:
 def test_a_view_shows_what_any_of_its_frames_does() -> None:
     scene = draw_scene(FIRST_TEST_SEED + 3)
     each = np.max([scene.patch_cover(item, 6) for item in scene.objects], axis=0).reshape(8, 36)
-    assert np.array_equal(cover_of(scene, scene.objects, (8, 36)), each)
-    assert np.array_equal(cover_of(scene, scene.objects, (4, 36)), np.maximum(each[::2], each[1::2]))
-    assert np.array_equal(cover_of(scene, scene.objects, (3, 36))[2], np.maximum(each[6], each[7]))
+    assert np.array_equal(covers_of(scene, scene.objects, [6] * 8, 8), each)
+    assert np.array_equal(covers_of(scene, scene.objects, [6] * 4, 8), np.maximum(each[::2], each[1::2]))
+    assert np.array_equal(covers_of(scene, scene.objects, [6] * 3, 8)[2], np.maximum(each[6], each[7]))
+    coarse, fine = covers_of(scene, scene.objects, [6, 12], 1)
+    assert np.array_equal(coarse, each[0]), "an image is the first frame"
+    assert fine.reshape(6, 2, 6, 2).mean(axis=(1, 3)).ravel() == pytest.approx(coarse, abs=0.1), "and so are its tiles"
 
 
 DOCUMENT = "head\n<!-- card a -->\nold\n<!-- /card a -->\nmiddle\n<!-- card ab -->\n<!-- /card ab -->\n"

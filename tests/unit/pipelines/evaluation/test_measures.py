@@ -1,5 +1,6 @@
 """The measures, over an engine that knows the truth and keeps what the test tells it to."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from occam.config import EngineConfig, NoPruning, OccamToken, Pruning, SamplingParams
 from occam.stats import VisualTokenCounts
 from occam.types import Answer, Evidence, FrameBatch, FrameEvidence, Turn
-from pipelines.evaluation.accuracy import accuracy, questions_about
+from pipelines.evaluation.accuracy import accuracies, questions_about
 from pipelines.evaluation.adaptivity import PAIRS, coverage, retention
 from pipelines.evaluation.clips import scenes
 from pipelines.evaluation.renderer import BUSY, FIRST_TEST_SEED, SceneConfig, draw_scene
@@ -25,6 +26,9 @@ class Scripted:
     config = EngineConfig()
     info = SimpleNamespace(media=("video",))
     scene_config: SceneConfig | None = None
+
+    def key_facts(self, pruning: Pruning) -> dict[str, Any]:
+        return {"strategy": pruning.name, "lambda1": getattr(pruning, "lambda1", None)}
 
     def chunk(self, pruning: Pruning, frames: int) -> int:
         return self.config.chunk_frames
@@ -82,10 +86,42 @@ class RightOnEvenSeeds(Scripted):
 
 
 def test_accuracy_counts_questions_and_whole_clips() -> None:
-    scored = accuracy(RightOnEvenSeeds(), NoPruning(), FIRST_TEST_SEED, clips=8)  # type: ignore[arg-type]
+    (scored,) = accuracies(RightOnEvenSeeds(), [NoPruning()], FIRST_TEST_SEED, clips=8)  # type: ignore[arg-type]
     assert (scored.questions.mean, scored.questions.n) == (0.75, 16)
     assert (scored.clips.mean, scored.clips.n) == (0.5, 8)
-    assert scored.encoded == scored.stage2 == 8 * GRID**2
+    assert scored.kept.encoded == scored.kept.stage2 == 8 * GRID**2
+    assert scored.kept.spread == 0
+    assert scored.right.tolist() == [[True, seed % 2 == 0] for seed in range(FIRST_TEST_SEED, FIRST_TEST_SEED + 8)]
+
+
+def test_strategies_that_can_share_a_state_do_and_each_gets_its_own_answers() -> None:
+    class KeepsByLambda(Scripted):
+        begun = 0
+
+        def begin(self, pruning: Pruning) -> Any:
+            self.begun += 1
+            return None
+
+        def append(self, state: Any, frames: FrameBatch, pruning: Pruning) -> Any:
+            scene, stats = super().append(state, frames, pruning)
+            return (scene, getattr(pruning, "lambda1", 0.0)), stats
+
+        def ask(self, state: Any, question: str, pruning: Pruning, sampling: SamplingParams) -> Answer:
+            scene, lambda1 = state
+            assert lambda1 == getattr(pruning, "lambda1", 0.0), "a state of another stage I"
+            answer = super().ask(scene, question, pruning, sampling)
+            right = next(q.answer for q in questions_about(scene, 2) if q.text == question)
+            count = int(getattr(pruning, "lambda2", 5)) + (question == questions_about(scene, 2)[0].text)
+            tokens = replace(answer.visual_tokens, stage2=count)
+            return replace(answer, text=right if count > 4 else "", visual_tokens=tokens)
+
+    engine: Any = KeepsByLambda()
+    prunings = [replace(OCCAM, lambda2=1), NoPruning(), replace(OCCAM, lambda1=0.5), replace(OCCAM, lambda2=7)]
+    scored = accuracies(engine, prunings, FIRST_TEST_SEED, clips=3)
+    assert engine.begun == 3 * 3
+    assert [each.kept.stage2 for each in scored] == [1.5, 5.5, 1.5, 7.5]
+    assert {each.kept.spread for each in scored} == {0.5}
+    assert [each.questions.mean for each in scored] == [0.0, 1.0, 0.0, 1.0]
 
 
 def test_the_questions_of_a_clip_are_no_independent_samples() -> None:
@@ -93,7 +129,8 @@ def test_the_questions_of_a_clip_are_no_independent_samples() -> None:
         def answer(self, scene: Any, question: str) -> str:
             return next(q.answer for q in questions_about(scene, 4) if q.text == question) if scene.seed % 2 else ""
 
-    scored = accuracy(RightOrWrongThroughout(), NoPruning(), FIRST_TEST_SEED, clips=20, per_clip=4)  # type: ignore[arg-type]
+    engine: Any = RightOrWrongThroughout()
+    (scored,) = accuracies(engine, [NoPruning()], FIRST_TEST_SEED, clips=20, per_clip=4)
     assert (scored.questions.mean, scored.questions.n) == (0.5, 80)
     assert (scored.questions.low, scored.questions.high) == (scored.clips.low, scored.clips.high)
     alone = estimate([0.0, 1.0] * 40)

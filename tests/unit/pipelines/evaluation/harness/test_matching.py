@@ -63,9 +63,11 @@ def embedded() -> Engine:
     return Engine.load(EngineConfig(threads=1))
 
 
-def test_thresholds_meet_budgets_on_the_embedded_model(embedded: Engine, samples: list[Sample]) -> None:
+@pytest.mark.parametrize("rule", ["register", "top_p", "top_k"])
+def test_thresholds_meet_budgets_on_the_embedded_model(embedded: Engine, samples: list[Sample], rule: str) -> None:
     """On their own clips to a token a question; where stage I keeps less than is asked for, lambda1 gives way."""
-    *settings, floor = made(embedded, "occam:lambda1=1.0", samples, replace(PLAN, budgets=(0.95, 0.25, 0.1)))
+    specified = f"occam:lambda1=1.0:rule={rule}"
+    *settings, floor = made(embedded, specified, samples, replace(PLAN, budgets=(0.95, 0.25, 0.1)))
     assert _kept(embedded, floor.pruning(embedded), samples) == 0
     for setting in settings:
         kept = _kept(embedded, setting.pruning(embedded), samples)
@@ -76,7 +78,9 @@ def test_thresholds_meet_budgets_on_the_embedded_model(embedded: Engine, samples
 
 
 def test_stage_one_alone_meets_budgets_by_lambda1(embedded: Engine, samples: list[Sample]) -> None:
-    settings = made(embedded, "occam:lambda2=0:register=mean_threshold", samples, replace(PLAN, budgets=(0.5, 0.1)))
+    settings = made(
+        embedded, "occam:lambda2=0:rule=register:register=mean_threshold", samples, replace(PLAN, budgets=(0.5, 0.1))
+    )
     assert [each.options["lambda2"] for each in settings] == [0, 0]
     for setting in settings:
         assert _kept(embedded, setting.pruning(embedded), samples) == pytest.approx(setting.budget, abs=1 / 288)
