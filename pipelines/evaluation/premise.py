@@ -1,7 +1,7 @@
 """The premise check: whether a register can be this model's reference, by what it does and by an ablation of it.
 
-At equal average budgets, all else fixed, stage II's rules compete. The adaptive one with the most right answers becomes
-the default, the published one where it is no worse; what keeps a fixed count, or draws, is a control and never does.
+At equal average budgets, all else fixed, stage II's rules compete. The published one is the default unless an adaptive
+one answers more right beyond its interval; what keeps a fixed count, or draws, is a control and never the default.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,13 +46,17 @@ class Verdict:
 
     @classmethod
     def of(cls, trials: Sequence[Trial]) -> "Verdict":
-        """By right answers where they are known, else by how few views stage I keeps whole or not at all."""
-        adaptive = [trial for trial in trials if not _is_control(trial)]
-        merits = [-t.kept.all_or_nothing if t.right is None else t.accuracy for t in adaptive]
-        chosen = adaptive[int(np.argmax(merits))]
-        leads = [(trial, _lead(trial, chosen)) for trial in trials if _is_control(trial)]
-        ahead = tuple((trial, lead) for trial, lead in leads if lead is not None and lead.low > 0)
-        return cls(chosen=chosen, published=adaptive[0], ahead=ahead)
+        """By right answers where they are known, else by how few views stage I keeps whole or not at all.
+
+        Of what is better than the published rule beyond the 95 % interval of their difference, the best.
+        """
+        published, *others = [trial for trial in trials if not _is_control(trial)]
+        if published.right is None:
+            chosen = min((published, *others), key=lambda trial: trial.kept.all_or_nothing)
+            return cls(chosen=chosen, published=published, ahead=())
+        chosen = max((published, *(t for t, _ in _ahead(others, published))), key=lambda trial: trial.accuracy)
+        controls = [trial for trial in trials if _is_control(trial)]
+        return cls(chosen=chosen, published=published, ahead=_ahead(controls, chosen))
 
     @property
     def warnings(self) -> list[str]:
@@ -129,11 +133,13 @@ def _is_control(trial: Trial) -> bool:
     return not isinstance(trial.pruning, OccamToken) or trial.pruning.rule == FIXED
 
 
-def _lead(trial: Trial, over: Trial) -> Estimate | None:
-    """By how much a trial did better, a clip's questions taken together; None where nobody knows."""
-    if trial.right is None or over.right is None:
-        return None
-    return estimate(trial.right.astype(float) - over.right.astype(float))
+def _ahead(trials: Sequence[Trial], of: Trial) -> tuple[tuple[Trial, Estimate], ...]:
+    """Those that did better than a trial beyond their interval, and by how much, a clip's questions taken together."""
+    if of.right is None:
+        return ()
+    known = [(trial, trial.right) for trial in trials if trial.right is not None]
+    leads = [(trial, estimate(right.astype(float) - of.right.astype(float))) for trial, right in known]
+    return tuple((trial, lead) for trial, lead in leads if lead.low > 0)
 
 
 def _share(share: Share) -> str:
