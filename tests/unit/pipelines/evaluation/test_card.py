@@ -250,7 +250,7 @@ def test_the_command_measures_an_embedded_model(tmp_path: Path, capsys: pytest.C
     assert "AUC of s2" in text
     chosen = load_model(EngineConfig(model="tiny-video-llava")).info.calibration
     assert chosen is not None
-    assert f"The calibration chose the reference `{chosen.register}` before layer {chosen.cut}" in text
+    assert f"the reference `{chosen.register}`, rule `{chosen.rule}`, before layer {chosen.cut}" in text
     assert "nan" not in text
     assert "--per-kind 1" in text
     assert "tiny-video-llava: attention, 1 of 1 scenes" in capsys.readouterr().err
