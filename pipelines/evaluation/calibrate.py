@@ -132,7 +132,7 @@ def calibrate(config: EngineConfig, plan: Plan, footage: Footage | None = None, 
 
     Register neurons are taken as `occam registers` stored them, else searched. Then the candidates compete at equal
     budgets, beside controls: on rendered clips by right answers, on footage, whose truth nobody knows, by how few views
-    they keep whole or not at all. A tie goes to the first, which is the published rule.
+    they keep whole or not at all. The published rule stays the default unless a candidate is told from it.
     """
     lm = load_model(config, calibrated=False)
     cut, samples = plan.cut_of(lm.info), _samples(lm, plan, footage)

@@ -17,7 +17,7 @@ from pipelines.evaluation.trials import Trial
 
 FALLBACKS: tuple[RegisterMode, ...] = ("zero_token", "mean_threshold")
 RULES: tuple[Rule, ...] = ("register", "mean", "first_token", "top_p", "top_k")
-"""The published one first: it wins every tie."""
+"""The published one first: it stays the default unless another is told from it."""
 FIXED: Rule = "top_k"
 
 Candidates = Mapping[RegisterMode, Sequence[Rule]]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from occam.errors import InvalidInput
 from pipelines.training.student import Student
 from pipelines.training.tiny_qwen3_vl import TinyQwen3VL
 from pipelines.training.tiny_video_llava import TinyVideoLlava
@@ -32,7 +33,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = vars(parser.parse_args())
     torch.set_num_threads(arguments.pop("threads"))
-    train(STUDENTS[arguments.pop("model")], TrainConfig(**arguments))
+    kind = STUDENTS[arguments.pop("model")]
+    try:
+        config = TrainConfig(**arguments)
+    except InvalidInput as error:
+        parser.error(error.message)
+    train(kind, config)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from pipelines.training.student import FRAMES, Student, shrink
 Batch = TypeVar("Batch")
 MAX_FRAMES = 2 * FRAMES
 SEEDS_A_RUN = 100_000
+SEEDS_A_CLIP = 3
+"""A batch of images has three times as many as one of the usual clips."""
 
 SOURCES = ((192, False, 0.55), (192, True, 0.20), (384, False, 0.15), (384, True, 0.10))
 """Rendered side, through H.264 or not, and how often: what a user's file has been through before it is shrunk."""
@@ -103,7 +105,7 @@ class ClipBatches(Dataset[ClipBatch]):
         self.lengths = lengths
 
     def __getitem__(self, index: int) -> ClipBatch:
-        first = self.first_seed + index * self.clips * 3
+        first = self.first_seed + index * self.clips * SEEDS_A_CLIP
         rng = np.random.default_rng([first, 3])
         frames, share, _ = self.lengths[int(rng.choice(len(self.lengths), p=[chance for *_, chance in self.lengths]))]
         config = SceneConfig(frames=frames, unseen_pairs=False)

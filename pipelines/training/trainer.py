@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from occam.errors import InvalidInput
 from pipelines.evaluation.renderer import COLORS, FIRST_TUNING_SEED, SHAPES
-from pipelines.training.data import SEEDS_A_RUN, ClipBatch, ClipBatches, load
+from pipelines.training.data import SEEDS_A_CLIP, SEEDS_A_RUN, ClipBatch, ClipBatches, load
 from pipelines.training.decoder import LateDrop, run
 from pipelines.training.drops import GENTLE_SHARE, draw_drops, draw_gentle
 from pipelines.training.losses import Looking, build_heads, seeking_loss, summary_loss, telling_loss
@@ -38,6 +39,17 @@ class TrainConfig:
     questions: int
     save_minutes: float
     held_out: int = 8
+
+    def __post_init__(self) -> None:
+        """InvalidInput for a run whose clips would be those of another run, of calibrations or of tests."""
+        last = FIRST_TUNING_SEED // SEEDS_A_RUN - 1
+        if not 0 <= self.seed <= last:
+            raise InvalidInput(
+                f"seed must lie in 0..{last}, got {self.seed}: clips behind are not for training.", "seed"
+            )
+        drawn = max(self.steps * self.clips * SEEDS_A_CLIP, self.tower_steps * self.tower_scenes)
+        if drawn > SEEDS_A_RUN:
+            raise InvalidInput(f"A run may draw {SEEDS_A_RUN} clips, this one would draw {drawn}.", "steps")
 
     @property
     def first_seed(self) -> int:

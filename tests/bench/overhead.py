@@ -106,7 +106,7 @@ def _subject(model: str, folder: Path, args: argparse.Namespace) -> Subject:
         raise SystemExit(f"{model} has no calibration: strategy occam cannot run.")
     frames = noise(args.frames or info.frames, tuple(args.size))
     sample = [Sample.of(frames, [QUESTION])]
-    pruning = lambda2_for(engine, lambda1_for(engine, base, sample, args.keep[0]), sample, args.keep[1])
+    [pruning] = lambda2_for(engine, [lambda1_for(engine, base, sample, args.keep[0])], sample, args.keep[1])
     depth = (real.layers, real.cut) if real else (info.layers, base.cut)
     return Subject(engine=engine, pruning=pruning, frames=frames, layers=depth[0], cut=depth[1])
 

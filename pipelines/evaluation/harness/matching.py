@@ -94,9 +94,14 @@ def _occam(
     pruning = cast(OccamToken, _pruning(engine, "occam", options))
     if options.get("lambda2") == 0 and pruning.rule not in ("top_p", "top_k"):
         alone = [lambda1_for(engine, pruning, samples(), budget) for budget in budgets]
-        return [options | {"rule": each.rule, "lambda1": each.lambda1} for each in alone]
-    found = occam_at(engine, pruning, samples(), budgets)
-    return [options | {"rule": each.rule, "lambda1": each.lambda1, "lambda2": each.lambda2} for each in found]
+        return [options | _written_out(each) for each in alone]
+    return [options | _written_out(each) for each in occam_at(engine, pruning, samples(), budgets)]
+
+
+def _written_out(pruning: OccamToken) -> dict[str, Option]:
+    """All that a calibration decides: another one made later must not change what an evaluation goes on with."""
+    names = ("lambda1", "lambda2", "cut", "register", "rule", "evaluators")
+    return {name: getattr(pruning, name) for name in names}
 
 
 def _bisected(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from occam.errors import InvalidInput
 from pipelines.evaluation.questions import TEMPLATES
 from pipelines.evaluation.renderer import UNSEEN_PAIRS, SceneConfig, draw_scene
 from pipelines.training import trainer
@@ -203,6 +204,13 @@ def test_a_step_moves_every_trained_part_and_the_tower_at_the_end_alone(kind, co
     of_tower = {name for name in before if name.startswith(tuple(tower)) or "image_tower" in name}
     assert moved >= set(before) - of_tower
     assert bool(moved & of_tower) == (step == 3)
+
+
+@pytest.mark.parametrize("change", [{"seed": -1}, {"seed": 9}, {"steps": 60_000}, {"tower_steps": 160_000}], ids=str)
+def test_no_run_trains_on_clips_of_another_or_of_tests(config, change):
+    with pytest.raises(InvalidInput, match=r"seed must lie in 0\.\.8|may draw 100000 clips"):
+        dataclasses.replace(config, **change)
+    assert dataclasses.replace(config, seed=8).first_seed == 800_000
 
 
 def test_scores_count_every_question(config):
