@@ -13,11 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from occam.config import OccamToken, SamplingParams
+from occam.config import OccamToken, SamplingParams, Systematic
 from occam.engine import Engine
 from occam.types import Evidence, FrameBatch
 from pipelines.evaluation.clips import state_of
 from pipelines.evaluation.material import Sample
+
+LEAST_MASS = 1e-9
+"""Keeps one patch of every question; no mass at all is no setting."""
 
 
 def lambda1_for(engine: Engine, base: OccamToken, samples: Iterable[Sample], share: float) -> OccamToken:
@@ -34,7 +37,7 @@ def lambda2_for(
     0 < share <= 1; where stage I leaves less, all of that is kept. One pass, a state a clip.
     """
     measured = _measured(engine, bases, samples)
-    return [replace(base, lambda2=each.lambda2(share)) for base, each in zip(bases, measured, strict=True)]
+    return [replace(base, lambda2=each.setting(share)) for base, each in zip(bases, measured, strict=True)]
 
 
 def occam_at(engine: Engine, base: OccamToken, samples: Sequence[Sample], shares: Sequence[float]) -> list[OccamToken]:
@@ -46,30 +49,39 @@ def occam_at(engine: Engine, base: OccamToken, samples: Sequence[Sample], shares
     return [
         replace(
             lambda1_for(engine, base, samples, share) if measured.leaves_less_than(share) else base,
-            lambda2=measured.lambda2(share),
+            lambda2=measured.setting(share),
         )
         for share in shares
     ]
 
 
+def systematic_at(
+    engine: Engine, base: Systematic, samples: Sequence[Sample], shares: Sequence[float]
+) -> list[Systematic]:
+    """`base` with the mass at which each of these shares of the patches is kept, all of them from one pass."""
+    (measured,) = _measured(engine, [replace(base, mass=1.0)], samples)
+    return [replace(base, mass=measured.setting(share) or LEAST_MASS) for share in shares]
+
+
 @dataclass(kw_only=True)
 class _Measured:
-    """What stage II saw of all questions under the rule of `pruning`.
+    """What all questions show of how many patches `pruning` keeps in the decoder, by its rule.
 
     figures: of every question, one for each patch that stage I left, see the module; encoded: patches before stage I
     """
 
-    pruning: OccamToken
+    pruning: OccamToken | Systematic
+    rule: str
     figures: list[npt.NDArray[np.floating]] = field(default_factory=list)
     encoded: int = 0
 
     def take(self, evidence: Evidence, encoded: int) -> None:
-        """The evidence of one more question, asked with lambda2 = 1."""
+        """The evidence of one more question."""
         scores = np.concatenate([frame.scores[frame.stage1] for frame in evidence.frames])
-        if self.pruning.rule == "top_p":
+        if self.rule == "top_p":
             best = np.sort(scores.astype(np.float64))[::-1]
             self.figures.append((best.cumsum() - best) / best.sum())
-        elif self.pruning.rule == "top_k":
+        elif self.rule == "top_k":
             self.figures.append(np.arange(1, len(scores) + 1) / encoded)
         else:
             self.figures.append(scores / evidence.threshold)
@@ -79,15 +91,15 @@ class _Measured:
         """Whether stage I leaves less than this share of the patches."""
         return sum(map(len, self.figures)) < share * self.encoded
 
-    def lambda2(self, share: float) -> float:
-        """At which `share` of the patches is kept, or all that stage I left."""
+    def setting(self, share: float) -> float:
+        """The lambda2, or the mass, at which `share` of the patches is kept, or all that stage I left."""
         figures = np.concatenate(self.figures)
         rest = min(1.0, share * self.encoded / len(figures))
-        if self.pruning.rule == "top_k":
+        if self.rule == "top_k":
             # One rank more is a patch more of nearly every question: the nearest, not the next.
             place = max(0, int(rest * len(figures) - len(self.figures) / 2))
             return float(np.sort(figures)[place]) if rest < 1 else 1.0
-        if self.pruning.rule == "top_p":
+        if self.rule == "top_p":
             return float(np.quantile(figures, rest, method="higher")) if rest < 1 else 1.0
         return _threshold(figures, rest)
 
@@ -105,9 +117,9 @@ def _frame_ratios(engine: Engine, pruning: OccamToken, frames: FrameBatch) -> np
     return (output.scores / reference[:, None]).cpu()[engine.lm.shown(frames)].numpy()
 
 
-def _measured(engine: Engine, bases: Sequence[OccamToken], samples: Iterable[Sample]) -> list[_Measured]:
-    """Every question asked under every rule, over one state a clip."""
-    measured = [_Measured(pruning=replace(base, lambda2=1.0)) for base in bases]
+def _measured(engine: Engine, bases: Sequence[OccamToken | Systematic], samples: Iterable[Sample]) -> list[_Measured]:
+    """Every question asked under every pruning, over one state a clip."""
+    measured = [_in_full(base) for base in bases]
     for sample in samples:
         state = state_of(engine, sample.frames(), bases[0])
         for question in sample.questions:
@@ -115,3 +127,9 @@ def _measured(engine: Engine, bases: Sequence[OccamToken], samples: Iterable[Sam
                 answer = engine.ask(state, question, each.pruning, SamplingParams(max_new_tokens=1))
                 each.take(answer.evidence, state.encoded)
     return measured
+
+
+def _in_full(base: OccamToken | Systematic) -> _Measured:
+    if isinstance(base, Systematic):
+        return _Measured(pruning=replace(base, mass=1.0), rule="top_p")
+    return _Measured(pruning=replace(base, lambda2=1.0), rule=base.rule)

@@ -10,18 +10,18 @@ from typing import cast
 
 import numpy as np
 
-from occam.config import OccamToken, Pruning, SamplingParams
+from occam.config import OccamToken, Pruning, Systematic
 from occam.engine import Engine
 from occam.errors import InvalidInput
-from pipelines.evaluation.budgets import lambda1_for, occam_at
+from pipelines.evaluation.budgets import lambda1_for, occam_at, systematic_at
 from pipelines.evaluation.clips import state_of
 from pipelines.evaluation.harness.plan import CONTROL, FLOOR, FULL, Option, Plan, Spec
 from pipelines.evaluation.material import Progress, Sample, counted
 
 STEPS = 8
 """Halvings of a threshold's range."""
-OUTCOMES = {"dtd": ("tau", -1.0, 1.0), "systematic": ("mass", 0.001, 1.0)}
-"""Strategies whose count is the outcome of one option, which keeps the more the larger it is, and its range."""
+OUTCOMES = {"dtd": ("tau", -1.0, 1.0)}
+"""Strategies that prune in the tower by one option, which keeps the more the larger it is, and its range."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,10 @@ def _matched(
         return [(None, options)]
     if spec.name == "occam":
         found = _occam(engine, spec, plan.budgets, _tuned(spec, tuning, progress))
+    elif spec.name == "systematic":
+        base = cast(Systematic, _pruning(engine, spec.name, options | {"mass": 1.0}))
+        tuned = systematic_at(engine, base, _tuned(spec, tuning, progress)(), plan.budgets)
+        found = [{**options, "mass": each.mass} for each in tuned]
     elif spec.name in OUTCOMES:
         found = _bisected(engine, spec, *OUTCOMES[spec.name], plan.budgets, _tuned(spec, tuning, progress))
     else:
@@ -139,14 +143,13 @@ def _cut(engine: Engine, spec: Spec, options: dict[str, Option]) -> int | None:
 
 
 def _kept(engine: Engine, pruning: Pruning, samples: Sequence[Sample]) -> float:
-    """Share of the patches kept, over all questions."""
+    """Share of the patches that the states keep, over all questions."""
     counts = [
-        engine.ask(state, question, pruning, SamplingParams(max_new_tokens=1)).visual_tokens
+        (len(sample.questions) * state.stage1, len(sample.questions) * state.encoded)
         for sample in samples
         for state in [state_of(engine, sample.frames(), pruning)]
-        for question in sample.questions
     ]
-    return float(np.sum([count.stage2 for count in counts]) / np.sum([count.encoded for count in counts]))
+    return float(np.divide(*np.sum(counts, axis=0)))
 
 
 def _pruning(engine: Engine, name: str, options: dict[str, Option]) -> Pruning:

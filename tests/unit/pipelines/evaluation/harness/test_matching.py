@@ -3,14 +3,13 @@
 from dataclasses import replace
 from typing import Any, cast
 
-import numpy as np
 import pytest
 
-from occam.config import EngineConfig
+from occam.config import EngineConfig, Pruning, SamplingParams
 from occam.engine import Engine
 from occam.errors import InvalidInput
-from occam.types import FrameBatch
-from pipelines.evaluation.harness.matching import Setting, _kept, settings_of
+from pipelines.evaluation.clips import state_of
+from pipelines.evaluation.harness.matching import Setting, settings_of
 from pipelines.evaluation.harness.plan import Plan, Spec
 from pipelines.evaluation.material import Sample, ignore
 from pipelines.evaluation.tasks.rendered import rendered_task
@@ -21,6 +20,16 @@ PLAN = Plan.of(["embedded"], "none", "0.5,0.25,0.1", "none", "out")
 
 def made(engine: Any, strategy: str, samples: list[Sample], plan: Plan = PLAN) -> list[Setting]:
     return settings_of(engine, replace(plan, strategies=(Spec.parse(strategy),)), samples, ignore)
+
+
+def share_kept(engine: Any, pruning: Pruning, samples: list[Sample]) -> float:
+    """What the answers say was kept."""
+    counts = [
+        engine.ask(state_of(engine, sample.frames(), pruning), question, pruning, SamplingParams()).visual_tokens
+        for sample in samples
+        for question in sample.questions
+    ]
+    return sum(each.stage2 for each in counts) / sum(each.encoded for each in counts)
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +55,9 @@ def test_every_cut_has_its_floor_once() -> None:
     assert [each.label for each in settings if each.name == "nothing"] == ["nothing:cut=3", "nothing:cut=1"]
 
 
-def test_an_outcome_is_searched_for() -> None:
-    engine: Any = JudgedEngine(drawn)
-    frames = FrameBatch(
-        frames=np.zeros((4, 8, 8, 3), np.uint8), pts_seconds=np.arange(4.0), indices=np.arange(4), digest=""
-    )
-    samples = [Sample.of(frames, ["What?", "Where?"])]
-    for setting in made(engine, "dtd", samples):
-        assert _kept(engine, setting.pruning(engine), samples) == pytest.approx(setting.budget, abs=0.02)
+def test_an_outcome_is_not_searched_for_on_no_clips() -> None:
     with pytest.raises(InvalidInput, match="dtd is set on clips that are not asked about"):
-        made(engine, "dtd", [])
+        made(JudgedEngine(drawn), "dtd", [])
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +70,9 @@ def test_thresholds_meet_budgets_on_the_embedded_model(embedded: Engine, samples
     """On their own clips to a token a question; where stage I keeps less than is asked for, lambda1 gives way."""
     specified = f"occam:lambda1=1.0:rule={rule}"
     *settings, floor = made(embedded, specified, samples, replace(PLAN, budgets=(0.95, 0.25, 0.1)))
-    assert _kept(embedded, floor.pruning(embedded), samples) == 0
+    assert share_kept(embedded, floor.pruning(embedded), samples) == 0
     for setting in settings:
-        kept = _kept(embedded, setting.pruning(embedded), samples)
+        kept = share_kept(embedded, setting.pruning(embedded), samples)
         assert kept == pytest.approx(setting.budget, abs=1 / 288)
     lambdas = [setting.options["lambda1"] for setting in settings]
     assert lambdas[0] != 1.0
@@ -83,5 +85,22 @@ def test_stage_one_alone_meets_budgets_by_lambda1(embedded: Engine, samples: lis
     )
     assert [each.options["lambda2"] for each in settings] == [0, 0]
     for setting in settings:
-        assert _kept(embedded, setting.pruning(embedded), samples) == pytest.approx(setting.budget, abs=1 / 288)
+        assert share_kept(embedded, setting.pruning(embedded), samples) == pytest.approx(setting.budget, abs=1 / 288)
         assert setting.cut is None
+
+
+@pytest.mark.parametrize(("strategy", "option"), [("systematic:cut=2", "mass"), ("dtd", "tau")])
+def test_a_count_that_is_an_outcome_meets_budgets_by_its_option(
+    embedded: Engine, samples: list[Sample], strategy: str, option: str
+) -> None:
+    settings = [each for each in made(embedded, strategy, samples) if each.budget]
+    assert len(settings) == 3
+    for setting in settings:
+        assert share_kept(embedded, setting.pruning(embedded), samples) == pytest.approx(setting.budget, abs=0.01)
+    values = [setting.options[option] for setting in settings]
+    assert values == sorted(values, reverse=True)
+
+
+def test_less_than_a_patch_a_question_keeps_one(embedded: Engine, samples: list[Sample]) -> None:
+    setting, *_ = made(embedded, "systematic:cut=2", samples, replace(PLAN, budgets=(0.001,)))
+    assert share_kept(embedded, setting.pruning(embedded), samples) == 1 / 288
