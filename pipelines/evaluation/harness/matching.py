@@ -18,7 +18,7 @@ from pipelines.evaluation.clips import state_of
 from pipelines.evaluation.harness.plan import CONTROL, FLOOR, FULL, Option, Plan, Spec
 from pipelines.evaluation.material import Progress, Sample, counted
 
-STEPS = 8
+STEPS = 14
 """Halvings of a threshold's range."""
 OUTCOMES = {"dtd": ("tau", -1.0, 1.0)}
 """Strategies that prune in the tower by one option, which keeps the more the larger it is, and its range."""

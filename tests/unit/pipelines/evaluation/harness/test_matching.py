@@ -89,11 +89,14 @@ def test_stage_one_alone_meets_budgets_by_lambda1(embedded: Engine, samples: lis
         assert setting.cut is None
 
 
-@pytest.mark.parametrize(("strategy", "option"), [("systematic:cut=2", "mass"), ("dtd", "tau")])
+@pytest.mark.parametrize(
+    ("strategy", "option", "budgets"),
+    [("systematic:cut=2", "mass", (0.5, 0.25, 0.1)), ("dtd", "tau", (0.75, 0.5, 0.25))],
+)
 def test_a_count_that_is_an_outcome_meets_budgets_by_its_option(
-    embedded: Engine, samples: list[Sample], strategy: str, option: str
+    embedded: Engine, samples: list[Sample], strategy: str, option: str, budgets: tuple[float, ...]
 ) -> None:
-    settings = [each for each in made(embedded, strategy, samples) if each.budget]
+    settings = [each for each in made(embedded, strategy, samples, replace(PLAN, budgets=budgets)) if each.budget]
     assert len(settings) == 3
     for setting in settings:
         assert share_kept(embedded, setting.pruning(embedded), samples) == pytest.approx(setting.budget, abs=0.01)
