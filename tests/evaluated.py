@@ -44,6 +44,7 @@ class JudgedEngine:
 
     config = EngineConfig(model="judged", threads=1)
     info = INFO
+    lm = None
 
     def __init__(self, answer: Callable[[str, float, FrameBatch], str]) -> None:
         self.answer = answer
@@ -80,6 +81,15 @@ class JudgedEngine:
 
     def append(self, state: Any, frames: FrameBatch, pruning: Kept) -> Any:
         return SimpleNamespace(frames=frames if state is None else state.frames, count=len(frames)), ()
+
+    def over(self, lm: Any) -> "JudgedEngine":
+        return self
+
+    def generation(self, state: Any, question: str, pruning: Kept, sampling: SamplingParams) -> Any:
+        return state, question, pruning, sampling
+
+    def answers(self, generations: list[Any]) -> list[Answer]:
+        return [self.ask(*each) for each in generations]
 
     def ask(self, state: Any, question: str, pruning: Kept, sampling: SamplingParams) -> Answer:
         self.answered += 1

@@ -8,7 +8,7 @@ state = engine.replay(state, [answer.turn])        # and the next question goes 
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields, replace
 from typing import Any
 
@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from occam.config import STRATEGIES, CDPruner, EngineConfig, OccamToken, Pruning, SamplingParams, check_kind
-from occam.engine import prefix, turn
-from occam.engine.evidence import counts_of, evidence_of
+from occam.engine import generation as generating
+from occam.engine import prefix
 from occam.engine.facts import key_facts
-from occam.engine.sampling import Sampler
+from occam.engine.generation import Generation, OnLogits
+from occam.engine.turn import Asked
 from occam.errors import InvalidInput, NotCalibrated
 from occam.models.base import ModelInfo, VideoLM
 from occam.models.registry import load_model
@@ -57,6 +58,10 @@ class Engine:
         engine = cls(load_model(config), config, clock)
         engine.pruning()
         return engine
+
+    def over(self, lm: VideoLM) -> "Engine":
+        """The same engine over another form of its model."""
+        return Engine(lm, self.config, self.clock)
 
     @property
     def info(self) -> ModelInfo:
@@ -204,11 +209,10 @@ class Engine:
         question: str,
         pruning: Pruning,
         sampling: SamplingParams,
-        on_logits: Callable[[Tensor], None] = _ignore,
+        on_logits: OnLogits = _ignore,
     ) -> Answer:
         """The answer, without its stream."""
-        events = self.stream(state, question, pruning, sampling, on_logits)
-        return next(event for event in events if isinstance(event, Answer))
+        return self.answers([self.generation(state, question, pruning, sampling, on_logits)])[0]
 
     def stream(
         self,
@@ -216,48 +220,49 @@ class Engine:
         question: str,
         pruning: Pruning,
         sampling: SamplingParams,
-        on_logits: Callable[[Tensor], None] = _ignore,
+        on_logits: OnLogits = _ignore,
     ) -> Iterator[str | Answer]:
-        """Pieces of text as they are decoded, which together are the answer's, then the answer.
+        """Pieces of text as they are decoded, which together are the answer's, then the answer."""
+        generation = self.generation(state, question, pruning, sampling, on_logits)
+        self.start([generation])
+        yield from generation.pieces()
+        while generation.answer is None:
+            self.step([generation])
+            yield from generation.pieces()
+        yield generation.answer
+
+    def generation(
+        self,
+        state: PrefixState,
+        question: str,
+        pruning: Pruning,
+        sampling: SamplingParams,
+        on_logits: OnLogits = _ignore,
+    ) -> Generation:
+        """A question that can be answered together with others; nothing is computed yet.
 
         on_logits: called with the float32 logits [vocabulary] of every generated position. QuestionTooLong where the
         unpruned conversation and `max_new_tokens` pass the model's positions.
         """
-        prompt = self.lm.prompt
-        suffix, span = prompt.turn_ids(question, first=state.turns == 0)
+        suffix, span = self.lm.prompt.turn_ids(question, first=state.turns == 0)
         prefix.check_length(self.lm, state, len(suffix), "question", sampling.max_new_tokens)
-        with torch.inference_mode():
-            prefilled = turn.prefill(self.lm, state, suffix, span, pruning, self.clock)
-        started = self.clock()
-        ids: list[int] = []
-        text = ""
-        position = state.next_position + len(suffix)
-        tokens = turn.decode(self.lm, prefilled, position, Sampler(sampling), sampling.max_new_tokens, on_logits)
-        while (token := _next_token(tokens)) is not None:
-            ids.append(token)
-            longer = prompt.text(ids)
-            # A character of several tokens decodes to U+FFFD until its last one.
-            if (piece := _behind(text, longer)) and not longer.endswith("\ufffd"):
-                yield piece
-                text = longer
-        whole = prompt.text(ids)
-        if piece := _behind(text, whole):
-            yield piece
-        ended = prompt.is_stop(ids[-1])
-        # A stop that is not the turn's own end is none of its text: the turn is closed as the template closes one.
-        spoken, closing = (ids, ()) if ids[-1] == prompt.end_id else (ids[:-1] if ended else ids, (prompt.end_id,))
-        generated = StageStats(stage="generate", started_s=started, ended_s=self.clock(), tokens_out=len(ids))
-        yield Answer(
-            text=whole,
-            turn=Turn(suffix_ids=tuple(suffix), generated_ids=tuple(spoken), closing_ids=closing),
-            finish_reason="stop" if ended else "length",
-            prompt_tokens=len(state) + len(suffix),
-            reused_tokens=len(state),
-            completion_tokens=len(ids),
-            visual_tokens=counts_of(state, prefilled.mask),
-            evidence=evidence_of(state, prefilled.mask),
-            stats=(*prefilled.stats, generated),
-        )
+        asked = Asked(state=state, suffix=tuple(suffix), question=span, pruning=pruning, most=sampling.max_new_tokens)
+        return Generation(self.lm, asked, sampling, on_logits, self.clock)
+
+    def start(self, generations: Sequence[Generation]) -> None:
+        """The first token of each, those that prune before the same layers in one pass."""
+        generating.start(self.lm, generations, self.clock)
+
+    def step(self, generations: Sequence[Generation]) -> None:
+        """One more token of each in one pass; others may join or leave between two steps."""
+        generating.step(self.lm, generations, self.clock)
+
+    def answers(self, generations: Sequence[Generation]) -> list[Answer]:
+        """All of them, answered together."""
+        self.start(generations)
+        while running := [each for each in generations if each.answer is None]:
+            self.step(running)
+        return [each.answer for each in generations if each.answer is not None]
 
     def warm_up(self) -> None:
         """Run one tiny conversation, so that the first request does not pay for lazy initialisation."""
@@ -272,14 +277,3 @@ class Engine:
         )
         state, _ = self.append(self.begin(pruning), frames, pruning)
         self.ask(state, "what", pruning, SamplingParams(max_new_tokens=1))
-
-
-def _behind(text: str, longer: str) -> str:
-    """What `longer` has behind `text`; nothing where it begins otherwise."""
-    return longer.removeprefix(text) if longer.startswith(text) else ""
-
-
-def _next_token(tokens: Iterator[int]) -> int | None:
-    """One step of decoding; inference mode is left between steps, since a generator may be resumed anywhere."""
-    with torch.inference_mode():
-        return next(tokens, None)

@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from occam.config import CDPruner, Pruning
 from occam.errors import QuestionTooLong, VideoTooLarge
 from occam.models.base import VideoLM
+from occam.models.packing import Pack, SequenceKV
 from occam.pruning import strategy_for
 from occam.pruning.strategy import ProjectedEvidence
 from occam.stats import StageStats
@@ -185,12 +185,9 @@ def turn_positions(state: PrefixState, tokens: int, registers: int) -> Tensor:
     return torch.cat([positions[:1].expand(registers), positions]).expand(len(state.positions), -1)
 
 
-def lower_cache(state: PrefixState) -> DynamicCache:
-    """A cache that begins with the state's keys and values; growing it leaves the state as it is."""
-    cache = DynamicCache()
-    for layer, (keys, values) in enumerate(zip(state.keys, state.values, strict=True)):
-        cache.update(keys[None], values[None], layer)
-    return cache
+def lower_sequence(lm: VideoLM, state: PrefixState, room: int) -> SequenceKV:
+    """A sequence that begins with the state's keys and values; growing it leaves the state as it is."""
+    return SequenceKV(lm.decoder.layers, room, state.keys, state.values)
 
 
 def check_length(lm: VideoLM, state: PrefixState, text: int, param: str, new_tokens: int = 0) -> None:
@@ -251,19 +248,18 @@ def _grow(
     """Run new tokens [T, C] through the lower layers behind the state, and put them into a new one."""
     if x.shape[0] == 0:
         return state
-    cache = lower_cache(state)
     lower = len(state.keys)
+    sequence = lower_sequence(lm, state, room=len(x))
     planes = planes or [torch.zeros_like(x)] * lm.decoder.levels
-    batched = [plane[None] for plane in planes]
-    hidden = lm.decoder.run_layers(x[None], 0, lower, cache, positions[:, None], planes=batched)[0]
+    hidden = lm.decoder.run_layers(x, 0, lower, Pack([sequence], [len(x)]), positions, planes)
     return replace(
         state,
         ids=torch.cat([state.ids, ids]),
         positions=torch.cat([state.positions, positions], dim=1),
         view=torch.cat([state.view, view]),
         patch=torch.cat([state.patch, patch]),
-        keys=tuple(cache.layers[layer].keys[0] for layer in range(lower)),
-        values=tuple(cache.layers[layer].values[0] for layer in range(lower)),
+        keys=tuple(sequence.keys(layer) for layer in range(lower)),
+        values=tuple(sequence.values(layer) for layer in range(lower)),
         hidden=torch.cat([state.hidden, hidden]),
         planes=tuple(torch.cat(pair) for pair in zip(state.planes, planes[lower:], strict=True)),
     )

@@ -1,38 +1,55 @@
-"""One question over a prefix state: lower layers, the cuts, upper layers, decoding.
+"""Questions over prefix states: lower layers, the cuts, upper layers, and one decoded token at a time, for all at once.
 
-Legend: S tokens of the state, R registers of the turn (0 or 1), T tokens of the suffix, C channels, N tokens that a cut
-tests.
+Questions share a pass whenever they prune at the same layers; every token decoded shares one with all others.
+
+Legend: S tokens of a state, R registers of a turn (0 or 1), T tokens of its suffix, C channels, N tokens of a sequence,
+B sequences.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from occam.config import OccamToken, Pruning
-from occam.engine.prefix import Clock, lower_cache, register_planes, register_token, turn_positions
+from occam.engine.prefix import Clock, lower_sequence, register_planes, register_token, turn_positions
 from occam.models.base import VideoLM
+from occam.models.packing import Pack, SequenceKV
 from occam.pruning import strategy_for
 from occam.pruning.strategy import Projections, TextEvidence
 from occam.stats import StageStats
 from occam.tensors import PrefixState, RetentionMask
 
-Chooser = Callable[[Tensor], int]
+ROOM = 256
+"""Most tokens of an answer that a sequence has place for from its beginning; a longer one is moved once as it grows."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Asked:
+    """A question, ready to go through the model.
+
+    suffix: the turn's ids; question: where in them the question itself stands; most: tokens of the answer
+    """
+
+    state: PrefixState
+    suffix: tuple[int, ...]
+    question: tuple[int, int]
+    pruning: Pruning
+    most: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prefilled:
     """A question that has gone through the model once.
 
-    cache: layers below the first cut hold S + R + T tokens, those above a cut its survivors
+    kv: layers below the first cut hold S + R + T tokens, those above a cut its survivors
     mask: what all cuts together keep of the state's patches, with the first one's scores; None where nothing is cut
     logits: float32 [vocabulary] of the next token
     """
 
-    cache: DynamicCache
+    kv: SequenceKV
     mask: RetentionMask | None
     logits: Tensor
     stats: tuple[StageStats, ...]
@@ -42,139 +59,153 @@ class Prefilled:
 class _Sequence:
     """Tokens on their way through the layers: what the state gives of them, then the turn's register and text.
 
-    hidden: [1, N, C], leaving the layers so far; scored: [1, N', C], the input of the last of these, of its last N'
-    tokens (below the first cut the turn's alone); positions: int64 [A, 1, N]; planes: [1, N, C] of the levels above
-    tested: bool [N], patches
+    hidden: [N, C], leaving the layers so far; scored: [N', C], the input of the last of these, of its last N' tokens
+    (below the first cut the turn's alone); positions: int64 [A, N]; planes: [N, C] of the levels above
+    tested: bool [N], patches; mask: what the cuts so far have kept
     """
 
+    asked: Asked
+    kv: SequenceKV
     hidden: Tensor
     scored: Tensor
     positions: Tensor
     planes: tuple[Tensor, ...]
     tested: Tensor
+    mask: RetentionMask | None = None
 
-    def narrowed(self, keep: Tensor) -> "_Sequence":
-        """Less the patches outside bool `keep` [tested]."""
+    def narrowed(self, chosen: RetentionMask) -> "_Sequence":
+        """Less the patches that a cut drops."""
         rows = ~self.tested
-        rows[self.tested] = keep
-        return _Sequence(
-            hidden=self.hidden[:, rows],
-            scored=self.scored,
-            positions=self.positions[:, :, rows],
-            planes=tuple(plane[:, rows] for plane in self.planes),
+        rows[self.tested] = chosen.keep
+        return replace(
+            self,
+            hidden=self.hidden[rows],
+            positions=self.positions[:, rows],
+            planes=tuple(plane[rows] for plane in self.planes),
             tested=self.tested[rows],
+            mask=chosen if self.mask is None else _both(self.mask, chosen),
         )
 
 
-def prefill(
-    lm: VideoLM, state: PrefixState, suffix: list[int], question: tuple[int, int], pruning: Pruning, clock: Clock
-) -> Prefilled:
-    """Run a turn's suffix over the state and test the evidence anew at every cut.
-
-    suffix: the turn's ids; question: where in them the question itself stands
-    """
-    decoder, strategy = lm.decoder, strategy_for(pruning)
-    started = clock()
-    cache = lower_cache(state)
-    sequence = _enter(lm, state, suffix, cache)
-    stops = (*strategy.cuts(decoder.layers), decoder.layers)
-    part = isinstance(pruning, OccamToken) and pruning.evaluators == "question" and question[0] < question[1]
-    asked = question if part else (0, len(suffix))
-    mask: RetentionMask | None = None
-    lowered = clock()
-    for number, (cut, stop) in enumerate(pairwise(stops)):
-        if bool(sequence.tested.any()):
-            evidence = _evidence(lm, state, sequence, cut, asked, len(suffix), cache)
-            chosen = strategy.in_decoder(number, evidence)
-            mask = chosen if mask is None else _both(mask, chosen)
-            sequence = sequence.narrowed(chosen.keep)
+def prefill(lm: VideoLM, questions: Sequence[Asked], clock: Clock) -> list[Prefilled]:
+    """Run the suffixes over their states and test the evidence anew at every cut; all must have the same cuts."""
+    decoder = lm.decoder
+    [cuts] = {strategy_for(asked.pruning).cuts(decoder.layers) for asked in questions}
+    started = lowered = clock()
+    sequences = _enter(lm, questions)
+    for number, (cut, stop) in enumerate(pairwise((*cuts, decoder.layers))):
+        sequences = [_pruned(lm, sequence, number, cut) for sequence in sequences]
         if number == 0:
             lowered = clock()
-        sequence = _run(lm, sequence, cut, stop, cache)
-    logits = decoder.logits(sequence.hidden[:, -1:])[0, 0]
-    text, visual = len(suffix), int((state.patch >= 0).sum())
-    upper = visual if mask is None else int(mask.keep.sum())
-    return Prefilled(
-        cache=cache,
-        mask=mask,
-        logits=logits,
-        stats=(
-            StageStats(stage="prefill_lower", started_s=started, ended_s=lowered, tokens_in=text, tokens_out=text),
-            StageStats(stage="prefill_upper", started_s=lowered, ended_s=clock(), tokens_in=visual, tokens_out=upper),
-        ),
-    )
+        sequences = _run(lm, sequences, cut, stop)
+    logits_BV = decoder.logits(torch.stack([sequence.hidden[-1] for sequence in sequences]))
+    ended = clock()
+    return [
+        Prefilled(
+            kv=sequence.kv,
+            mask=sequence.mask,
+            logits=logits_V,
+            stats=_stats(sequence, started, lowered if cuts else ended, ended),
+        )
+        for sequence, logits_V in zip(sequences, logits_BV, strict=True)
+    ]
 
 
-def _enter(lm: VideoLM, state: PrefixState, suffix: list[int], cache: DynamicCache) -> _Sequence:
-    """The turn through the layers below the first cut, behind the state that has been through them."""
-    decoder, lower = lm.decoder, len(state.keys)
+def _enter(lm: VideoLM, questions: Sequence[Asked]) -> list[_Sequence]:
+    """The turns through the layers below the first cut, behind their states, which have been through them."""
+    entering = [_entering(lm, asked) for asked in questions]
+    lower = len(questions[0].state.keys)
+    return [_behind_state(lm, sequence) for sequence in _run(lm, entering, 0, lower)]
+
+
+def _entering(lm: VideoLM, asked: Asked) -> _Sequence:
+    """A turn in front of the first layer."""
+    decoder, state = lm.decoder, asked.state
     register = register_token(state)
-    x = decoder.embed(torch.tensor(suffix, device=state.ids.device))
-    planes: list[Tensor] = []
+    x = decoder.embed(torch.tensor(asked.suffix, device=state.ids.device))
+    planes: tuple[Tensor, ...] = tuple(torch.zeros_like(x) for _ in range(decoder.levels))
     if register is not None:
         x = torch.cat([register[:1], x])
-        planes = [plane[None] for plane in register_planes(register, len(suffix))]
-    own = turn_positions(state, len(suffix), 0 if register is None else 1)[:, None]
-    scored = decoder.run_layers(x[None], 0, lower - 1, cache, own, planes=planes)
-    hidden = decoder.run_layers(scored, lower - 1, lower, cache, own, planes=planes[lower - 1 :])
-    if lower == decoder.layers:
+        planes = register_planes(register, len(asked.suffix))
+    return _Sequence(
+        asked=asked,
+        kv=lower_sequence(lm, state, room=len(x) + min(asked.most, ROOM)),
+        hidden=x,
+        scored=x,
+        positions=turn_positions(state, len(asked.suffix), 0 if register is None else 1),
+        planes=planes,
+        tested=torch.zeros(len(x), dtype=torch.bool, device=x.device),
+    )
+
+
+def _behind_state(lm: VideoLM, turn: _Sequence) -> _Sequence:
+    """A turn joined to its state, both having been through the lower layers."""
+    state = turn.asked.state
+    if len(state.keys) == lm.decoder.layers:
         # Nothing runs behind: the state's own tokens have no part in what is left to do.
-        untested = torch.zeros(x.shape[0], dtype=torch.bool, device=x.device)
-        return _Sequence(hidden=hidden, scored=scored, positions=own, planes=(), tested=untested)
-    late = planes[lower:] or [torch.zeros_like(x[None])] * len(state.planes)
-    return _Sequence(
-        hidden=torch.cat([state.hidden[None], hidden], dim=1),
-        scored=scored,
-        positions=torch.cat([state.positions[:, None], own], dim=2),
-        planes=tuple(torch.cat([plane[None], mine], dim=1) for plane, mine in zip(state.planes, late, strict=True)),
-        tested=torch.cat([state.patch >= 0, torch.zeros(x.shape[0], dtype=torch.bool, device=x.device)]),
+        return turn
+    return replace(
+        turn,
+        hidden=torch.cat([state.hidden, turn.hidden]),
+        positions=torch.cat([state.positions, turn.positions], dim=1),
+        planes=tuple(torch.cat(pair) for pair in zip(state.planes, turn.planes, strict=True)),
+        tested=torch.cat([state.patch >= 0, turn.tested]),
     )
 
 
-def _run(lm: VideoLM, sequence: _Sequence, first: int, stop: int, cache: DynamicCache) -> _Sequence:
-    """The whole sequence through layers first..stop-1, whose caches are empty."""
-    decoder, planes = lm.decoder, sequence.planes
-    scored = decoder.run_layers(sequence.hidden, first, stop - 1, cache, sequence.positions, planes=planes)
-    rest = planes[stop - 1 - first :]
-    hidden = decoder.run_layers(scored, stop - 1, stop, cache, sequence.positions, planes=rest)
-    return _Sequence(
-        hidden=hidden,
-        scored=scored,
-        positions=sequence.positions,
-        planes=planes[stop - first :],
-        tested=sequence.tested,
-    )
+def _run(lm: VideoLM, sequences: Sequence[_Sequence], first: int, stop: int) -> list[_Sequence]:
+    """Whole sequences through layers first..stop-1, in one pass."""
+    decoder = lm.decoder
+    lengths = [len(sequence.hidden) for sequence in sequences]
+    pack = Pack([sequence.kv for sequence in sequences], lengths)
+    positions = torch.cat([sequence.positions for sequence in sequences], dim=1)
+    planes = [torch.cat(level) for level in zip(*(sequence.planes for sequence in sequences), strict=True)]
+    x = torch.cat([sequence.hidden for sequence in sequences])
+    scored = decoder.run_layers(x, first, stop - 1, pack, positions, planes)
+    hidden = decoder.run_layers(scored, stop - 1, stop, pack, positions, planes[stop - 1 - first :])
+    return [
+        replace(sequence, hidden=own, scored=own_scored, planes=sequence.planes[stop - first :])
+        for sequence, own, own_scored in zip(
+            sequences, torch.split(hidden, lengths), torch.split(scored, lengths), strict=True
+        )
+    ]
 
 
-def _evidence(
-    lm: VideoLM,
-    state: PrefixState,
-    sequence: _Sequence,
-    cut: int,
-    asked: tuple[int, int],
-    text: int,
-    cache: DynamicCache,
-) -> TextEvidence:
-    """What the strategy may look at before decoder layer `cut`; asked: the suffix tokens that score."""
-    decoder, tested, total = lm.decoder, sequence.tested, sequence.hidden.shape[1]
-    scored, start = sequence.scored, total - sequence.scored.shape[1]
-    queries = total - text + torch.arange(*asked, device=tested.device)
-    rows = decoder.rows(cut - 1, scored, sequence.positions[:, :, start:], queries - start, cache)[0]
-    registers = 1 if state.register_count else 0
+def _pruned(lm: VideoLM, sequence: _Sequence, number: int, cut: int) -> _Sequence:
+    """What the strategy lets past its cut `number`, before decoder layer `cut`."""
+    if not bool(sequence.tested.any()):
+        return sequence
+    strategy = strategy_for(sequence.asked.pruning)
+    return sequence.narrowed(strategy.in_decoder(number, _evidence(lm, sequence, cut)))
+
+
+def _evidence(lm: VideoLM, sequence: _Sequence, cut: int) -> TextEvidence:
+    """What the strategy may look at before decoder layer `cut`."""
+    decoder, tested, total = lm.decoder, sequence.tested, len(sequence.hidden)
+    state, text = sequence.asked.state, len(sequence.asked.suffix)
+    scored, start = sequence.scored, total - len(sequence.scored)
+    queries = total - text + torch.arange(*_evaluators(sequence.asked), device=tested.device)
+    rows = decoder.rows(cut - 1, scored, sequence.positions[:, start:], queries - start, sequence.kv)
 
     def projections() -> Projections:
-        q, k, rotated, v = decoder.qkv(cut, sequence.hidden[0], sequence.positions[:, 0])
+        q, k, rotated, v = decoder.qkv(cut, sequence.hidden, sequence.positions)
         return Projections(queries=q[queries], keys=k[tested], rotated_keys=rotated[tested], values=v[tested])
 
     return TextEvidence(
         rows_TN=rows[:, tested],
-        register_T=rows[:, total - text - 1] if registers else None,
+        register_T=rows[:, total - text - 1] if state.register_count else None,
         first_T=rows[:, 0],
         encoded=state.encoded,
         layers=decoder.layers,
-        hidden=lambda: (sequence.hidden[0, tested], sequence.hidden[0, queries]),
+        hidden=lambda: (sequence.hidden[tested], sequence.hidden[queries]),
         projections=projections,
     )
+
+
+def _evaluators(asked: Asked) -> tuple[int, int]:
+    """The tokens of the suffix that score."""
+    part = isinstance(asked.pruning, OccamToken) and asked.pruning.evaluators == "question"
+    return asked.question if part and asked.question[0] < asked.question[1] else (0, len(asked.suffix))
 
 
 def _both(earlier: RetentionMask, later: RetentionMask) -> RetentionMask:
@@ -184,19 +215,23 @@ def _both(earlier: RetentionMask, later: RetentionMask) -> RetentionMask:
     return RetentionMask(keep=keep, scores=earlier.scores, threshold=earlier.threshold)
 
 
-def decode(
-    lm: VideoLM, prefilled: Prefilled, position: int, choose: Chooser, most: int, on_logits: Callable[[Tensor], None]
-) -> Iterator[int]:
-    """Generated ids, the end id included where the model gives it; `position` is the unpruned end of the suffix."""
-    decoder, logits = lm.decoder, prefilled.logits
-    device = logits.device
-    for step in range(most):
-        on_logits(logits)
-        token = choose(logits)
-        yield token
-        if lm.prompt.is_stop(token) or step == most - 1:
-            return
-        x = decoder.embed(torch.tensor([[token]], device=device))
-        positions = torch.full((decoder.axes, 1, 1), position + step, device=device)
-        hidden = decoder.run_layers(x, 0, decoder.layers, prefilled.cache, positions)
-        logits = decoder.logits(hidden)[0, 0]
+def _stats(sequence: _Sequence, started: float, lowered: float, ended: float) -> tuple[StageStats, ...]:
+    text, visual = len(sequence.asked.suffix), sequence.asked.state.stage1
+    upper = visual if sequence.mask is None else int(sequence.mask.keep.sum())
+    return (
+        StageStats(stage="prefill_lower", started_s=started, ended_s=lowered, tokens_in=text, tokens_out=text),
+        StageStats(stage="prefill_upper", started_s=lowered, ended_s=ended, tokens_in=visual, tokens_out=upper),
+    )
+
+
+def decode(lm: VideoLM, sequences: Sequence[SequenceKV], tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
+    """One token more of every sequence, in one pass; float32 logits [B, vocabulary] of the next ones.
+
+    positions: unpruned, of these tokens
+    """
+    decoder = lm.decoder
+    device = decoder.model.embed_tokens.weight.device
+    x = decoder.embed(torch.tensor(tokens, device=device))
+    at = torch.tensor(positions, device=device).expand(decoder.axes, -1)
+    hidden = decoder.run_layers(x, 0, decoder.layers, Pack(sequences, [1] * len(tokens)), at)
+    return decoder.logits(hidden)

@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from occam.config import OccamToken, SamplingParams
 from occam.engine import Engine
 from occam.models.decoder import Decoder
+from occam.models.packing import SequenceKV
 from occam.types import FrameBatch
 from pipelines.evaluation.clips import state_of
 from pipelines.evaluation.material import Sample
@@ -105,14 +105,14 @@ class _Watched(Decoder):
         """The same decoder, watched."""
         return cls(decoder.model, decoder.head, decoder.rotate, decoder.axes, decoder.levels)
 
-    def rows(self, layer: int, x_BTC: Tensor, positions: Tensor, queries: Tensor, cache: DynamicCache) -> Tensor:
+    def rows(self, layer: int, x_TC: Tensor, positions: Tensor, queries: Tensor, sequence: SequenceKV) -> Tensor:
         """See `Decoder`."""
-        self.seen = super().rows(layer, x_BTC, positions, queries, cache)
+        self.seen = super().rows(layer, x_TC, positions, queries, sequence)
         return self.seen
 
     def shares(self, *tokens: int) -> list[float]:
         """The tokens' shares of the evaluators' attention."""
-        return self.seen[0].mean(dim=0)[list(tokens)].tolist()
+        return self.seen.mean(dim=0)[list(tokens)].tolist()
 
 
 def _stage1(sample: Sample, frames: FrameBatch, scores_VP: Tensor) -> list[float]:

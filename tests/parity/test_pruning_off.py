@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoTokenizer, DynamicCache
+from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from occam.config import NoPruning
 from occam.engine.engine import Engine
 from occam.engine.prefix import encode
+from occam.models.packing import Pack, SequenceKV
 from tests.parity.harness import QUESTIONS, Reply, ask, load, pruning_of, see
 from tests.parity.matrix import BATCHES, CELLS, MATRIX, WRITERS, Inputs, following, stock_inputs
 from tests.parity.oracle import Rule
@@ -99,12 +100,10 @@ def _assert_follow_up(name: str, model: Model, stock: Inputs, replies: list[Repl
 def test_a_batch_of_two_lengths_equals_the_stock_model(
     models: Callable[[str], Model], inputs: dict[tuple[str, str], Inputs], name: str
 ) -> None:
-    """Left-padded, through the layer loop alone: what batching across requests stands on."""
+    """Packed without padding, through the layer loop alone; the stock model pads on the left."""
     model, stock = models(name), inputs[name, "batch"]
     ids_BT, attended_BT = stock["input_ids"], stock["attention_mask"].bool()
     assert not attended_BT.all()
-    order = torch.arange(ids_BT.shape[1])
-    visible = (order[:, None] >= order) & (attended_BT[:, None, None] | torch.eye(len(order), dtype=torch.bool))
     positions = _positions(model.stock, stock)
     decoder = model.engine.lm.decoder
     with torch.inference_mode():
@@ -114,19 +113,20 @@ def test_a_batch_of_two_lengths_equals_the_stock_model(
 
         def filled(x_BTC: Tensor, rows: list[Tensor]) -> Tensor:
             x_BTC[visual_BT] = torch.cat([row[own] for row, own in zip(rows, visual, strict=True)])
-            return x_BTC
+            return x_BTC[attended_BT]
 
-        x_BTC = filled(decoder.embed(ids_BT), [chunk.embeddings for chunk in chunks])
+        x_TC = filled(decoder.embed(ids_BT), [chunk.embeddings for chunk in chunks])
         planes = [
-            filled(torch.zeros_like(x_BTC), [chunk.planes[level] for chunk in chunks])
+            filled(decoder.embed(torch.zeros_like(ids_BT)) * 0, [chunk.planes[level] for chunk in chunks])
             for level in range(decoder.levels)
         ]
-        hidden = decoder.run_layers(x_BTC, 0, decoder.layers, DynamicCache(), positions, visible, planes)
+        pack = Pack([SequenceKV(decoder.layers, room=0) for _ in ids_BT], attended_BT.sum(dim=1).tolist())
+        hidden = decoder.run_layers(x_TC, 0, decoder.layers, pack, positions[:, attended_BT], planes)
         logits = decoder.logits(hidden)
         # The models of 1-D positions do not take them from the mask by themselves.
         own = {} if decoder.axes > 1 else {"position_ids": positions[0]}
         expected = model.stock(**stock, **own).logits
-    torch.testing.assert_close(logits[attended_BT], expected[attended_BT], atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits, expected[attended_BT], atol=1e-4, rtol=0)
 
 
 def _positions(stock: Any, inputs: Inputs) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from occam.config import STRATEGIES, CDPruner, NoPruning, OccamToken, Pruning, SamplingParams, SparseVLM
-from occam.engine import Engine, prefix, turn
+from occam.engine import Engine, prefix
 from occam.errors import InvalidInput, NotCalibrated
 from occam.kv.codec import decode, encode
 from occam.pruning import strategy_for
@@ -234,14 +234,15 @@ def test_several_cuts_leave_the_counts_of_the_schedule_in_the_caches(case: tuple
     engine, frames = case
     pruning = engine.pruning("sparsevlm", budget=0.6, cuts=(1, 3, 5))
     state, _ = see(engine, frames, pruning)
-    suffix, span = engine.lm.prompt.turn_ids(QUESTIONS[0], first=True)
-    with torch.inference_mode():
-        prefilled = turn.prefill(engine.lm, state, suffix, span, pruning, engine.clock)
+    asked = engine.generation(state, QUESTIONS[0], pruning, SamplingParams(max_new_tokens=1))
+    engine.start([asked])
+    prefilled = asked.prefilled
     total = state.encoded
     counts = cut_counts(total, float(count_of(0.6, total)), (0, 2, 4), LAYERS - 1)
     assert total > counts[0] > counts[1] > counts[2] > 0
-    text = len(state) - total + len(suffix)
-    lengths = [layer.keys.shape[2] - text for layer in prefilled.cache.layers]
+    text = len(state) - total + len(asked.asked.suffix)
+    lengths = [prefilled.kv.length(layer) - text for layer in range(LAYERS)]
+    assert prefilled.mask is not None
     assert lengths == [total, counts[0], counts[0], counts[1], counts[1], counts[2]]
     assert int(prefilled.mask.keep.sum()) == counts[2]
 

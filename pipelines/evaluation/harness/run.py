@@ -1,9 +1,14 @@
-"""Asking: every question of a task under every setting, over states that the questions of a clip share."""
+"""Asking: every question of a task under every setting, over states that the questions of a clip share.
+
+A clip's questions under one setting are asked together; a question's seconds are its share of theirs.
+"""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
+from typing import Any
 
 from occam.config import Pruning, SamplingParams
 from occam.engine import Engine
@@ -13,10 +18,12 @@ from occam.types import FrameBatch
 from pipelines.evaluation.clips import state_name, state_of
 from pipelines.evaluation.harness.log import AnswerLog
 from pipelines.evaluation.harness.matching import Setting
+from pipelines.evaluation.harness.tower import Clock, RememberedTower
 from pipelines.evaluation.material import Progress
 from pipelines.evaluation.tasks.task import Clip, Item, Task
 
-Clock = Callable[[], float]
+TOGETHER = 16
+"""Questions of a clip in one pass, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,54 +52,72 @@ def ask_all(
         errands = [
             _errand(engine, item, label, pruning)
             for label, pruning in prunings.items()
+            if any((item.id, label) not in known for item in clip.items)
             for item in clip.items
-            if (item.id, label) not in known
         ]
         if errands:
-            _ask_clip(engine, clip, errands, task.max_new_tokens, log, clock)
+            _ask_clip(engine, clip, errands, task.max_new_tokens, clock, partial(_append_new, log, known))
         progress(task.name, done, len(task.clips))
 
 
+def _append_new(log: AnswerLog, known: Container[tuple[str, str]], line: dict[str, Any]) -> None:
+    """What an interrupted run asked together is asked together again, whatever of it was logged."""
+    if (line.get("item"), line.get("setting")) not in known:
+        log.append(line)
+
+
 def _ask_clip(
-    engine: Engine, clip: Clip, errands: Sequence[_Errand], max_new_tokens: int, log: AnswerLog, clock: Clock
+    engine: Engine,
+    clip: Clip,
+    errands: Sequence[_Errand],
+    max_new_tokens: int,
+    clock: Clock,
+    append: Callable[[dict[str, Any]], None],
 ) -> None:
     """One clip; what is wrong with it is noted, and ends only it."""
+    sampling = SamplingParams(max_new_tokens=max_new_tokens)
+    tower = RememberedTower(engine.lm, clock)
+    asking = engine.over(tower.model)
     try:
         frames = clip.sample(engine.info).frames()
-        for errand, state, state_s in _over_states(engine, frames, errands, clock):
+        for together, state, state_s in _over_states(asking, tower, frames, errands, clock):
             started = clock()
-            answer = engine.ask(
-                state, errand.item.question, errand.pruning, SamplingParams(max_new_tokens=max_new_tokens)
+            answers = asking.answers(
+                [asking.generation(state, each.item.question, each.pruning, sampling) for each in together]
             )
-            tokens = answer.visual_tokens
-            log.append(
-                {
-                    "clip": clip.id,
-                    "item": errand.item.id,
-                    "setting": errand.label,
-                    "text": answer.text,
-                    "encoded": tokens.encoded,
-                    "stage1": tokens.stage1,
-                    "stage2": tokens.stage2,
-                    "state_s": round(state_s, 6),
-                    "ask_s": round(clock() - started, 6),
-                }
-            )
+            ask_s = (clock() - started) / len(together)
+            for errand, answer in zip(together, answers, strict=True):
+                tokens = answer.visual_tokens
+                append(
+                    {
+                        "clip": clip.id,
+                        "item": errand.item.id,
+                        "setting": errand.label,
+                        "text": answer.text,
+                        "encoded": tokens.encoded,
+                        "stage1": tokens.stage1,
+                        "stage2": tokens.stage2,
+                        "state_s": round(state_s, 6),
+                        "ask_s": round(ask_s, 6),
+                    }
+                )
     except (InvalidInput, DecodeTimeout) as error:
-        log.append({"clip": clip.id, "error": error.message})
+        append({"clip": clip.id, "error": error.message})
 
 
 def _over_states(
-    engine: Engine, frames: FrameBatch, errands: Sequence[_Errand], clock: Clock
-) -> Iterator[tuple[_Errand, PrefixState, float]]:
-    """The errands with their states, those over one state together: one state at a time is held."""
+    engine: Engine, tower: RememberedTower, frames: FrameBatch, errands: Sequence[_Errand], clock: Clock
+) -> Iterator[tuple[Sequence[_Errand], PrefixState, float]]:
+    """Errands under one setting, at most `TOGETHER`, with their state, one of which is held, and what it takes."""
     for _, group in groupby(sorted(errands, key=lambda errand: errand.state), key=lambda errand: errand.state):
-        together = list(group)
-        started = clock()
-        state = state_of(engine, frames, together[0].pruning)
-        seconds = clock() - started
-        for errand in together:
-            yield errand, state, seconds
+        over_state = list(group)
+        started, saved_s = clock(), tower.saved_s
+        state = state_of(engine, frames, over_state[0].pruning)
+        seconds = clock() - started + tower.saved_s - saved_s
+        for _, alike in groupby(over_state, key=lambda errand: errand.label):
+            together = list(alike)
+            for first in range(0, len(together), TOGETHER):
+                yield together[first : first + TOGETHER], state, seconds
 
 
 def _errand(engine: Engine, item: Item, label: str, settled: Pruning) -> _Errand:

@@ -17,7 +17,7 @@ NAME = "embedded"
 QUESTIONS = 2160
 """Asked without a limit: 120 of every kind."""
 SEEDS_APART = 1_000_000
-TURNS = 3
+TURNS = 2
 
 
 def rendered_task(media: Sequence[MediaKind], limit: int | None, tuning: int, seed: int) -> Task:
@@ -44,7 +44,7 @@ def _clips(media: Sequence[MediaKind], questions: int, first_seed: int) -> list[
 
 
 def _in_turn(scene: Scene, question: Question) -> bool:
-    """A third of the kinds of each scene: many clips with some questions say more than few with all."""
+    """Half of the kinds of each scene: many clips with some questions say more than few with all, and take longer."""
     return (scene.seed + list(TEMPLATES).index(question.kind)) % TURNS == 0
 
 

@@ -11,7 +11,7 @@ import torch
 
 from occam.config import LEAST_TEMPERATURE, SEEDS, NoPruning, OccamToken, SamplingParams
 from occam.engine import Engine
-from occam.engine.sampling import Sampler
+from occam.engine.sampling import choose, seeded
 from occam.errors import InvalidInput, NotCalibrated, QuestionTooLong, VideoTooLarge
 from occam.models.prompt import Prompt
 from occam.tensors import PrefixState
@@ -150,23 +150,32 @@ def test_pieces_are_tails_of_whole_characters_and_together_the_answer(
     assert not any("\ufffd" in str(piece) for piece in pieces[:-1]), "only an answer cut short ends inside a character"
 
 
+def drawn(logits: torch.Tensor, params: SamplingParams, times: int) -> list[int]:
+    """Tokens of one answer, and beside it a greedy one in the same pass."""
+    beside, random = (SamplingParams(), seeded(SamplingParams())), seeded(params)
+    both = torch.stack([logits, logits.flip(0)])
+    pairs = [choose(both, [(params, random), beside]) for _ in range(times)]
+    assert {greedy for _, greedy in pairs} == {int(logits.flip(0).argmax())}
+    return [token for token, _ in pairs]
+
+
 def test_the_nucleus_is_the_fewest_likeliest_tokens_that_reach_top_p() -> None:
     logits = torch.tensor([0.1, 0.5, 0.3, 0.1]).log()
 
-    def drawn(top_p: float) -> set[int]:
-        sampler = Sampler(SamplingParams(temperature=1.0, top_p=top_p, seed=3))
-        return {sampler(logits) for _ in range(200)}
+    def nucleus(top_p: float) -> set[int]:
+        return set(drawn(logits, SamplingParams(temperature=1.0, top_p=top_p, seed=3), 200))
 
-    assert drawn(0.4) == drawn(1e-9) == {1}
-    assert drawn(0.6) == drawn(0.79) == {1, 2}
-    assert drawn(1.0) == {0, 1, 2, 3}
+    assert nucleus(0.4) == nucleus(1e-9) == {1}
+    assert nucleus(0.6) == nucleus(0.79) == {1, 2}
+    assert nucleus(1.0) == {0, 1, 2, 3}
 
 
 def test_the_least_temperature_is_nearly_greedy_and_a_seed_says_it_again() -> None:
     logits = torch.tensor([900.0, 1000.0, 999.0])
-    assert Sampler(SamplingParams(temperature=LEAST_TEMPERATURE))(logits) == Sampler(SamplingParams())(logits) == 1
-    runs = [Sampler(SamplingParams(temperature=2.0, seed=seed)) for seed in (*SEEDS, SEEDS[0])]
-    first, other, again = ([sampler(logits / 500) for _ in range(50)] for sampler in runs)
+    assert drawn(logits, SamplingParams(temperature=LEAST_TEMPERATURE), 1) == drawn(logits, SamplingParams(), 1) == [1]
+    first, other, again = (
+        drawn(logits / 500, SamplingParams(temperature=2.0, seed=seed), 50) for seed in (*SEEDS, SEEDS[0])
+    )
     assert first == again != other
 
 
