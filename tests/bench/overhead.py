@@ -2,7 +2,7 @@
 
 Counted as overhead is all that runs because tokens are tested: the CLS row or the mutual scores with the register among
 them, moving register neurons' work to the register, projecting it, both masks, and the gathers of what is kept. Each is
-timed where the engine calls it; only the two gathers that are no functions of their own are timed again on the same
+timed where the engine calls it; only stage I's gather, which is no function of its own, is timed again on the same
 tensors. Encode + prefill is the same run's, pixels not counted. The register's own way through the tower is one token
 more: it is the difference of towers with and without it, run in turn, and stands apart because it is near the noise.
 Not counted: the same one token in the decoder's layers.
@@ -22,7 +22,7 @@ import torch
 
 from occam.calibration import Calibration
 from occam.config import EngineConfig, OccamToken, SamplingParams
-from occam.engine import Engine, prefix, turn
+from occam.engine import Engine, generation, prefix, turn
 from occam.models import clip_tower, llava_family, qwen_layout, qwen_tower
 from occam.models.decoder import Decoder
 from occam.pruning.occam_token import OccamTokenStrategy
@@ -126,13 +126,14 @@ def _watched(subject: Subject) -> Iterator[Stopwatch]:
         (qwen_layout.Layout, "keep", LAYOUT),
         (turn, "_evidence", ROWS),
         (OccamTokenStrategy, "in_decoder", MASK2),
+        (turn, "_behind_state", JOIN),
         (turn._Sequence, "narrowed", GATHER2),
         (adapter, "_preprocess", PIXELS),
         (adapter, "encode", TOWER),
         (prefix, "encode", ENCODE),
         (prefix, "begin", "begin"),
         (prefix, "append_media", "append"),
-        (turn, "prefill", "question"),
+        (generation, "prefill", "question"),
     )
 
     def side(decoder: Decoder, x: torch.Tensor, first: int, *rest: Any, **options: Any) -> str:
@@ -144,7 +145,6 @@ def _watched(subject: Subject) -> Iterator[Stopwatch]:
             stack.enter_context(watch.inside(owner, attribute, name))
         stack.enter_context(watch.inside(Decoder, "run_layers", side))
         stack.enter_context(watch.inside(adapter, "compose", "compose", keep_calls=True))
-        stack.enter_context(watch.inside(turn, "_enter", "enter", keep_calls=True))
         yield watch
 
 
@@ -160,15 +160,11 @@ def _once(subject: Subject) -> tuple[Counter[str], Answer]:
 
 @torch.inference_mode()
 def _gather_again(watch: Stopwatch) -> None:
-    """The gather of kept patches and the join of stored hidden states with the turn's, on the run's own tensors."""
+    """The gather of kept patches, on the run's own tensors."""
     for (_, _, output, keep_VP, _), _ in watch.calls["compose"]:
         with watch.region(GATHER):
             for features in (output.features, *output.planes):
                 features[:, -keep_VP.shape[1] :][keep_VP]
-    for (_, state, *_), sequence in watch.calls["_enter"]:
-        with watch.region(JOIN):
-            for stored, joined in zip((state.hidden, *state.planes), (sequence.hidden, *sequence.planes), strict=True):
-                torch.cat([stored[None], joined[:, len(state) :]], dim=1)
 
 
 @torch.inference_mode()
