@@ -370,6 +370,8 @@ class EngineConfig:
     model: the name of an embedded model, or a path or hub name of a checkpoint
     chunk_frames: frames that one `append` takes; part of the cache key, since batching moves the last bits
     threads: torch threads; part of what makes warm and cold runs bitwise equal
+    batch_sequences: answers that are decoded together at most
+    batch_tokens: tokens of states and questions that one prefill packs at most, where several questions share it
     """
 
     model: str = "tiny-video-llava"
@@ -377,3 +379,5 @@ class EngineConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     chunk_frames: int = 2
     threads: int = 2
+    batch_sequences: int = 16
+    batch_tokens: int = 8192

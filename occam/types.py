@@ -126,6 +126,7 @@ class Answer:
     prompt_tokens: tokens that entered the language model, the register not counted
     reused_tokens: those of them whose lower layers were in the state already
     finish_reason: `stop` (the model ended) or `length` (the limit did)
+    busy_s: seconds of the passes it took part in, each divided among those in it
     """
 
     text: str
@@ -136,4 +137,5 @@ class Answer:
     completion_tokens: int
     visual_tokens: VisualTokenCounts
     evidence: Evidence
+    busy_s: float = 0.0
     stats: tuple[StageStats, ...] = field(default=())

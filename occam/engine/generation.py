@@ -29,17 +29,12 @@ class Generation:
         """on_logits: called with the float32 logits [vocabulary] of every generated position."""
         self.asked = asked
         self.sampling = sampling
-        self.random = seeded(sampling)
-        self.answer: Answer | None = None
         self.busy_s = 0.0
-        self.ids: list[int] = []
         self._lm = lm
         self._on_logits = on_logits
         self._clock = clock
-        self._text = ""
-        self._pieces: list[str] = []
         self._prefilled: Prefilled | None = None
-        self._started_s = 0.0
+        self._clear()
 
     @property
     def prefilled(self) -> Prefilled:
@@ -53,9 +48,23 @@ class Generation:
         """Of the last token, unpruned."""
         return self.asked.state.next_position + len(self.asked.suffix) + len(self.ids) - 1
 
+    @property
+    def tokens(self) -> int:
+        """Of its state and its question: what prefilling it takes at most."""
+        return len(self.asked.state) + len(self.asked.suffix)
+
     def begin(self, prefilled: Prefilled) -> None:
-        """Take what the question's own pass gave."""
-        self._prefilled, self._started_s = prefilled, self._clock()
+        """Take what the question's own pass gave, and forget an earlier start that failed behind it."""
+        self._clear()
+        self._prefilled = prefilled
+
+    def _clear(self) -> None:
+        self.answer: Answer | None = None
+        self.random = seeded(self.sampling)
+        self.ids: list[int] = []
+        self._text = ""
+        self._pieces: list[str] = []
+        self._started_s = self._clock()
 
     def take(self, token: int, logits: Tensor) -> None:
         """The next token, and the logits [vocabulary] it was chosen by."""
@@ -91,6 +100,7 @@ class Generation:
             completion_tokens=len(ids),
             visual_tokens=counts_of(state, mask),
             evidence=evidence_of(state, mask),
+            busy_s=self.busy_s,
             stats=(*self.prefilled.stats, generated),
         )
 

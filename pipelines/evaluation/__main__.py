@@ -23,6 +23,8 @@ from pipelines.evaluation.tasks.rendered import NAME, QUESTIONS
 from pipelines.ingest.limits import Limits
 
 DOCUMENT, OUT = Path("docs", "results.md"), Path("runs", "eval")
+CHUNK = 8
+"""Frames of a clip that are encoded together: all of them."""
 EVERY = 10
 """Clips between two lines of progress."""
 
@@ -64,7 +66,7 @@ def _evaluate(model: str, options: argparse.Namespace, origin: Origin) -> None:
         seed=options.seed,
         tuning=options.tuning,
     )
-    config = EngineConfig(model=model, threads=options.threads)
+    config = EngineConfig(model=model, threads=options.threads, chunk_frames=CHUNK)
     [table] = evaluate(config, plan, Limits(), partial(_say_progress, name))
     beside = document.parent / "eval" / name
     beside.mkdir(parents=True, exist_ok=True)

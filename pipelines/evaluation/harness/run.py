@@ -28,10 +28,10 @@ TOGETHER = 16
 
 @dataclass(frozen=True, kw_only=True)
 class _Errand:
-    """A question under a setting; `state` names the prefix state it is asked over."""
+    """A question under the settings that come to the same; `state` names the prefix state it is asked over."""
 
     item: Item
-    label: str
+    labels: tuple[str, ...]
     pruning: Pruning
     state: str
 
@@ -45,14 +45,16 @@ def ask_all(
     clock: Clock = time.perf_counter,
 ) -> None:
     """Append to the log what it lacks: a line an answer, or one that says why a clip cannot be asked about."""
-    prunings = {setting.label: setting.pruning(engine) for setting in settings}
+    labels: dict[Pruning, list[str]] = {}
+    for setting in settings:
+        labels.setdefault(setting.pruning(engine), []).append(setting.label)
     known = {(line["item"], line["setting"]) for line in log.answers}
     progress(task.name, 0, len(task.clips))
     for done, clip in enumerate(task.clips, start=1):
         errands = [
-            _errand(engine, item, label, pruning)
-            for label, pruning in prunings.items()
-            if any((item.id, label) not in known for item in clip.items)
+            _errand(engine, item, tuple(same), pruning)
+            for pruning, same in labels.items()
+            if any((item.id, label) not in known for item in clip.items for label in same)
             for item in clip.items
         ]
         if errands:
@@ -88,19 +90,16 @@ def _ask_clip(
             ask_s = (clock() - started) / len(together)
             for errand, answer in zip(together, answers, strict=True):
                 tokens = answer.visual_tokens
-                append(
-                    {
-                        "clip": clip.id,
-                        "item": errand.item.id,
-                        "setting": errand.label,
-                        "text": answer.text,
-                        "encoded": tokens.encoded,
-                        "stage1": tokens.stage1,
-                        "stage2": tokens.stage2,
-                        "state_s": round(state_s, 6),
-                        "ask_s": round(ask_s, 6),
-                    }
-                )
+                line = {
+                    "text": answer.text,
+                    "encoded": tokens.encoded,
+                    "stage1": tokens.stage1,
+                    "stage2": tokens.stage2,
+                    "state_s": round(state_s, 6),
+                    "ask_s": round(ask_s, 6),
+                }
+                for label in errand.labels:
+                    append({"clip": clip.id, "item": errand.item.id, "setting": label} | line)
     except (InvalidInput, DecodeTimeout) as error:
         append({"clip": clip.id, "error": error.message})
 
@@ -114,13 +113,13 @@ def _over_states(
         started, saved_s = clock(), tower.saved_s
         state = state_of(engine, frames, over_state[0].pruning)
         seconds = clock() - started + tower.saved_s - saved_s
-        for _, alike in groupby(over_state, key=lambda errand: errand.label):
+        for _, alike in groupby(over_state, key=lambda errand: errand.labels):
             together = list(alike)
             for first in range(0, len(together), TOGETHER):
                 yield together[first : first + TOGETHER], state, seconds
 
 
-def _errand(engine: Engine, item: Item, label: str, settled: Pruning) -> _Errand:
+def _errand(engine: Engine, item: Item, labels: tuple[str, ...], settled: Pruning) -> _Errand:
     """A strategy that reads the question before the decoder has a state a question."""
     pruning = engine.asked(settled, item.question)
-    return _Errand(item=item, label=label, pruning=pruning, state=state_name(engine, pruning))
+    return _Errand(item=item, labels=labels, pruning=pruning, state=state_name(engine, pruning))
