@@ -1,7 +1,6 @@
 """Putting an answer together from what the engine gave and what it took; the worker and `occam ask` share it."""
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from occam.config import Pruning
@@ -47,19 +46,8 @@ def choice_of(pruning: Pruning) -> PruningChoice:
     return PruningChoice(strategy=pruning.name, options=settings)
 
 
-def timed(events: Iterator[str | Answer]) -> Iterator[tuple[str | Answer, float]]:
-    """Events with the seconds that computing them has taken so far."""
-    busy_s = 0.0
-    started = time.monotonic()
-    for event in events:
-        busy_s += time.monotonic() - started
-        yield event, busy_s
-        started = time.monotonic()
-
-
 def finish(
     answer: Answer,
-    busy_s: float,
     prefix: Prefix,
     media: Sequence[Medium],
     pruning: Pruning,
@@ -68,7 +56,6 @@ def finish(
 ) -> Finished:
     """The end of an answer.
 
-    busy_s: seconds the engine worked on the answer itself, the turns of other requests in between left out
     turns: those before this one; evidence: whether the kept patches of the frames go along
     """
     built_s = sum(stage.seconds for stage in prefix.stats if stage.stage in ("encode", "prefill_lower"))
@@ -78,7 +65,7 @@ def finish(
         visual_tokens=answer.visual_tokens,
         cached_tokens=prefix.cached_tokens,
         video_seconds=sum(medium.seconds for medium in media),
-        gpu_seconds=built_s + busy_s,
+        gpu_seconds=built_s + answer.busy_s,
     )
     return Finished(
         answer=answer if evidence else replace(answer, evidence=replace(answer.evidence, frames=())),

@@ -13,7 +13,7 @@ from occam.engine import Engine
 from occam.errors import EngineFailure
 from occam.stats import StageStats
 from occam.types import Answer, Turn
-from services.answers import Prefix, finish, key_of, timed
+from services.answers import Prefix, finish, key_of
 from services.media import LocalMedia
 from services.messages import Described, FrameChoice, PruningChoice, Reply, Source
 from services.settings import Settings, model_name
@@ -105,11 +105,11 @@ def _answer(
     piece: Note,
 ) -> Reply:
     ttft_s: float | None = None
-    for event, busy_s in timed(engine.stream(prefix.state, question, pruning, errand.sampling)):
+    for event in engine.stream(prefix.state, question, pruning, errand.sampling):
         ttft_s = time.monotonic() - started if ttft_s is None else ttft_s
         if isinstance(event, Answer):
             return Reply(
-                finished=finish(event, busy_s, prefix, (described.medium,), pruning, turns, errand.evidence),
+                finished=finish(event, prefix, (described.medium,), pruning, turns, errand.evidence),
                 session_id=SESSION,
                 model=model_name(engine.config.model),
                 stats=(*prefix.stats, *event.stats),

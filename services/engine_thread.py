@@ -1,30 +1,112 @@
 """An engine on a thread of its own, so that the event loop of its replica stays free."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
+
+from occam.engine import Engine
+from occam.engine.generation import Generation
+from occam.engine.scheduler import Scheduler
+from occam.types import Answer
+from services import metrics
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+Event = str | Answer | Exception
+
 
 class EngineThread:
-    """Runs calls one after the other on one thread; callers that go away stop waiting, and stop queueing."""
+    """Takes turns: one call (a chunk of frames, a replay), then one pass of all questions that run.
 
-    def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="engine")
+    So a long video holds nobody's answer up for longer than a chunk, and answers hold up no video. Callers that go away
+    stop waiting, and what they waited for is dropped before the next turn.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._scheduler = Scheduler(engine)
+        self._listeners: dict[Generation, Callable[[Event], Any]] = {}
+        self._work = threading.Condition()
+        self._calls: deque[Callable[[], None]] = deque()
+        self._changes: deque[Callable[[], None]] = deque()
+        threading.Thread(target=self._run, name="engine", daemon=True).start()
 
     async def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of one call."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, partial(function, *args, **kwargs))
+        future: Future[T] = Future()
+        self._put(self._calls, partial(_resolve, future, partial(function, *args, **kwargs)))
+        return await asyncio.wrap_future(future)
 
-    async def iterate(self, iterator: Iterator[T]) -> AsyncGenerator[T]:
-        """The items of an iterator, each computed in a turn of its own: concurrent requests take turns by token."""
+    async def answer(self, generation: Generation) -> AsyncGenerator[str | Answer]:
+        """The pieces of an answer as they come, decoded together with all others that run, and at last the answer."""
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[Event] = asyncio.Queue()
+
+        def tell(event: Event) -> None:
+            # A loop that was closed has nobody waiting on it.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(events.put_nowait, event)
+
+        self._put(self._changes, partial(self._add, generation, tell))
         try:
-            while (item := await self.run(next, iterator, None)) is not None:
-                yield item
+            while not isinstance(event := await events.get(), Answer):
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+            yield event
         finally:
-            # Behind a step that may still be running: an iterator cannot be closed while it runs.
-            self._executor.submit(iterator.close if hasattr(iterator, "close") else list)
+            self._put(self._changes, partial(self._drop, generation))
+
+    def _put(self, where: deque[Callable[[], None]], what: Callable[[], None]) -> None:
+        with self._work:
+            where.append(what)
+            self._work.notify()
+
+    def _add(self, generation: Generation, tell: Callable[[Event], Any]) -> None:
+        self._listeners[generation] = tell
+        self._scheduler.add(generation)
+
+    def _drop(self, generation: Generation) -> None:
+        if self._listeners.pop(generation, None):
+            self._scheduler.drop(generation)
+
+    def _run(self) -> None:
+        while True:
+            with self._work:
+                self._work.wait_for(lambda: self._calls or self._changes or self._scheduler.busy)
+                changes, self._changes = self._changes, deque()
+                call = self._calls.popleft() if self._calls else None
+            for change in changes:
+                change()
+            if call:
+                call()
+            if self._scheduler.busy:
+                self._advance()
+
+    def _advance(self) -> None:
+        """One pass, and what came of it to those who wait for it."""
+        passed = self._scheduler.advance()
+        metrics.BATCH_SEQUENCES.observe(len(passed))
+        for progress in passed:
+            generation = progress.generation
+            tell = self._listeners[generation]
+            for piece in generation.pieces():
+                tell(piece)
+            if end := progress.error or generation.answer:
+                del self._listeners[generation]
+                tell(end)
+
+
+def _resolve(future: "Future[T]", call: Callable[[], T]) -> None:
+    """Run a call for whom it was made, if that one still waits."""
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(call())
+    except BaseException as error:  # noqa: BLE001 - goes to the caller
+        future.set_exception(error)

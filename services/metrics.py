@@ -52,6 +52,7 @@ FRAME_RETENTION_RATIO = Histogram(
 FRAMES_DECODED = Counter("occam_frames_decoded_total", "Frames that came out of a decoder.", ["backend"])
 DECODE_FAILURES = Counter("occam_decode_failures_total", "Videos that could not be decoded.", ["reason"])
 BATCH_FRAMES = Histogram("occam_batch_frames", "Frames that one encode took.", buckets=_FRAMES)
+BATCH_SEQUENCES = Histogram("occam_batch_sequences", "Answers that one pass of the model took on.", buckets=_FRAMES)
 QUEUE_DEPTH = Gauge("occam_queue_depth", "Questions taken and unfinished.", multiprocess_mode="livesum")
 KV_REQUESTS = Counter("occam_kv_requests_total", "Lookups of a cache tier.", ["tier", "result"])
 KV_SECONDS = Histogram("occam_kv_seconds", "Time that a cache operation took.", ["tier", "op"], buckets=_FAST_SECONDS)

@@ -17,7 +17,7 @@ FILE_VARIABLE = "OCCAM_CONFIG"
 
 _ABOVE_ZERO = (
     "deadline_s", "kv_ttl_s", "session_ttl_s", "session_first_ttl_s", "max_body_bytes", "max_fetches", "max_decodes",
-    "threads", "chunk_frames", "workers", "max_ongoing",
+    "threads", "chunk_frames", "batch_sequences", "batch_tokens", "workers", "max_ongoing",
 )  # fmt: skip
 
 _KUBERNETES = re.compile(PREFIX + r"(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
@@ -39,6 +39,7 @@ class Settings:
     max_fetches, max_decodes: files that one node fetches, and reads in children, at a time; others wait
     max_body_bytes: of a request; images inside it are a third longer than their files: one of the largest fits
     workers: replicas per model; max_ongoing: requests that one replica takes at a time; max_queued: waiting behind them
+    batch_sequences, batch_tokens: answers that one worker decodes together, and tokens of one prefill, at most
     kv_memory_bytes: states in one worker's memory; kv_entry_bytes: largest state that goes into the shared tier
     directory: node-local files (fetched videos and images, metrics); a fresh private one where empty
     kv_detail, state_detail: what `auto` came to, in words for `/readyz`; the launcher fills them in
@@ -71,9 +72,11 @@ class Settings:
     dtype: Dtype = "float32"
     threads: int = 2
     chunk_frames: int = 2
+    batch_sequences: int = 16
+    batch_tokens: int = 8192
     gpus_per_worker: float = 0.0
     workers: int = 1
-    max_ongoing: int = 8
+    max_ongoing: int = 32
     max_queued: int = 32
     host: str = "127.0.0.1"
     port: int = 8000
@@ -110,6 +113,8 @@ class Settings:
             dtype=self.dtype,
             chunk_frames=self.chunk_frames,
             threads=self.threads,
+            batch_sequences=self.batch_sequences,
+            batch_tokens=self.batch_tokens,
         )
 
 

@@ -13,7 +13,7 @@ from occam.engine import Engine
 from occam.kv.key import KVKey
 from occam.types import Turn
 from services import metrics
-from services.answers import choice_of, finish, timed
+from services.answers import choice_of, finish
 from services.engine_thread import EngineThread
 from services.messages import Ask, Event, Medium, ServedModel, Text
 from services.prefixes import Prefixes
@@ -35,7 +35,7 @@ class Worker:
         self._name = model_name(model)
         if not self._engine.info.calibrated:
             _LOG.warning("%s is not calibrated: it runs strategy none. Run `occam calibrate %s`.", self._name, model)
-        self._thread = EngineThread()
+        self._thread = EngineThread(self._engine)
         memory, tiers = open_tiers(settings)
         chunks = partial(stream, decoder, "decode")
         self._prefixes = Prefixes(self._name, self._engine, self._thread, memory, tiers, chunks)
@@ -72,15 +72,17 @@ class Worker:
                 turns = (*await self._remembered(ask.history), *ask.turns)
                 prefix = await self._prefixes.conversation(ask.media, pruning, ask.system, turns)
                 stage = "generate"
-                events = timed(self._engine.stream(prefix.state, ask.question, pruning, ask.sampling))
-                async with aclosing(self._thread.iterate(events)) as steps:
-                    async for event, busy_s in steps:
+                generation = await self._thread.run(
+                    self._engine.generation, prefix.state, ask.question, pruning, ask.sampling
+                )
+                async with aclosing(self._thread.answer(generation)) as events:
+                    async for event in events:
                         if isinstance(event, str):
                             yield Text(text=event)
                         else:
                             metrics.record_work(self._name, event.stats)
                             metrics.record_evidence(self._name, event.evidence)
-                            yield finish(event, busy_s, prefix, ask.media, pruning, turns, ask.evidence)
+                            yield finish(event, prefix, ask.media, pruning, turns, ask.evidence)
             except asyncio.CancelledError:
                 metrics.CANCELLATIONS.labels(stage).inc()
                 raise

@@ -116,6 +116,19 @@ class FakeEngine:
     def turn_of(self, question: str, answer: str, first: bool) -> Turn:
         return Turn(suffix_ids=tuple(_ids(question)), generated_ids=(*_ids(answer), END))
 
+    def generation(
+        self, state: PrefixState, question: str, pruning: Pruning, sampling: SamplingParams
+    ) -> "FakeGeneration":
+        return FakeGeneration(self.stream(state, question, pruning, sampling), 0.05 if "slow" in question else 0)
+
+    def start(self, generations: "Sequence[FakeGeneration]") -> None:
+        self.step(generations)
+
+    def step(self, generations: "Sequence[FakeGeneration]") -> None:
+        time.sleep(max(each.pass_s for each in generations))
+        for each in generations:
+            each.take()
+
     def stream(
         self, state: PrefixState, question: str, pruning: Pruning, sampling: SamplingParams
     ) -> Iterator[str | Answer]:
@@ -132,9 +145,7 @@ class FakeEngine:
         if "slow" in question:
             words += [" and"] * 40
         words = words[: sampling.max_new_tokens]
-        for word in words:
-            time.sleep(0.05 if "slow" in question else 0)
-            yield word
+        yield from words
         text = "".join(words)
         suffix = tuple(_ids(question))
         yield Answer(
@@ -146,8 +157,35 @@ class FakeEngine:
             completion_tokens=len(words),
             visual_tokens=VisualTokenCounts(encoded=frames * PATCHES, stage1=frames * PATCHES // 2, stage2=frames),
             evidence=_evidence(frames),
+            busy_s=time.monotonic() - started,
             stats=(StageStats(stage="generate", started_s=started, ended_s=time.monotonic(), tokens_out=len(words)),),
         )
+
+
+class FakeGeneration:
+    """A stream that is taken a word a pass, its answer with the last one; `pass_s`: what a pass takes at least."""
+
+    tokens = 1
+
+    def __init__(self, events: Iterator[str | Answer], pass_s: float) -> None:
+        self.pass_s = pass_s
+        self.answer: Answer | None = None
+        self._events = events
+        self._next: str | Answer | None = None
+        self._pieces: list[str] = []
+
+    def take(self) -> None:
+        """The next word, and the answer if it was the last."""
+        event = next(self._events) if self._next is None else self._next
+        if isinstance(event, str):
+            self._pieces.append(event)
+            self._next = event = next(self._events)
+        if isinstance(event, Answer):
+            self.answer = event
+
+    def pieces(self) -> list[str]:
+        pieces, self._pieces = self._pieces, []
+        return pieces
 
 
 class FakeMedia:

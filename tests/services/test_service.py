@@ -31,7 +31,7 @@ def base_url() -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    settings = Settings(models=(MODEL, OTHER), workers=2, max_queued=16, port=port, deadline_s=60)
+    settings = Settings(models=(MODEL, OTHER), workers=2, max_ongoing=8, max_queued=16, port=port, deadline_s=60)
     with running(settings, load=FakeEngine.load, media=FakeMedia):
         yield f"http://127.0.0.1:{port}"
 
