@@ -1,14 +1,18 @@
 """`make bench`: what a question costs beside the stock model, and what pruning itself costs, on this machine.
 
-python -m tests.bench [SECTION...] measures all sections, or these. Needs torch and transformers, no Ray, decoder or
-Redis. The overhead at real dimensions takes up to 16 GiB and some minutes on a CPU.
+python -m tests.bench [SECTION...] measures all sections, or these. Needs torch and transformers, no Ray or decoder;
+Redis where it is installed. The overhead at real dimensions takes up to 16 GiB and some minutes on a CPU.
 """
 
 import argparse
+from pathlib import Path
 
-from tests.bench import overhead, questions
+import torch
 
-SECTIONS = {"questions": questions, "overhead": overhead}
+from tests.bench import flips, overhead, questions, soak, speed
+from tests.bench.report import publish
+
+SECTIONS = {"questions": questions, "overhead": overhead, "speed": speed, "flips": flips, "soak": soak}
 
 
 def main() -> None:
@@ -21,15 +25,26 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch (what it takes itself)")
+    parser.add_argument("--layers", type=int, default=6, help="of a real decoder at most, which have 32 and 36 (6)")
+    parser.add_argument("--size", type=int, nargs=2, default=(480, 640), help="rows and columns of a frame (480 640)")
+    parser.add_argument("--frames", type=int, help="of the clip (what the model samples)")
+    parser.add_argument("--chunk-frames", type=int, default=8, help="that the tower takes at once (8)")
+    parser.add_argument("--json", type=Path, help="file for all tables of speed, flips and soak")
+    parser.add_argument("--document", type=Path, help="Markdown file whose markers get the same tables")
     for section in SECTIONS.values():
         section.add_options(parser)
     args = parser.parse_args()
     if unknown := set(args.sections) - set(SECTIONS):
         parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+    reports = []
     for name in args.sections or SECTIONS:
         for model in args.model or SECTIONS[name].MODELS:
             print(f"\n== {name}: {model}")
-            SECTIONS[name].measure(model, args)
+            if report := SECTIONS[name].measure(model, args):
+                print(report.text())
+                reports.append(report)
+                publish(reports, args.json, args.document)
 
 
 if __name__ == "__main__":

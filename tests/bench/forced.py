@@ -34,7 +34,6 @@ class Forced(OccamToken):
 
     lambda1: float = 0.0
     lambda2: float = 0.0
-    register: str = "neurons"
     stage1: float = STAGE1
     stage2: float = STAGE2
     seed: int = 0

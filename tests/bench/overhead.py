@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from occam.calibration import Calibration
-from occam.config import EngineConfig, OccamToken, SamplingParams
+from occam.config import OccamToken, SamplingParams
 from occam.engine import Engine, generation, prefix, turn
 from occam.models import clip_tower, llava_family, qwen_layout, qwen_tower
 from occam.models.decoder import Decoder
@@ -32,12 +31,11 @@ from pipelines.evaluation.clips import state_of
 from pipelines.evaluation.material import Sample
 from tests.bench.frames import noise
 from tests.bench.stopwatch import Stopwatch
+from tests.bench.subject import engine_of
 from tests.real_checkpoints import FAMILIES
 
 MODELS = tuple(FAMILIES)
 QUESTION = "what colour is the ball ? where does it go then ? what is the colour of the ball then ?"
-NEURONS = tuple((block, 7 * block) for block in range(10))
-"""As many as the paper takes, each in a block of its own, which costs most."""
 
 SCORES, NEURON_WORK, PROJECTED = "stage I: scores", "register: neurons", "register: projector"
 MASK, LAYOUT, GATHER = "stage I: mask", "stage I: layout of the kept", "stage I: gather"
@@ -61,9 +59,6 @@ class Subject:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Those of this section alone."""
-    parser.add_argument("--layers", type=int, default=6, help="of a real decoder at most, which have 32 and 36 (6)")
-    parser.add_argument("--size", type=int, nargs=2, default=(480, 640), help="rows and columns of a frame (480 640)")
-    parser.add_argument("--frames", type=int, help="of the clip (what the model samples)")
     parser.add_argument(
         "--keep", type=float, nargs=2, default=(0.5, 0.1), help="shares of patches kept by the stages (0.5 0.1)"
     )
@@ -90,23 +85,13 @@ def measure(model: str, args: argparse.Namespace) -> None:
 
 def _subject(model: str, folder: Path, args: argparse.Namespace) -> Subject:
     """The model, random where it is a real one's dimensions, and thresholds that keep what was asked for."""
-    real = FAMILIES.get(model)
-    if real:
-        real.write(folder, min(args.layers, real.layers))
-    engine = Engine.load(EngineConfig(model=str(folder) if real else model, device=args.device, dtype=args.dtype))
+    engine = engine_of(model, folder, args)
     info = engine.info
-    if real:
-        cut = real.cut if real.cut < info.layers else info.cut
-        base = OccamToken(lambda1=0.0, lambda2=0.0, cut=cut, register="neurons")
-        calibration = Calibration(weights=info.digest, cut=cut, register="neurons", neurons=NEURONS)
-        engine = Engine(engine.lm.calibrated(calibration), engine.config)
-    elif isinstance(calibrated := engine.pruning(), OccamToken):
-        base = replace(calibrated, lambda1=0.0, lambda2=0.0)
-    else:
-        raise SystemExit(f"{model} has no calibration: strategy occam cannot run.")
+    base = replace(engine.pruning(), lambda1=0.0, lambda2=0.0)
     frames = noise(args.frames or info.frames, tuple(args.size))
     sample = [Sample.of(frames, [QUESTION])]
     [pruning] = lambda2_for(engine, [lambda1_for(engine, base, sample, args.keep[0])], sample, args.keep[1])
+    real = FAMILIES.get(model)
     depth = (real.layers, real.cut) if real else (info.layers, base.cut)
     return Subject(engine=engine, pruning=pruning, frames=frames, layers=depth[0], cut=depth[1])
 

@@ -43,7 +43,9 @@ def engine_of(model: str, folder: Path, args: argparse.Namespace, **config: Any)
     info = engine.info
     if real:
         cut = real.cut if real.cut < info.layers else info.cut
-        calibration = Calibration(weights=info.digest, cut=cut, register="neurons", neurons=NEURONS)
+        calibration = Calibration(
+            weights=info.digest, cut=cut, register="neurons", neurons=NEURONS, lambda1=0.0, lambda2=0.0
+        )
         return Engine(engine.lm.calibrated(calibration), engine.config)
     if info.calibration is None:
         raise SystemExit(f"{model} has no calibration: strategy occam cannot run.")
@@ -64,7 +66,8 @@ class Subject:
         engine = engine_of(model, folder, args, chunk_frames=args.chunk_frames, threads=args.threads)
         count, size = args.frames or engine.info.frames, tuple(args.size)
         clips = tuple(noise(count, size, seed) for seed in range(args.clips))
-        return cls(engine=engine, pruning=Forced(cut=cut_of(engine.info.layers)), clips=clips)
+        register = engine.info.calibration.register
+        return cls(engine=engine, pruning=Forced(cut=cut_of(engine.info.layers), register=register), clips=clips)
 
     def question(self, number: int) -> str:
         """Of several lengths, in turn."""

@@ -1,0 +1,117 @@
+"""What answering together changes: texts and kept sets of a batch that are not those of each question alone.
+
+A kept set flips where a score lies next to its threshold, a text where two logits lie next to each other; for every
+flip the distance is printed that decided it, in the run of the question alone.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from occam.config import EngineConfig, OccamToken, SamplingParams
+from occam.engine import Engine
+from occam.tensors import PrefixState
+from occam.types import Answer
+from pipelines.evaluation.accuracy import questions_about
+from pipelines.evaluation.clips import clean_frames_of, scenes, state_of
+from pipelines.evaluation.renderer import FIRST_TUNING_SEED
+from tests.bench.machine import described
+from tests.bench.report import Report, Table
+
+MODELS = ("tiny-video-llava", "tiny-qwen3-vl")
+TOGETHER, NEW_TOKENS, A_CLIP = 16, 8, 4
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those of this section alone."""
+    parser.add_argument("--questions", type=int, default=1000, help="of flips (1000)")
+
+
+@dataclass
+class Asked:
+    """One question, and the logits of its answer's tokens."""
+
+    state: PrefixState
+    text: str
+    logits: list[Tensor] = field(default_factory=list)
+
+
+def measure(model: str, args: argparse.Namespace) -> Report:
+    """Count and print one model's flips."""
+    engine = Engine.load(EngineConfig(model=model, device=args.device, dtype=args.dtype, threads=args.threads))
+    pruning = engine.pruning()
+    assert isinstance(pruning, OccamToken), "an embedded model is calibrated"
+    rows: list[tuple[str, float, float]] = []
+    questions = texts = sets = 0
+    batches = _batches(engine, pruning)
+    while questions < args.questions:
+        batch = next(batches)[: args.questions - questions]
+        alone = [answers_of(engine, pruning, [each])[0] for each in batch]
+        logits = [list(each.logits) for each in batch]
+        together = answers_of(engine, pruning, batch)
+        for number, (one, other) in enumerate(zip(alone, together, strict=True)):
+            margins = kept_margins(one, other, pruning.lambda2)
+            text = one.turn != other.turn
+            sets, texts = sets + bool(len(margins)), texts + text
+            if text or len(margins):
+                margin = text_margin(one, other, logits[number]) if text else None
+                rows.append((f"question {questions + number}", float(max(margins, default=0.0)), margin))
+        questions += len(batch)
+    counts = Table(
+        title=f"{questions} questions, {TOGETHER} together against each alone",
+        columns=("", "differ", "% of questions"),
+        rows=(("kept set", sets, 100 * sets / questions), ("text", texts, 100 * texts / questions)),
+    )
+    flips = Table(
+        title="Flips",
+        columns=("", "largest |s - threshold| / s_r of a patch that flipped", "logit of the first, less that of the second"),
+        rows=tuple((name, f"{kept:.2e}", None if text is None else f"{text:.2e}") for name, kept, text in rows),
+    )
+    facts = described(args.device) | {"dtype": args.dtype}
+    tables = (counts, flips) if rows else (counts,)
+    return Report(section="flips", model=model, device=args.device, facts=facts, tables=tables)
+
+
+def answers_of(engine: Engine, pruning: OccamToken, batch: Sequence[Asked]) -> list[Answer]:
+    """Of all in the batch, together; their logits are the newest run's."""
+    sampling = SamplingParams(max_new_tokens=NEW_TOKENS)
+    generations = []
+    for each in batch:
+        each.logits = []
+        generations.append(engine.generation(each.state, each.text, pruning, sampling, each.logits.append))
+    return engine.answers(generations)
+
+
+def kept_margins(one: Answer, other: Answer, lambda2: float) -> np.ndarray:
+    """|s - threshold| in units of the reference's score, of every patch that only one of them kept."""
+    threshold = one.evidence.threshold
+    margins = [
+        np.abs(mine.scores - threshold)[mine.stage2 != theirs.stage2]
+        for mine, theirs in zip(one.evidence.frames, other.evidence.frames, strict=True)
+    ]
+    return np.concatenate(margins) / (threshold / lambda2)
+
+
+def text_margin(one: Answer, other: Answer, logits: Sequence[Tensor]) -> float:
+    """How far the first token that differs was ahead of the next best, alone."""
+    mine, theirs = one.turn.generated_ids, other.turn.generated_ids
+    same = [a == b for a, b in zip(mine, theirs, strict=False)]
+    place = same.index(False) if False in same else len(same)
+    best = torch.topk(logits[place], 2).values
+    return float(best[0] - best[1])
+
+
+def _batches(engine: Engine, pruning: OccamToken):
+    """Questions about rendered clips, a batch of several clips at a time, without end."""
+    drawn = scenes(FIRST_TUNING_SEED)
+    while True:
+        batch = []
+        for scene in islice(drawn, TOGETHER // A_CLIP):
+            state = state_of(engine, clean_frames_of(scene, engine.info.media[-1] if False else "video"), pruning)
+            batch += [Asked(state, question.text) for question in questions_about(scene, A_CLIP)]
+        yield batch

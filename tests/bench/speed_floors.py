@@ -1,0 +1,118 @@
+"""Encoder, prefill and decoding beside what the machine can do: operations over its rate, bytes over its bandwidth."""
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from occam.engine import prefix
+from occam.engine.generation import Generation
+from tests.bench.forced import STAGE1
+from tests.bench.machine import bandwidth, free_bytes, matrix_rate
+from tests.bench.operations import stock_operations
+from tests.bench.report import Table
+from tests.bench.rounds import alternating
+from tests.bench.speed_question import llm_alone
+from tests.bench.stock import Stock
+from tests.bench.subject import Subject, weights_bytes
+
+KEPT = (1.0, 0.4, 0.1)
+"""Shares of the patches that stage I leaves to the prefill; stage II drops none of them."""
+
+
+def encoder(subject: Subject, stock: Stock, args: argparse.Namespace) -> Iterator[Table]:
+    """Tower, stage I and projector a frame."""
+    engine, frames, pruning = subject.engine, subject.clips[0], subject.pruning
+    step, prompt = engine.config.chunk_frames, stock.inputs(subject.clips[:1], [subject.question(0)])
+    theirs = stock_operations(engine, subject.views, pruning.cut, prompt["input_ids"].shape[1]).encode
+    pixels = prompt["pixel_values_videos"]
+    media = {"pixel_values_videos": pixels, "video_grid_thw": prompt.get("video_grid_thw")}
+
+    @torch.inference_mode()
+    def ours() -> None:
+        for start in range(0, len(frames), step):
+            prefix.encode(engine.lm, frames.chunk(start, min(start + step, len(frames))), pruning)
+
+    @torch.inference_mode()
+    def rival() -> None:
+        stock.model.model.get_video_features(**{name: value for name, value in media.items() if value is not None})
+
+    rounds = alternating(args.device, {"ours": ours, "stock": rival}, args.repeats)
+    rate = matrix_rate(args.device, engine.lm.model.dtype)
+    counts = {"ours": subject.operations().encode, "stock": theirs}
+    yield Table(
+        title="Encoder",
+        columns=("", "s a frame", "operations a second", "% of the matrix rate"),
+        rows=tuple(
+            (name, rounds.median(name) / len(frames), *_rate(count / rounds.median(name), rate))
+            for name, count in counts.items()
+        ),
+        note=_rate_note(rate, args.dtype),
+    )
+
+
+def prefill(subject: Subject, stock: Stock, args: argparse.Namespace) -> Iterator[Table]:
+    """The whole prompt through the decoder, by how much of it stage I has kept."""
+    kept = {
+        f"{100 * share:g} % of the patches": replace(subject, pruning=replace(subject.pruning, stage1=share, stage2=1.0))
+        for share in KEPT
+    }
+    inputs = stock.inputs(subject.clips[:1], [subject.question(0)])
+    theirs = stock_operations(subject.engine, subject.views, subject.pruning.cut, inputs["input_ids"].shape[1])
+    runs = {name: llm_alone(each) for name, each in kept.items()} | {"stock": stock.llm(inputs)}
+    counts = {name: each.operations().llm for name, each in kept.items()} | {"stock": theirs.llm}
+    rounds = alternating(args.device, runs, args.repeats)
+    rate = matrix_rate(args.device, subject.engine.lm.model.dtype)
+    yield Table(
+        title="Prefill by kept tokens",
+        columns=("", "s", "stock / ours", "operations a second", "% of the matrix rate"),
+        rows=tuple(
+            (name, rounds.median(name), rounds.ratio("stock", name), *_rate(count / rounds.median(name), rate))
+            for name, count in counts.items()
+        ),
+        note=f"All of what stage I keeps goes through all layers. {_rate_note(rate, args.dtype)}",
+    )
+
+
+def decode(subject: Subject, stock: Stock, args: argparse.Namespace) -> Iterator[Table]:
+    """One step of several answers at once."""
+    floor = weights_bytes(subject.engine) / (rate := bandwidth(args.device))
+    rows = []
+    state = subject.state()
+    inputs = stock.inputs(subject.clips[:1], [subject.question(0)])
+    prefilled = stock.generate(inputs, 1)
+    held = sum(tensor.nbytes for layer in prefilled.past_key_values.layers for tensor in (layer.keys, layer.values))
+    for batch in args.together:
+        running = [subject.asked(state, new_tokens=args.answer * (args.repeats + 1) + 2) for _ in range(batch)]
+        subject.engine.start(running)
+        runs: dict[str, Callable[[], object]] = {"ours": partial(_steps, subject, running, args.answer)}
+        if fits := 2 * batch * held < free_bytes(args.device):
+            runs["stock"] = stock.steps(inputs, batch, prefilled, args.answer)
+        rounds = alternating(args.device, runs, args.repeats)
+        ours = rounds.median("ours") / args.answer
+        theirs = rounds.median("stock") / args.answer if fits else None
+        rows.append(
+            (batch, 1000 * ours, theirs and 1000 * theirs, rounds.ratio("stock", "ours") if fits else None, ours / floor)
+        )
+    yield Table(
+        title="Decoding step",
+        columns=("together", "ours ms", "stock ms", "stock / ours", "ours / floor"),
+        rows=tuple(rows),
+        note=f"The floor reads the weights of {weights_bytes(subject.engine):,} bytes once, at the {rate / 1e9:.3g} GB a second "
+        f"measured: {1000 * floor:.3g} ms. Ours goes on over {STAGE1:.0%} of the patches and what stage II kept; no room, no stock.",
+    )
+
+
+def _steps(subject: Subject, running: Sequence[Generation], count: int) -> None:
+    for _ in range(count):
+        subject.engine.step(running)
+
+
+def _rate(achieved: float, rate: float) -> tuple[str, float]:
+    return f"{achieved / 1e9:,.3g} G", 100 * achieved / rate
+
+
+def _rate_note(rate: float, dtype: str) -> str:
+    return f"The matrix rate is that of a large {dtype} product in the same run: {rate / 1e9:,.3g} G operations a second."
