@@ -5,7 +5,7 @@ flip the distance is printed that decided it, in the run of the question alone.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -46,7 +46,7 @@ def measure(model: str, args: argparse.Namespace) -> Report:
     engine = Engine.load(EngineConfig(model=model, device=args.device, dtype=args.dtype, threads=args.threads))
     pruning = engine.pruning()
     assert isinstance(pruning, OccamToken), "an embedded model is calibrated"
-    rows: list[tuple[str, float, float]] = []
+    rows: list[tuple[str, float, float | None]] = []
     questions = texts = sets = 0
     batches = _batches(engine, pruning)
     while questions < args.questions:
@@ -106,12 +106,12 @@ def text_margin(one: Answer, other: Answer, logits: Sequence[Tensor]) -> float:
     return float(best[0] - best[1])
 
 
-def _batches(engine: Engine, pruning: OccamToken):
+def _batches(engine: Engine, pruning: OccamToken) -> Iterator[list[Asked]]:
     """Questions about rendered clips, a batch of several clips at a time, without end."""
     drawn = scenes(FIRST_TUNING_SEED)
     while True:
         batch = []
         for scene in islice(drawn, TOGETHER // A_CLIP):
-            state = state_of(engine, clean_frames_of(scene, engine.info.media[-1] if False else "video"), pruning)
+            state = state_of(engine, clean_frames_of(scene), pruning)
             batch += [Asked(state, question.text) for question in questions_about(scene, A_CLIP)]
         yield batch

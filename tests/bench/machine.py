@@ -57,8 +57,10 @@ def free_bytes(device: str) -> int:
     return _kilobytes(Path("/proc/meminfo"), "MemAvailable")
 
 
-def resident_bytes() -> int:
-    """Memory that this process holds."""
+def held_bytes(device: str) -> int:
+    """Memory that this process holds: resident, or on the GPU what torch has taken of it."""
+    if device.startswith("cuda"):
+        return torch.cuda.memory_reserved(device)
     return _kilobytes(Path("/proc/self/status"), "VmRSS")
 
 
@@ -73,7 +75,7 @@ def peak_bytes(device: str, run: Callable[[], object]) -> tuple[int, int]:
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated(device)
     else:
-        before = resident_bytes()
+        before = held_bytes(device)
         Path("/proc/self/clear_refs").write_text("5")  # forgets the highest mark so far
         run()
         peak = _kilobytes(Path("/proc/self/status"), "VmHWM")

@@ -1,0 +1,134 @@
+"""What the bench counts is what runs, what it forces is what is kept, and its rival is asked the same question."""
+
+from collections.abc import Callable, Iterator
+from unittest import mock
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from occam.config import EngineConfig, NoPruning
+from occam.engine import Engine
+from occam.models import qwen_tower
+from occam.models.clip_tower import ClipTower
+from occam.models.decoder import Decoder
+from occam.models.packing import ATTENTION
+from pipelines.evaluation.clips import state_of
+from tests.bench.forced import Forced, cut_of, forced_masks
+from tests.bench.frames import noise
+from tests.bench.operations import stock_operations
+from tests.bench.speed_load import ours, theirs
+from tests.bench.stock import Stock
+from tests.bench.subject import Subject, unhurried
+from tests.parity import checkpoint, checkpoint_qwen
+
+WRITE = {"video_llava": checkpoint.write_checkpoint, "qwen3_vl": checkpoint_qwen.write_checkpoint}
+SIZES = {"video_llava": (56, 56), "qwen3_vl": (96, 96)}
+
+
+@pytest.fixture(scope="module", params=WRITE)
+def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
+    """A small random model of each family, three clips, and masks that are forced."""
+    folder = tmp_path_factory.mktemp(request.param)
+    WRITE[request.param](folder)
+    engine = Engine.load(EngineConfig(model=str(folder), chunk_frames=4, threads=1))
+    clips = tuple(noise(6, SIZES[request.param], seed) for seed in range(3))
+    pruning = Forced(cut=2, register="neurons", stage1=0.4, stage2=0.1)
+    with forced_masks(), unhurried(engine):
+        yield Subject(engine=engine, pruning=pruning, clips=clips)
+
+
+def counted(run: Callable[[], object]) -> int:
+    """Operations by torch's own count; its kernels for CPUs are counted where attention is spelt out."""
+    counter = FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        run()
+    return counter.get_total_flops()
+
+
+def unscored(subject: Subject) -> None:
+    """One cold question, every score a zero that cost nothing: forced masks do not read them."""
+
+    def cls_row(block: object, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return hidden.new_zeros(hidden.shape[:2]), hidden[:, :, None]
+
+    def rows(_: object, layer: int, x: object, positions: object, queries: torch.Tensor, sequence: object) -> torch.Tensor:
+        return torch.zeros(len(queries), sequence.length(layer))
+
+    with (
+        mock.patch.object(ClipTower, "_cls_row", staticmethod(cls_row)),
+        mock.patch.object(qwen_tower, "_mutual_scores", lambda block, hidden, rotary: hidden[..., 0] * 0),
+        mock.patch.object(Decoder, "rows", rows),
+    ):
+        subject.cold()
+
+
+def test_operations_are_those_that_torch_counts(subject: Subject) -> None:
+    inputs = Stock(subject.engine).inputs(subject.clips[:1], [subject.question(0)])
+    expected = stock_operations(subject.engine, subject.views, 2, inputs["input_ids"].shape[1]).total
+    assert counted(lambda: Stock(subject.engine).generate(inputs, 1)) == expected
+    assert counted(lambda: unscored(subject)) == subject.operations().total < expected
+
+
+def test_forced_masks_keep_what_they_say(subject: Subject) -> None:
+    generation = subject.cold()
+    state, mask = generation.asked.state, generation.prefilled.mask
+    views = state.view_grid.prod(dim=1)
+    chunks = (views[:4], views[4:]) if len(views) == 6 else (views[:2], views[2:])
+    assert state.stage1 == sum(round(0.4 * int(chunk.sum())) for chunk in chunks)
+    assert int(mask.keep.sum()) == round(0.1 * state.encoded)
+    again = subject.cold().prefilled.mask
+    assert torch.equal(mask.keep, again.keep)
+
+
+@pytest.mark.parametrize(("layers", "cut"), [(32, 11), (36, 12), (6, 2), (2, 1)])
+def test_the_cut_lies_at_the_same_share_of_depth(layers: int, cut: int) -> None:
+    assert cut_of(layers) == cut
+
+
+def test_a_decoder_without_a_place_for_the_cut_is_refused() -> None:
+    with pytest.raises(SystemExit, match="at least 2 layers, got 1"):
+        cut_of(1)
+
+
+def test_the_rival_is_asked_the_same_and_left_as_it_was(subject: Subject) -> None:
+    engine, stock = subject.engine, Stock(subject.engine)
+    state = state_of(engine, subject.clips[1], NoPruning())
+    suffix, _ = engine.lm.prompt.turn_ids(subject.question(1), first=True)
+    inputs = stock.inputs(subject.clips[:2], [subject.question(0), subject.question(1)])
+    attended = inputs["attention_mask"][1].bool()
+    assert inputs["input_ids"][1][attended].tolist() == [*state.ids.tolist(), *suffix]
+    assert engine.lm.decoder.model.config._attn_implementation == ATTENTION
+
+
+def test_batches_of_either_side_answer_as_one_by_one(subject: Subject) -> None:
+    """Every answer has its count of tokens, whatever it says; three do not divide into two."""
+    stock = Stock(subject.engine)
+    alone = theirs(subject, stock, 5, 1)
+    assert theirs(subject, stock, 5, 2) == alone
+    assert ours(subject, 5, 2) == ours(subject, 5, 1)
+    assert {len(ids) for ids in alone} == {5} == {len(ids) for ids in ours(subject, 5, 3)}
+
+
+def test_a_stock_step_continues_what_generate_began(subject: Subject) -> None:
+    stock = Stock(subject.engine)
+    inputs = stock.inputs(subject.clips[:1], [subject.question(0)])
+    prefilled = stock.generate(inputs, 1)
+    before = prefilled.past_key_values.get_seq_length()
+    step = stock.steps(inputs, 2, prefilled, 2)
+    with mock.patch.object(subject.engine.lm.model, "forward", wraps=subject.engine.lm.model.forward) as forward:
+        step()
+        step()
+    fed = [call.kwargs["input_ids"] for call in forward.call_args_list]
+    whole = stock.generate(inputs, 4).sequences[0, inputs["input_ids"].shape[1] :]
+    assert torch.equal(torch.cat(fed, dim=1), whole.expand(2, -1))
+    assert prefilled.past_key_values.get_seq_length() == before
+
+
+def test_the_language_model_alone_gives_the_logits_of_the_whole(subject: Subject) -> None:
+    stock = Stock(subject.engine)
+    inputs = stock.inputs(subject.clips[:1], [subject.question(0)])
+    with torch.inference_mode():
+        whole = subject.engine.lm.model(**inputs).logits[:, -1:]
+    torch.testing.assert_close(stock.llm(inputs)(), whole, atol=1e-5, rtol=0)
