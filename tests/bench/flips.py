@@ -46,35 +46,41 @@ def measure(model: str, args: argparse.Namespace) -> Report:
     engine = Engine.load(EngineConfig(model=model, device=args.device, dtype=args.dtype, threads=args.threads))
     pruning = engine.pruning()
     assert isinstance(pruning, OccamToken), "an embedded model is calibrated"
-    rows: list[tuple[str, float, float | None]] = []
-    questions = texts = sets = 0
-    batches = _batches(engine, pruning)
-    while questions < args.questions:
-        batch = next(batches)[: args.questions - questions]
+    rows: list[tuple[str, float | None, float | None]] = []
+    asked = islice(_questions(engine, pruning), args.questions)
+    for first in range(0, args.questions, TOGETHER):
+        batch = list(islice(asked, TOGETHER))
         alone = [answers_of(engine, pruning, [each])[0] for each in batch]
-        logits = [list(each.logits) for each in batch]
+        logits = [each.logits for each in batch]
         together = answers_of(engine, pruning, batch)
         for number, (one, other) in enumerate(zip(alone, together, strict=True)):
-            margins = kept_margins(one, other, pruning.lambda2)
-            text = one.turn != other.turn
-            sets, texts = sets + bool(len(margins)), texts + text
-            if text or len(margins):
-                margin = text_margin(one, other, logits[number]) if text else None
-                rows.append((f"question {questions + number}", float(max(margins, default=0.0)), margin))
-        questions += len(batch)
+            kept = kept_margin(one, other, pruning.lambda2)
+            text = None if one.turn == other.turn else text_margin(one, other, logits[number])
+            if kept is not None or text is not None:
+                rows.append((f"question {first + number}", kept, text))
+    facts = described(args.device) | {"dtype": args.dtype}
+    tables = _tables(rows, args.questions)
+    return Report(section="flips", model=model, device=args.device, facts=facts, tables=tables)
+
+
+def _tables(rows: Sequence[tuple[str, float | None, float | None]], questions: int) -> tuple[Table, ...]:
+    """How many flipped, and each that did."""
+    differ = {kind: sum(row[place] is not None for row in rows) for place, kind in ((1, "kept set"), (2, "text"))}
     counts = Table(
         title=f"{questions} questions, {TOGETHER} together against each alone",
         columns=("", "differ", "% of questions"),
-        rows=(("kept set", sets, 100 * sets / questions), ("text", texts, 100 * texts / questions)),
+        rows=tuple((kind, count, 100 * count / questions) for kind, count in differ.items()),
     )
     flips = Table(
         title="Flips",
-        columns=("", "largest |s - threshold| / s_r of a patch that flipped", "logit of the first, less that of the second"),
-        rows=tuple((name, f"{kept:.2e}", None if text is None else f"{text:.2e}") for name, kept, text in rows),
+        columns=(
+            "",
+            "largest distance of a flipped patch from its threshold, in s_r",
+            "lead of the first token's logit",
+        ),
+        rows=tuple((name, *(margin and f"{margin:.2e}" for margin in margins)) for name, *margins in rows),
     )
-    facts = described(args.device) | {"dtype": args.dtype}
-    tables = (counts, flips) if rows else (counts,)
-    return Report(section="flips", model=model, device=args.device, facts=facts, tables=tables)
+    return (counts, flips) if rows else (counts,)
 
 
 def answers_of(engine: Engine, pruning: OccamToken, batch: Sequence[Asked]) -> list[Answer]:
@@ -87,14 +93,15 @@ def answers_of(engine: Engine, pruning: OccamToken, batch: Sequence[Asked]) -> l
     return engine.answers(generations)
 
 
-def kept_margins(one: Answer, other: Answer, lambda2: float) -> np.ndarray:
-    """|s - threshold| in units of the reference's score, of every patch that only one of them kept."""
+def kept_margin(one: Answer, other: Answer, lambda2: float) -> float | None:
+    """The largest |s - threshold| of a patch that only one of them kept, in units of the reference's score, or None."""
     threshold = one.evidence.threshold
-    margins = [
+    distances = [
         np.abs(mine.scores - threshold)[mine.stage2 != theirs.stage2]
         for mine, theirs in zip(one.evidence.frames, other.evidence.frames, strict=True)
     ]
-    return np.concatenate(margins) / (threshold / lambda2)
+    flipped = np.concatenate(distances)
+    return float(flipped.max() / (threshold / lambda2)) if len(flipped) else None
 
 
 def text_margin(one: Answer, other: Answer, logits: Sequence[Tensor]) -> float:
@@ -106,12 +113,8 @@ def text_margin(one: Answer, other: Answer, logits: Sequence[Tensor]) -> float:
     return float(best[0] - best[1])
 
 
-def _batches(engine: Engine, pruning: OccamToken) -> Iterator[list[Asked]]:
-    """Questions about rendered clips, a batch of several clips at a time, without end."""
-    drawn = scenes(FIRST_TUNING_SEED)
-    while True:
-        batch = []
-        for scene in islice(drawn, TOGETHER // A_CLIP):
-            state = state_of(engine, clean_frames_of(scene), pruning)
-            batch += [Asked(state, question.text) for question in questions_about(scene, A_CLIP)]
-        yield batch
+def _questions(engine: Engine, pruning: OccamToken) -> Iterator[Asked]:
+    """About rendered clips, without end."""
+    for scene in scenes(FIRST_TUNING_SEED):
+        state = state_of(engine, clean_frames_of(scene), pruning)
+        yield from (Asked(state, question.text) for question in questions_about(scene, A_CLIP))

@@ -1,8 +1,8 @@
-"""How many operations a question takes, by the dimensions alone: those of linear maps, convolutions and attention.
+"""How many operations a question takes, by the dimensions alone: linear maps, convolutions and attention.
 
-Counted as `torch.utils.flop_counter` counts: two for each weight and token, four for each query, key and channel, hidden
-pairs included. Norms, activations, rotation and gathers are left out on both sides, and so is what scoring adds to
-ours: the count says what pruning allows.
+Counted as `torch.utils.flop_counter` counts: two for each weight and token, four for each query, key and channel,
+hidden pairs included. Norms, activations, rotation and gathers are left out on both sides, and so is what scoring adds
+to ours: the count says what pruning allows.
 """
 
 from collections.abc import Sequence
@@ -73,8 +73,8 @@ def stock_operations(engine: Engine, views: Views, cut: int, tokens: int) -> Ope
 def our_operations(engine: Engine, views: Views, cut: int, lengths: Sequence[int], kept: int, upper: int) -> Operations:
     """Ours, with a register in every pass of the tower and in the turn.
 
-    lengths: tokens that go through the lower layers one block behind the other: the text in front, what stage I keeps of
-    each chunk with its markers, the turn; kept: patches of them; upper: tokens behind the cut
+    lengths: tokens of the blocks that go through the lower layers one behind the other: the text in front, what stage I
+    keeps of each chunk with its markers, the turn; kept: patches of them; upper: tokens behind the cut
     """
     vision = engine.lm.tower.vision
     blocks = vision.blocks if hasattr(vision, "blocks") else engine.lm.tower.blocks

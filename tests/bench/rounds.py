@@ -25,13 +25,12 @@ class Rounds:
         return statistics.median(one / other for one, other in pairs)
 
 
-def alternating(device: str, runs: Mapping[str, Run], repeats: int, warm_up: bool = True) -> Rounds:
+def alternating(device: str, runs: Mapping[str, Run], repeats: int) -> Rounds:
     """Every run in turn, `repeats` times, behind one round that does not count; a GPU is waited for round each."""
     watch = Stopwatch(device)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    if warm_up:
-        for run in runs.values():
-            run()
+    for run in runs.values():
+        run()
     for _ in range(repeats):
         for name, run in runs.items():
             started = watch.now()

@@ -77,9 +77,7 @@ class Load:
             sampling = SamplingParams(max_new_tokens=draw.randint(*TOKENS))
             generation = await self.thread.run(self.engine.generation, replayed, question, self.pruning, sampling)
             async with aclosing(self.thread.answer(generation)) as events:
-                async for event in events:
-                    if isinstance(event, Answer):
-                        turns.append(event.turn)
+                turns += [event.turn async for event in events if isinstance(event, Answer)]
             self.done["follow-ups" if len(turns) > 1 else "first questions"] += 1
 
     async def _state(self, frames: FrameBatch) -> PrefixState:
@@ -140,9 +138,7 @@ def _table(load: Load, title: str, seconds: float) -> Table:
     started = load.ends - seconds
 
     def mean(first: float, last: float) -> float:
-        return statistics.fmean(
-            nbytes / 2**20 for at, nbytes in load.held if first <= (at - started) / seconds <= last
-        )
+        return statistics.fmean(nbytes / 2**20 for at, nbytes in load.held if first <= (at - started) / seconds <= last)
 
     early, late = mean(*SHARES[:2]), mean(*SHARES[2:])
     answers = load.done["first questions"] + load.done["follow-ups"]

@@ -32,7 +32,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clips", type=int, default=16, help="asked about for throughput, a question each (16)")
     parser.add_argument("--answer", type=int, default=16, help="tokens of an answer, and steps of decoding timed (16)")
     parser.add_argument("--together", type=int, nargs="+", default=[1, 4, 16], help="questions at once (1 4 16)")
-    parser.add_argument("--stock-together", type=int, nargs="*", default=[4, 16], help="prompts of stock batches (4 16)")
+    parser.add_argument(
+        "--stock-together", type=int, nargs="*", default=[4, 16], help="prompts of stock batches (4 16)"
+    )
 
 
 def measure(model: str, args: argparse.Namespace) -> Report:

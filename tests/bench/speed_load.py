@@ -26,9 +26,10 @@ def throughput(subject: Subject, stock: Stock, args: argparse.Namespace) -> Iter
         title=f"Throughput: {questions} questions over {questions} clips, {args.answer} tokens each",
         columns=("", "s", "answers a second", "stock one by one / this"),
         rows=tuple(
-            (name, rounds.median(name), questions / rounds.median(name), rounds.ratio(SEQUENTIAL, name)) for name in runs
+            (name, rounds.median(name), questions / rounds.median(name), rounds.ratio(SEQUENTIAL, name))
+            for name in runs
         ),
-        note="From pixels to the last token. Stock batches are padded on the left; one that memory has no room for is left out.",
+        note="From pixels to the last token. Stock batches are padded on the left; where memory has no room, left out.",
     )
 
 
@@ -74,5 +75,7 @@ def memory(subject: Subject, stock: Stock, args: argparse.Namespace) -> Iterator
         title="Memory of a cold question",
         columns=("", "peak MiB", "above what lay there before, MiB"),
         rows=tuple((name, peak / 2**20, more / 2**20) for name, (peak, more) in peaks.items()),
-        note="Allocated on the device." if args.device.startswith("cuda") else "Resident, weights and libraries included.",
+        note="Allocated on the device."
+        if args.device.startswith("cuda")
+        else "Resident, weights and libraries included.",
     )

@@ -137,5 +137,5 @@ def _followed(rounds: Rounds, names: list[str], state: PrefixState) -> Table:
         title="Follow-up question, to the first token",
         columns=("", "s", "% of cold unpruned stock"),
         rows=tuple((STATES[name], rounds.median(name), 100 * rounds.ratio(name, STOCK)) for name in names),
-        note=f"One turn before it is replayed from its ids. The state has {len(state)} tokens and {state.nbytes:,} bytes.",
+        note=f"The turn before it is replayed. The state has {len(state)} tokens and {state.nbytes:,} bytes.",
     )

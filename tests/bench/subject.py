@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -62,7 +61,7 @@ class Subject:
 
     @classmethod
     def of(cls, model: str, folder: Path, args: argparse.Namespace) -> "Subject":
-        """As the options say; what can be measured of a model that is not embedded knows no words."""
+        """As the options say."""
         engine = engine_of(model, folder, args, chunk_frames=args.chunk_frames, threads=args.threads)
         count, size = args.frames or engine.info.frames, tuple(args.size)
         clips = tuple(noise(count, size, seed) for seed in range(args.clips))
@@ -73,43 +72,42 @@ class Subject:
         """Of several lengths, in turn."""
         return QUESTIONS[number % len(QUESTIONS)]
 
-    def state(self, clip: int = 0, pruning: Forced | None = None) -> PrefixState:
+    def state(self, clip: int = 0) -> PrefixState:
         """The clip's state, from its frames."""
-        return state_of(self.engine, self.clips[clip], pruning or self.pruning)
+        return state_of(self.engine, self.clips[clip], self.pruning)
 
-    def asked(self, state: PrefixState, number: int = 0, new_tokens: int = 1, pruning: Forced | None = None) -> Generation:
+    def asked(self, state: PrefixState, number: int = 0, new_tokens: int = 1) -> Generation:
         """A question over a state, not started."""
         sampling = SamplingParams(max_new_tokens=new_tokens)
-        return self.engine.generation(state, self.question(number), pruning or self.pruning, sampling)
+        return self.engine.generation(state, self.question(number), self.pruning, sampling)
 
-    def cold(self, clip: int = 0, pruning: Forced | None = None) -> Generation:
-        """A clip's first question from frames to its first token."""
-        generation = self.asked(self.state(clip, pruning), clip, pruning=pruning)
+    def cold(self) -> Generation:
+        """The first clip's question, from frames to its first token."""
+        generation = self.asked(self.state())
         self.engine.start([generation])
         return generation
 
-    @cached_property
+    @property
     def views(self) -> Views:
-        """What the tower gets of the first clip."""
-        shown = self.engine.lm.shown(self.clips[0])
-        return Views.of(self.engine, *shown.shape)
+        """What the tower gets of a clip."""
+        return Views.of(self.engine, *self.engine.lm.shown(self.clips[0]).shape)
 
-    def operations(self, pruning: Forced | None = None) -> Operations:
-        """Of the first clip's first question under a forced strategy."""
-        engine, frames, pruning = self.engine, self.clips[0], pruning or self.pruning
-        state = engine.begin(pruning)
+    def operations(self) -> Operations:
+        """Of the first clip's question, by the tokens that its masks leave."""
+        engine, frames = self.engine, self.clips[0]
+        state = engine.begin(self.pruning)
         lengths = [len(state)]
         step = engine.config.chunk_frames
         for start in range(0, len(frames), step):
-            state, _ = engine.append(state, frames.chunk(start, min(start + step, len(frames))), pruning)
+            state, _ = engine.append(state, frames.chunk(start, min(start + step, len(frames))), self.pruning)
             lengths.append(len(state) - sum(lengths))
-        generation = self.asked(state, pruning=pruning)
+        generation = self.asked(state)
         engine.start([generation])
         mask = generation.prefilled.mask
-        assert mask is not None
+        assert mask is not None, "a forced strategy has a cut"
         lengths.append(1 + len(generation.asked.suffix))
-        dropped = len(mask.keep) - int(mask.keep.sum())
-        return our_operations(engine, self.views, pruning.cut, lengths, state.stage1, sum(lengths) - dropped)
+        upper = sum(lengths) - int((~mask.keep).sum())
+        return our_operations(engine, self.views, self.pruning.cut, lengths, state.stage1, upper)
 
 
 @contextmanager
@@ -124,7 +122,10 @@ def unhurried(engine: Engine) -> Iterator[None]:
             known[key] = preprocess(lm, media)
         return known[key]
 
-    with mock.patch.object(adapter, "_preprocess", remembered), mock.patch.object(Prompt, "is_stop", lambda *_: False):
+    with (
+        mock.patch.object(adapter, "_preprocess", remembered),
+        mock.patch.object(Prompt, "is_stop", return_value=False),
+    ):
         yield
 
 

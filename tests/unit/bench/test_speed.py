@@ -1,6 +1,7 @@
 """What the bench counts is what runs, what it forces is what is kept, and its rival is asked the same question."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -53,7 +54,9 @@ def unscored(subject: Subject) -> None:
     def cls_row(block: object, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return hidden.new_zeros(hidden.shape[:2]), hidden[:, :, None]
 
-    def rows(_: object, layer: int, x: object, positions: object, queries: torch.Tensor, sequence: object) -> torch.Tensor:
+    def rows(
+        _: object, layer: int, x: object, positions: object, queries: torch.Tensor, sequence: object
+    ) -> torch.Tensor:
         return torch.zeros(len(queries), sequence.length(layer))
 
     with (
@@ -109,6 +112,16 @@ def test_batches_of_either_side_answer_as_one_by_one(subject: Subject) -> None:
     assert theirs(subject, stock, 5, 2) == alone
     assert ours(subject, 5, 2) == ours(subject, 5, 1)
     assert {len(ids) for ids in alone} == {5} == {len(ids) for ids in ours(subject, 5, 3)}
+
+
+def test_no_answer_ends_before_its_last_token(subject: Subject) -> None:
+    engine = subject.engine
+    spoken = {ours(subject, 5, 3)[0][1], theirs(subject, Stock(engine), 5, 1)[0][1]}
+    stopping = Engine(replace(engine.lm, prompt=engine.lm.prompt.stopping_at(list(spoken))), engine.config)
+    subject = replace(subject, engine=stopping)
+    with mock.patch.object(engine.lm.model.generation_config, "eos_token_id", list(spoken)):
+        assert {len(ids) for ids in theirs(subject, Stock(stopping), 5, 1)} == {5}
+    assert {len(ids) for ids in ours(subject, 5, 3)} == {5}
 
 
 def test_a_stock_step_continues_what_generate_began(subject: Subject) -> None:

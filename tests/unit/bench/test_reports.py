@@ -1,0 +1,77 @@
+"""What is printed of the bench's figures, and the margins of what flipped."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from occam.errors import InvalidInput
+from occam.stats import VisualTokenCounts
+from occam.types import Answer, Evidence, FrameEvidence, Turn
+from tests.bench.flips import kept_margin, text_margin
+from tests.bench.report import Report, Table, figure, publish
+from tests.bench.rounds import Rounds
+
+TABLE = Table(title="Speed", columns=("", "s"), rows=(("ours", 0.12345), ("stock", None)), note="Beside each other.")
+REPORT = Report(section="speed", model="small", device="cpu", facts={"threads": "1"}, tables=(TABLE,))
+
+
+def answer(ids: tuple[int, ...], kept: list[list[bool]]) -> Answer:
+    """Two frames of two patches with scores .1 to .4 against a threshold of .25."""
+    scores = np.array([[0.1, 0.2], [0.3, 0.4]], dtype=np.float32)
+    frames = tuple(
+        FrameEvidence(
+            medium=0, index=at, pts_s=0.0, of=2, grid=(1, 2), stage1=np.ones((1, 2), bool),
+            stage2=np.array([kept[at]]), scores=scores[at][None],
+        )
+        for at in range(2)
+    )  # fmt: skip
+    return Answer(
+        text="", turn=Turn(suffix_ids=(), generated_ids=ids), finish_reason="stop", prompt_tokens=0, reused_tokens=0,
+        completion_tokens=len(ids), visual_tokens=VisualTokenCounts(encoded=4, stage1=4, stage2=2),
+        evidence=Evidence(threshold=0.25, frames=frames),
+    )  # fmt: skip
+
+
+def test_margins_are_those_of_what_differs() -> None:
+    alone = answer((3, 1, 2), [[False, False], [True, True]])
+    assert kept_margin(alone, answer((3, 1, 2), [[False, False], [True, True]]), lambda2=0.5) is None
+    other = answer((3, 0), [[False, True], [True, False]])
+    assert kept_margin(alone, other, lambda2=0.5) == pytest.approx(0.15 / 0.5)
+    logits = [torch.tensor([0.0, 0.5, 0.25, 9.0]), torch.tensor([0.25, 1.0, -1.0, 0.0]), torch.tensor([0.0, 0, 4, 1])]
+    assert text_margin(alone, other, logits) == 0.75
+    assert text_margin(alone, answer((3, 1), [[False, False], [True, True]]), logits) == 3.0
+
+
+def test_a_ratio_is_that_of_the_rounds() -> None:
+    rounds = Rounds({"slow": [4.0, 30.0, 8.0], "fast": [2.0, 3.0, 4.0]})
+    assert rounds.ratio("slow", "fast") == 2.0
+    assert rounds.median("slow") == 8.0
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, ""), (7, "7"), ("x", "x"), (0.012345, "0.0123"), (12.3456, "12.3"), (12345.6, "12,346"), (1.0, "1.00")],
+)
+def test_figures_have_three_digits(value: float, text: str) -> None:
+    assert figure(value) == text
+
+
+def test_reports_go_to_json_and_between_markers(tmp_path: Path) -> None:
+    path, document = tmp_path / "speed.json", tmp_path / "page.md"
+    document.write_text("before\n<!-- speed small cpu -->\nold\n<!-- /speed small cpu -->\nbehind\n")
+    publish([REPORT], path, document)
+    [stored] = json.loads(path.read_text())
+    assert stored["tables"][0]["rows"] == [["ours", 0.12345], ["stock", None]]
+    text = document.read_text()
+    assert "| ours | 0.123 |" in text
+    assert "threads: 1" in text
+    assert "old" not in text
+    assert text.startswith("before\n")
+    assert text.endswith("behind\n")
+    document.write_text("no markers")
+    with pytest.raises(InvalidInput, match="speed small cpu"):
+        publish([REPORT], None, document)
+    assert REPORT.text().splitlines()[-3:] == ["ours   0.123", "stock       ", "Beside each other."]
