@@ -1,42 +1,31 @@
-"""The rival: stock `transformers` over the same weights, unpruned, its language model's attention as it comes.
-
-The model is the very object that the adapter wraps; `stock_attention` undoes the one thing that the adapter changes.
+"""The rival: stock `transformers` over the same weights, unpruned, with the attention that it comes with.
 
 Legend: B prompts, T tokens of the longest.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from occam.engine import Engine
-from occam.models.packing import ATTENTION
 from occam.types import FrameBatch
 
 VIDEO = 2
 """What `mm_token_type_ids` calls a video's token."""
 
 
-@contextmanager
-def stock_attention(engine: Engine) -> Iterator[None]:
-    """While it lasts, the decoder's layers have the attention that the stock class gives them."""
-    engine.lm.decoder.model.set_attn_implementation("sdpa")
-    try:
-        yield
-    finally:
-        engine.lm.decoder.model.set_attn_implementation(ATTENTION)
-
-
 class Stock:
-    """Prompts and passes of the stock model; every pass runs under `stock_attention`."""
+    """Prompts and passes of a model like the one that the adapter wraps, in all its tensors the very same."""
 
     def __init__(self, engine: Engine) -> None:
+        wrapped = engine.lm.model
+        tensors = {id(tensor): tensor for tensor in (*wrapped.parameters(), *wrapped.buffers())}
         self.engine = engine
-        self.model = engine.lm.model
+        self.model = copy.deepcopy(wrapped, tensors)
+        self.model.model.language_model.set_attn_implementation("sdpa")
 
     def inputs(self, clips: Sequence[FrameBatch], questions: Sequence[str]) -> dict[str, Tensor]:
         """What `generate` takes: each clip and its question, padded on the left."""
@@ -50,7 +39,7 @@ class Stock:
 
     def generate(self, inputs: dict[str, Tensor], new_tokens: int) -> Any:
         """Greedy, so many tokens whatever they are."""
-        with stock_attention(self.engine), torch.inference_mode():
+        with torch.inference_mode():
             return self.model.generate(
                 **inputs,
                 max_new_tokens=new_tokens,
@@ -68,13 +57,13 @@ class Stock:
             seen.update(kwargs)
 
         hook = text.register_forward_pre_hook(remember, with_kwargs=True)
-        with stock_attention(self.engine), torch.inference_mode():
+        with torch.inference_mode():
             self.model(**inputs, logits_to_keep=1)
         hook.remove()
         seen |= {"past_key_values": None, "use_cache": True}
 
         def run() -> Tensor:
-            with stock_attention(self.engine), torch.inference_mode():
+            with torch.inference_mode():
                 hidden = text(**seen).last_hidden_state
                 logits: Tensor = self.model.lm_head(hidden[:, -1:])
             return logits
@@ -92,7 +81,7 @@ class Stock:
         state = {"ids": prefilled.sequences[:, -1:].repeat(batch, 1)}
 
         def run() -> None:
-            with stock_attention(self.engine), torch.inference_mode():
+            with torch.inference_mode():
                 for _ in range(count):
                     logits = self.model(input_ids=state["ids"], past_key_values=cache, logits_to_keep=1).logits
                     state["ids"] = logits[:, -1:].argmax(dim=-1)

@@ -95,14 +95,24 @@ def test_a_decoder_without_a_place_for_the_cut_is_refused() -> None:
         cut_of(1)
 
 
-def test_the_rival_is_asked_the_same_and_left_as_it_was(subject: Subject) -> None:
+def test_the_rival_has_the_same_weights_and_its_own_attention(subject: Subject) -> None:
+    wrapped, rival = subject.engine.lm.model, Stock(subject.engine).model
+    pairs = list(zip(wrapped.parameters(), rival.parameters(), strict=True))
+    assert pairs
+    assert all(own is other for own, other in pairs)
+    assert wrapped.model.language_model.config._attn_implementation == ATTENTION
+    assert rival.model.language_model.config._attn_implementation == "sdpa"
+    attention = rival.model.language_model.layers[0].self_attn
+    assert attention.config is rival.model.language_model.config
+
+
+def test_the_rival_is_asked_the_same(subject: Subject) -> None:
     engine, stock = subject.engine, Stock(subject.engine)
     state = state_of(engine, subject.clips[1], NoPruning())
     suffix, _ = engine.lm.prompt.turn_ids(subject.question(1), first=True)
     inputs = stock.inputs(subject.clips[:2], [subject.question(0), subject.question(1)])
     attended = inputs["attention_mask"][1].bool()
     assert inputs["input_ids"][1][attended].tolist() == [*state.ids.tolist(), *suffix]
-    assert engine.lm.decoder.model.config._attn_implementation == ATTENTION
 
 
 def test_batches_of_either_side_answer_as_one_by_one(subject: Subject) -> None:
@@ -118,9 +128,9 @@ def test_no_answer_ends_before_its_last_token(subject: Subject) -> None:
     engine = subject.engine
     spoken = {ours(subject, 5, 3)[0][1], theirs(subject, Stock(engine), 5, 1)[0][1]}
     stopping = Engine(replace(engine.lm, prompt=engine.lm.prompt.stopping_at(list(spoken))), engine.config)
-    subject = replace(subject, engine=stopping)
-    with mock.patch.object(engine.lm.model.generation_config, "eos_token_id", list(spoken)):
-        assert {len(ids) for ids in theirs(subject, Stock(stopping), 5, 1)} == {5}
+    subject, stock = replace(subject, engine=stopping), Stock(stopping)
+    stock.model.generation_config.eos_token_id = list(spoken)
+    assert {len(ids) for ids in theirs(subject, stock, 5, 1)} == {5}
     assert {len(ids) for ids in ours(subject, 5, 3)} == {5}
 
 
@@ -130,7 +140,7 @@ def test_a_stock_step_continues_what_generate_began(subject: Subject) -> None:
     prefilled = stock.generate(inputs, 1)
     before = prefilled.past_key_values.get_seq_length()
     step = stock.steps(inputs, 2, prefilled, 2)
-    with mock.patch.object(subject.engine.lm.model, "forward", wraps=subject.engine.lm.model.forward) as forward:
+    with mock.patch.object(stock.model, "forward", wraps=stock.model.forward) as forward:
         step()
         step()
     fed = [call.kwargs["input_ids"] for call in forward.call_args_list]
@@ -143,5 +153,5 @@ def test_the_language_model_alone_gives_the_logits_of_the_whole(subject: Subject
     stock = Stock(subject.engine)
     inputs = stock.inputs(subject.clips[:1], [subject.question(0)])
     with torch.inference_mode():
-        whole = subject.engine.lm.model(**inputs).logits[:, -1:]
+        whole = stock.model(**inputs).logits[:, -1:]
     torch.testing.assert_close(stock.llm(inputs)(), whole, atol=1e-5, rtol=0)
