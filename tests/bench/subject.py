@@ -37,7 +37,7 @@ def engine_of(model: str, folder: Path, args: argparse.Namespace, **config: Any)
     real = FAMILIES.get(model)
     if real:
         real.write(folder, min(args.layers, real.layers))
-    config = {"device": args.device, "dtype": args.dtype, **config}
+    config = {"device": args.device, "dtype": args.dtype, "threads": args.threads, **config}
     engine = Engine.load(EngineConfig(model=str(folder) if real else model, **config))
     info = engine.info
     if real:
@@ -62,7 +62,7 @@ class Subject:
     @classmethod
     def of(cls, model: str, folder: Path, args: argparse.Namespace) -> "Subject":
         """As the options say."""
-        engine = engine_of(model, folder, args, chunk_frames=args.chunk_frames, threads=args.threads)
+        engine = engine_of(model, folder, args, chunk_frames=args.chunk_frames)
         count, size = args.frames or engine.info.frames, tuple(args.size)
         clips = tuple(noise(count, size, seed) for seed in range(args.clips))
         register = engine.info.calibration.register
