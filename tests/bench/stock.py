@@ -60,7 +60,6 @@ class Stock:
         with torch.inference_mode():
             self.model(**inputs, logits_to_keep=1)
         hook.remove()
-        seen |= {"past_key_values": None, "use_cache": True}
 
         def run() -> Tensor:
             with torch.inference_mode():

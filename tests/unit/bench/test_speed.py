@@ -154,4 +154,6 @@ def test_the_language_model_alone_gives_the_logits_of_the_whole(subject: Subject
     inputs = stock.inputs(subject.clips[:1], [subject.question(0)])
     with torch.inference_mode():
         whole = stock.model(**inputs).logits[:, -1:]
-    torch.testing.assert_close(stock.llm(inputs)(), whole, atol=1e-5, rtol=0)
+    run = stock.llm(inputs)
+    for _ in range(2):
+        torch.testing.assert_close(run(), whole, atol=1e-5, rtol=0)
