@@ -85,7 +85,7 @@ def test_forced_masks_keep_what_they_say(subject: Subject) -> None:
     assert torch.equal(mask.keep, again.keep)
 
 
-@pytest.mark.parametrize(("layers", "cut"), [(32, 11), (36, 12), (6, 2), (2, 1)])
+@pytest.mark.parametrize(("layers", "cut"), [(32, 11), (36, 12), (8, 3), (2, 1)])
 def test_the_cut_lies_at_the_same_share_of_depth(layers: int, cut: int) -> None:
     assert cut_of(layers) == cut
 
