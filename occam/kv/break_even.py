@@ -1,11 +1,11 @@
 """Whether a cached state is fetched or computed again: whichever takes less time, by what both took here lately.
 
-Two rules. A fetch goes on as long as what is left of it promises to take less time than computing anew; that is asked
-before it begins and with every batch that arrives. And what is lost is accounted for: asking a tier, and fetching in
-vain, are paid from a credit that starts at one computation, grows by `SAVED` of the seconds of each, and by what
-fetches gain, up to one computation. While it is overdrawn the tier is left alone; when it is full, a line that was too
-slow is tried again. So all requests together take at most (1 + `SAVED`) times what computing every state takes, plus
-one computation and the overrun of one fetch (`Fetch.patience_s`), whatever the line does.
+A fetch goes on as long as what is left of it promises to take less time than computing anew; that is asked before it
+begins and with every batch that arrives. A line that was too slow is tried again after one declined lookup, then after
+2, 4, .. `MAX_DECLINED`. And what is lost is accounted for: the seconds of asking a tier and of fetching in vain are paid
+from a credit that starts with one computation, grows by `SAVED` of every other and by what fetches gain, and holds one
+computation at most when a fetch begins. While it is overdrawn the tier is left alone. So all lookups together take at
+most 1 + `SAVED` times what computing every state takes, plus one computation and one fetch given up.
 """
 
 import time
@@ -17,13 +17,15 @@ from statistics import median
 
 from occam.errors import FetchDeclined, FetchGivenUp, StoreUnavailable
 
-RECENT = 5
-SAVED = 0.01
-LATE = 0.05
+RECENT = 7  # observations that a pace is the median of
+SAVED = 0.02  # of the seconds that computing takes may be lost on a tier
+LATE = 0.05  # of the seconds that computing takes are waited for any batch
+MAX_DECLINED = 64  # lookups between two tries of a line that is too slow
+FEW_BUILT = 3  # states after which the pace of computing is trusted
 
 
 class Pace:
-    """Seconds per unit: the median of the last five, so one outlier moves nothing and a change shows after three."""
+    """Seconds per unit: the median of the last seven, so three outliers move nothing much and a change shows after four."""
 
     def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=RECENT)
@@ -100,25 +102,26 @@ class BreakEven:
         self._clock = clock
         self._round_trip, self._transfer = Pace(), Pace()
         self._encode, self._prefill = Pace(), Pace()
-        self._credit_s: float | None = None
+        self._credit_s = 0.0
+        self._built = self._fetched_since_built = 0
+        self._declined, self._declines_before_try = 0, 1
 
     def built(self, *, encoded: int, tokens: int, seconds: float, prefill_s: float) -> None:
         """Learn that a state took `seconds` to compute, waiting for frames included, `prefill_s` of it for prefill."""
         self._encode.observe(seconds - prefill_s, encoded)
         self._prefill.observe(prefill_s, tokens)
-        self._credit_s = seconds if self._credit_s is None else self._credit_s + SAVED * seconds
+        self._credit_s += SAVED * seconds if self._built else seconds
+        self._built += 1
+        self._fetched_since_built = 0
 
     @contextmanager
     def asking(self) -> Iterator[None]:
         """Time a question of a few bytes to the tier; raises FetchDeclined while the credit is overdrawn."""
-        if self._credit_s is not None and self._credit_s < 0:
+        if self._credit_s < 0:
+            self._declined += 1
             raise FetchDeclined("Asking the tier has cost more lately than it has saved.")
         started_s = self._clock()
-        try:
-            yield
-        except StoreUnavailable:
-            self._spend(self._clock() - started_s)
-            raise
+        yield
         self._round_trip.observe(self._clock() - started_s)
         self._spend(self._clock() - started_s)
 
@@ -130,39 +133,61 @@ class BreakEven:
         try:
             yield fetch
         except (StoreUnavailable, FetchGivenUp):
-            self._spend(fetch.elapsed_s)
-            # How slow it was is not known, only that it was slower than computing.
-            self._transfer.observe(max(fetch.elapsed_s, rebuild_s or 0.0), offer.nbytes)
+            self._lost(fetch.elapsed_s, offer, rebuild_s)
             raise
         if fetch.complete_s is not None:
-            self._transfer.observe(max(fetch.complete_s - (self._round_trip.seconds() or 0.0), 0.0), offer.nbytes)
-            if rebuild_s is not None:
-                self._earn(rebuild_s - fetch.complete_s, rebuild_s)
+            self._won(fetch.complete_s, offer, rebuild_s)
 
     def _rebuild_s(self, offer: Offer) -> float | None:
+        """What computing would take, or None before anything was computed."""
         encode_s, prefill_s = self._encode.seconds(offer.encoded), self._prefill.seconds(offer.tokens)
         return None if encode_s is None or prefill_s is None else encode_s + prefill_s
 
+    def _fetch_s(self, offer: Offer) -> float | None:
+        round_trip_s, transfer_s = self._round_trip.seconds(), self._transfer.seconds(offer.nbytes)
+        return None if round_trip_s is None or transfer_s is None else round_trip_s + transfer_s
+
     def _hoped_s(self, offer: Offer, rebuild_s: float | None) -> float | None:
-        """What a fetch shall take; raises FetchDeclined where that is too long and there is no credit to try again."""
+        """What a fetch shall take, None where nothing is known; raises FetchDeclined where computing is quicker."""
         if rebuild_s is None:
             return None
-        round_trip_s, transfer_s = self._round_trip.seconds(), self._transfer.seconds(offer.nbytes)
-        fetch_s = None if transfer_s is None else transfer_s + (round_trip_s or 0.0)
-        if fetch_s is not None and fetch_s < rebuild_s:
+        self._credit_s = min(self._credit_s, rebuild_s)
+        fetch_s = self._fetch_s(offer)
+        if fetch_s is not None and fetch_s < rebuild_s and not self._stale(fetch_s, rebuild_s):
             return fetch_s
-        if fetch_s is not None and (self._credit_s or 0.0) < rebuild_s:
-            raise FetchDeclined(
-                f"Fetching {offer.nbytes} bytes would take {fetch_s:.3f} s, computing them {rebuild_s:.3f} s."
-            )
-        # A try, which must be worth its risk: of a line twice as quick as computing.
-        return rebuild_s / 2
+        if fetch_s is None or (fetch_s >= rebuild_s and self._declined >= self._declines_before_try):
+            self._declined = 0
+            return rebuild_s / 2  # a try is of a line that would be twice as quick as computing
+        self._declined += 1
+        raise FetchDeclined(
+            f"Fetching {offer.nbytes} bytes should take {fetch_s:.3f} s, computing them {rebuild_s:.3f} s."
+        )
+
+    def _stale(self, fetch_s: float, rebuild_s: float) -> bool:
+        """Whether to compute although fetching looks quicker, because it was long ago that anything was computed.
+
+        That costs `SAVED` of what fetches take, or as much as they take while few states were computed: of two paces
+        the wrong one would stay if nothing ever tested it.
+        """
+        share = 1.0 if self._built < FEW_BUILT else SAVED
+        return share * self._fetched_since_built * fetch_s > rebuild_s - fetch_s
+
+    def _won(self, seconds: float, offer: Offer, rebuild_s: float | None) -> None:
+        """A fetch came through."""
+        self._transfer.observe(max(seconds - (self._round_trip.seconds() or 0.0), 0.0), offer.nbytes)
+        self._fetched_since_built += 1
+        if rebuild_s is not None:
+            self._credit_s += rebuild_s - seconds
+            if seconds < rebuild_s:
+                self._declines_before_try = 0
+
+    def _lost(self, seconds: float, offer: Offer, rebuild_s: float | None) -> None:
+        """A fetch did not come through: how slow it was is not known, only that it was slower than computing."""
+        self._spend(seconds)
+        self._transfer.observe(max(seconds, rebuild_s or 0.0), offer.nbytes)
+        self._declines_before_try = min(max(2 * self._declines_before_try, 1), MAX_DECLINED)
 
     def _spend(self, seconds: float) -> None:
-        if self._credit_s is not None:
+        """Pay from the credit, once there is one."""
+        if self._built:
             self._credit_s -= seconds
-
-    def _earn(self, seconds: float, limit_s: float) -> None:
-        """Gains lift the credit to one computation at most: a good past must not pay for a long bad time."""
-        if self._credit_s is not None:
-            self._credit_s = min(self._credit_s + seconds, max(self._credit_s, limit_s))
