@@ -2,10 +2,10 @@
 
 A fetch goes on as long as what is left of it promises to take less time than computing anew; that is asked before it
 begins and with every batch that arrives. A line that was too slow is tried again after one declined lookup, then after
-2, 4, .. `MAX_DECLINED`. And what is lost is accounted for: the seconds of asking a tier and of fetching in vain are paid
-from a credit that starts with one computation, grows by `SAVED` of every other and by what fetches gain, and holds one
-computation at most when a fetch begins. While it is overdrawn the tier is left alone. So all lookups together take at
-most 1 + `SAVED` times what computing every state takes, plus one computation and one fetch given up.
+2, 4, .. `MAX_DECLINED`. And what is lost is accounted for: the seconds of asking a tier and of fetching in vain are
+paid from a credit that starts with one computation, grows by `SAVED` of every other and by what fetches gain, and holds
+one computation at most when a fetch begins. While it is overdrawn the tier is left alone. So all lookups together take
+at most 1 + `SAVED` times what computing every state takes, plus one computation and one fetch given up.
 """
 
 import time
@@ -25,7 +25,7 @@ FEW_BUILT = 3  # states after which the pace of computing is trusted
 
 
 class Pace:
-    """Seconds per unit: the median of the last seven, so three outliers move nothing much and a change shows after four."""
+    """Seconds per unit: the median of the last seven, so that few outliers move little; a change shows after four."""
 
     def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=RECENT)
