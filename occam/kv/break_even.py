@@ -178,14 +178,17 @@ class BreakEven:
         self._fetched_since_built += 1
         if rebuild_s is not None:
             self._credit_s += rebuild_s - seconds
-            if seconds < rebuild_s:
-                self._declines_before_try = 0
+            self._put_off_tries(was_worth_it=seconds < rebuild_s)
 
     def _lost(self, seconds: float, offer: Offer, rebuild_s: float | None) -> None:
         """A fetch did not come through: how slow it was is not known, only that it was slower than computing."""
         self._spend(seconds)
         self._transfer.observe(max(seconds, rebuild_s or 0.0), offer.nbytes)
-        self._declines_before_try = min(max(2 * self._declines_before_try, 1), MAX_DECLINED)
+        self._put_off_tries(was_worth_it=False)
+
+    def _put_off_tries(self, was_worth_it: bool) -> None:
+        """Try a slow line again after twice as many lookups as the last time, or at once if that was worth it."""
+        self._declines_before_try = 0 if was_worth_it else min(max(2 * self._declines_before_try, 1), MAX_DECLINED)
 
     def _spend(self, seconds: float) -> None:
         """Pay from the credit, once there is one."""

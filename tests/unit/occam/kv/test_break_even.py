@@ -99,6 +99,14 @@ def test_a_line_that_broke_down_is_left_after_a_few_and_tried_seldom() -> None:
     assert 2 <= Counter(each.taken for each in lookups[4:])["given up"] <= 6
 
 
+def test_a_line_that_is_a_little_slower_than_computing_is_tried_seldom() -> None:
+    line = known(quick())
+    line.bandwidth = 53 * MB
+    assert 1.2 < line.fetch_s / line.rebuild_s < 1.4
+    lookups = [line.lookup() for _ in range(300)]
+    assert Counter(each.taken for each in lookups[100:])["computed"] >= 195
+
+
 def test_a_line_that_recovered_is_noticed() -> None:
     line = known(quick())
     line.bandwidth = 1 * MB
