@@ -170,9 +170,6 @@ class RedisStore:
         except ResponseError as error:  # it is there, and refused: full, read-only, not permitted
             self._breaker.succeeded()
             raise StoreUnavailable("The shared cache refused the operation.") from error
-        except FetchGivenUp:
-            self._breaker.succeeded()
-            raise
         except (RedisError, OSError) as error:  # TimeoutError is an OSError
             self._breaker.failed()
             raise StoreUnavailable("The shared cache did not answer in time.") from error

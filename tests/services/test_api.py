@@ -160,8 +160,11 @@ def test_a_follow_up_is_exact_wherever_its_state_comes_from(play: Callable[..., 
 def test_a_state_that_is_quicker_to_compute_is_not_fetched(play: Callable[..., None], own_redis: RedisServer) -> None:
     async def scene(service: World) -> None:
         prefixes = service.worker.target._prefixes
-        video = await service.post_video("fake://quick")
+        video = await service.post_video("fake://quick?delay=0.1")
         await prefixes._tiers.drain()
+        took = prefixes._break_even._rebuild_s(Offer(nbytes=1, encoded=32, tokens=17))
+        assert took > 0.4, "the wait for four chunks"
+        assert prefixes._break_even._prefill.seconds(17) == 0, "as the fake says"
         first = await service.query(video, "what?")
         for _ in range(7):
             prefixes._break_even.built(encoded=32, tokens=17, seconds=1e-6, prefill_s=0.0)
