@@ -14,6 +14,7 @@ from ray.serve.exceptions import BackPressureError
 
 from occam.engine import Engine
 from occam.errors import EngineFailure
+from occam.kv.break_even import Offer
 from tests.parity.checkpoint import write_checkpoint
 from tests.redis_server import RedisServer
 from tests.services.local import LocalStream
