@@ -99,11 +99,14 @@ def test_a_line_that_broke_down_is_left_after_a_few_and_tried_seldom() -> None:
     assert 2 <= Counter(each.taken for each in lookups[4:])["given up"] <= 6
 
 
-def test_a_line_that_is_a_little_slower_than_computing_is_tried_seldom() -> None:
-    line = known(quick())
-    line.bandwidth = 53 * MB
+def test_fetches_that_come_through_too_late_are_tried_seldom() -> None:
+    """The bytes arrive at once, and checking them takes longer than computing."""
+    line = quick(bandwidth=1e6 * MB, latency_s=1e-5, rebuild_s=0.05)
     assert 1.2 < line.fetch_s / line.rebuild_s < 1.4
+    for _ in range(3):
+        line.compute()
     lookups = [line.lookup() for _ in range(300)]
+    assert "fetched" in {each.taken for each in lookups}
     assert Counter(each.taken for each in lookups[100:])["computed"] >= 195
 
 
