@@ -81,6 +81,16 @@ def test_whatever_the_line_does_the_loss_is_bounded(seed: int) -> None:
     assert {"fetched", "computed", "given up"} == {each.taken for each in lookups}
 
 
+def test_a_good_past_does_not_pay_for_a_long_bad_time() -> None:
+    line = known(quick())
+    for _ in range(300):
+        line.lookup()
+    line.latency_s = line.rebuild_s / 2
+    lookups = [line.lookup() for _ in range(100)]
+    lost = sum(each.seconds - each.rebuild_s for each in lookups)
+    assert lost <= (SAVED * 100 + 1) * line.rebuild_s + max(each.seconds for each in lookups)
+
+
 def test_nothing_is_declined_or_given_up_before_anything_was_computed() -> None:
     line = quick(bandwidth=1 * MB, latency_s=1.0)
     assert [line.lookup().taken for _ in range(10)] == ["fetched"] * 10
