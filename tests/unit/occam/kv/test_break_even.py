@@ -188,6 +188,12 @@ def test_the_time_of_computing_follows_patches_and_tokens() -> None:
         pass
 
 
+def test_the_round_trip_is_no_part_of_a_bytes_price() -> None:
+    line = known(quick(nbytes=MB, bandwidth=1e6 * MB, latency_s=0.1))
+    with line.chooser.fetching(Offer(nbytes=10 * MB, encoded=line.offer.encoded, tokens=100)) as fetch:
+        assert fetch.patience_s(10 * MB) == pytest.approx(2 * (0.1 + 0.01), rel=0.01), "0.1 s, and 1 ms for a megabyte"
+
+
 def test_an_outage_is_a_loss_and_what_is_missing_is_nothing() -> None:
     line = known(quick())
     for _ in range(4):
