@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from occam.kv import codec
-from occam.kv.break_even import BreakEven
+from occam.kv.break_even import BreakEven, Fetch
 from occam.kv.store import TieredStore, TierEvent
 from services.redis_store import RedisStore
 from tests.redis_server import RedisServer
@@ -84,3 +84,16 @@ def test_a_fast_line_is_used_a_slow_one_left_and_one_that_recovered_used_again(
             assert len(results) < 100, "the line is fast again, and nobody noticed"
 
     play(own_redis, test)
+
+
+def test_a_fetch_is_told_of_every_byte(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "PART_BYTES", 64 << 10)
+    arrived: list[int] = []
+    monkeypatch.setattr(Fetch, "arrived", lambda _, nbytes: arrived.append(nbytes))
+
+    async def test(worker: Worker) -> None:
+        assert await worker.look_up() == "hit"
+        assert len(arrived) > 10
+        assert sum(arrived) == codec.describe(worker.state).nbytes
+
+    play(redis_server, test)
