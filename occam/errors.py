@@ -13,6 +13,8 @@
     ├── Overloaded              admission refused; try again after `retry_after_s`
     ├── StoreUnavailable        a cache tier did not answer; costs time only
     ├── CorruptState            a cached state failed its checks; costs time only
+    ├── FetchDeclined           a cached state was not fetched, for computing it takes less time
+    │   └── FetchGivenUp        the fetch had begun, and took too long
     └── EngineFailure           the engine failed on a request that was valid
 
 Exceptions cross process borders, so all of their state is in `args` and each one pickles.
@@ -120,6 +122,18 @@ class CorruptState(OccamError):
     """A cached state failed its checks; callers recompute."""
 
     code = "corrupt_state"
+
+
+class FetchDeclined(OccamError):
+    """A cached state is not fetched, because computing it takes less time; callers recompute."""
+
+    code = "fetch_declined"
+
+
+class FetchGivenUp(FetchDeclined):
+    """A fetch that had begun took so long that computing the state takes less time."""
+
+    code = "fetch_given_up"
 
 
 class EngineFailure(OccamError):

@@ -9,6 +9,7 @@ from hashlib import sha256
 
 from occam.config import Pruning
 from occam.engine import Engine
+from occam.kv.break_even import BreakEven
 from occam.kv.key import KVKey
 from occam.kv.store import MemoryStore, TieredStore
 from occam.stats import StageStats
@@ -33,14 +34,16 @@ class Prefixes:
         thread: EngineThread,
         memory: MemoryStore,
         tiers: TieredStore,
+        break_even: BreakEven,
         chunks: Chunks,
     ) -> None:
-        """name: of the model, in metrics; chunks: frames of a medium, by the decoder."""
+        """name: of the model, in metrics; break_even: learns what building takes; chunks: frames, by the decoder."""
         self._name = name
         self._engine = engine
         self._thread = thread
         self._memory = memory
         self._tiers = tiers
+        self._break_even = break_even
         self._chunks = chunks
         self._flights: SingleFlight[Prefix] = SingleFlight()
 
@@ -91,11 +94,11 @@ class Prefixes:
             prefix = await self._build(key, media, pruning, system)
         except ReplicaLost:
             prefix = await self._build(key, media, pruning, system)
-        await self._tiers.put(key, prefix.state)
+        await self._tiers.put(key, prefix.state, found.left_alone)
         return prefix
 
     async def _build(self, key: KVKey, media: Sequence[Medium], pruning: Pruning, system: str) -> Prefix:
-        engine = self._engine
+        engine, started = self._engine, time.monotonic()
         state = await self._thread.run(engine.begin, pruning, system)
         stats: list[StageStats] = []
         for medium in media:
@@ -105,6 +108,12 @@ class Prefixes:
                     metrics.BATCH_FRAMES.observe(len(chunk.frames))
                     metrics.record_work(self._name, work)
                     stats += (chunk.stats, *work)
+        self._break_even.built(
+            encoded=state.encoded,
+            tokens=len(state),
+            seconds=time.monotonic() - started,
+            prefill_s=sum(stage.seconds for stage in stats if stage.stage == "prefill_lower"),
+        )
         return Prefix(state=state, key=key, tier="none", cached_tokens=0, stats=tuple(stats))
 
 

@@ -15,7 +15,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
-from occam.errors import InvalidInput, StoreUnavailable
+from occam.errors import FetchGivenUp, InvalidInput, StoreUnavailable
+from occam.kv.break_even import BreakEven, Fetch, Offer
 from occam.kv.codec import Manifest, Part, decode, describe, encode
 from occam.kv.key import KVKey
 from occam.tensors import PrefixState
@@ -60,6 +61,7 @@ class RedisStore:
     max_entry_bytes: larger entries are neither written nor read: one near Redis' maxmemory would evict all others
     connect_s, stall_s: seconds without a connection, and without an answer to one command, until the tier is away
     total_s: seconds one operation may take altogether; breaker: how long the tier is then left alone
+    break_even: decides what is worth fetching; one that knows nothing of computing lets everything be fetched
     """
 
     name = "redis"
@@ -73,11 +75,13 @@ class RedisStore:
         stall_s: float = 1.0,
         total_s: float = 5.0,
         breaker: Breaker | None = None,
+        break_even: BreakEven | None = None,
     ) -> None:
         self._ttl_s = ttl_s
         self._max_entry_bytes = max_entry_bytes
         self._total_s = total_s
         self._breaker = breaker or Breaker(open_s=5.0)
+        self._break_even = break_even or BreakEven()
         try:
             self._redis = Redis.from_url(
                 url,
@@ -90,19 +94,27 @@ class RedisStore:
             raise InvalidInput("OCCAM_KV_URL must be a redis://, rediss:// or unix:// URL.", "OCCAM_KV_URL") from error
 
     async def get(self, key: KVKey) -> PrefixState | None:
-        """The state of `key` on the CPU, every bit checked, or None where any of it is missing; raises CorruptState."""
-        async with self._answering():
-            raw = cast(bytes | None, await self._redis.hget(_name(key), _MANIFEST))
+        """The state of `key` on the CPU, every bit checked, or None where any of it is missing.
+
+        Raises CorruptState, and FetchDeclined where computing the state is quicker.
+        """
+        with self._break_even.asking():
+            async with self._answering():
+                raw = cast(bytes | None, await self._redis.hget(_name(key), _MANIFEST))
         if raw is None:
             return None
         manifest = Manifest.from_bytes(raw)
         if manifest.nbytes > self._max_entry_bytes:
             return None
-        async with self._answering():
-            parts = await self._fetch(key, manifest.parts)
-        if len(parts) < len(manifest.parts):
-            return None
-        return await asyncio.to_thread(decode, manifest, parts)
+        offer = Offer(nbytes=manifest.nbytes, encoded=manifest.encoded, tokens=manifest.tokens)
+        with self._break_even.fetching(offer) as fetch:
+            async with self._answering():
+                parts = await self._fetch(key, manifest, fetch)
+            if len(parts) < len(manifest.parts):
+                return None
+            state = await asyncio.to_thread(decode, manifest, parts)
+            fetch.complete()
+            return state
 
     async def put(self, key: KVKey, state: PrefixState) -> bool:
         """Keep `state`; False where it has more than `max_entry_bytes`."""
@@ -129,14 +141,23 @@ class RedisStore:
         """Close every connection."""
         await self._redis.aclose()
 
-    async def _fetch(self, key: KVKey, fields: Sequence[str]) -> list[bytes]:
-        """The values of `fields`, in order, without those that are missing."""
+    async def _fetch(self, key: KVKey, manifest: Manifest, fetch: Fetch) -> list[bytes]:
+        """The parts in order, without those that are missing; raises FetchGivenUp."""
         values: list[bytes | None] = []
-        for batch in _batches(fields):
+        for batch in _batches([*zip(manifest.parts, manifest.part_sizes, strict=True)]):
             pipeline = self._redis.pipeline(transaction=False)
-            for field in batch:
+            for field, _ in batch:
                 pipeline.hget(_name(key), field)
-            values += await pipeline.execute()
+            nbytes = sum(size for _, size in batch)
+            patience_s = fetch.patience_s(nbytes)
+            try:
+                async with asyncio.timeout(patience_s) as limit:
+                    values += await pipeline.execute()
+            except TimeoutError as error:
+                if not limit.expired():
+                    raise
+                raise FetchGivenUp(f"{nbytes} bytes have not come within {patience_s:.3f} s.") from error
+            fetch.arrived(nbytes)
         return [value for value in values if value is not None]
 
     @asynccontextmanager

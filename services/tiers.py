@@ -1,5 +1,6 @@
 """The cache of one worker: its memory, then the shared tier, with every operation entered into the work ledger."""
 
+from occam.kv.break_even import BreakEven
 from occam.kv.store import KVStore, MemoryStore, TieredStore, TierEvent
 from services import metrics
 from services.kv import MEMORY_URL
@@ -7,14 +8,19 @@ from services.redis_store import RedisStore
 from services.settings import Settings
 
 
-def open_tiers(settings: Settings) -> tuple[MemoryStore, TieredStore]:
-    """The memory tier by itself, and all tiers as one."""
-    memory = MemoryStore(settings.kv_memory_bytes)
+def open_tiers(settings: Settings) -> tuple[MemoryStore, TieredStore, BreakEven]:
+    """The memory tier by itself, all tiers as one, and what must be told of every state that is computed."""
+    memory, break_even = MemoryStore(settings.kv_memory_bytes), BreakEven()
     tiers: list[KVStore] = [memory]
     if settings.kv_url != MEMORY_URL:
-        shared = RedisStore(settings.kv_url, ttl_s=int(settings.kv_ttl_s), max_entry_bytes=settings.kv_entry_bytes)
+        shared = RedisStore(
+            settings.kv_url,
+            ttl_s=int(settings.kv_ttl_s),
+            max_entry_bytes=settings.kv_entry_bytes,
+            break_even=break_even,
+        )
         tiers.append(shared)
-    return memory, TieredStore(tiers, observe=_observe)
+    return memory, TieredStore(tiers, observe=_observe), break_even
 
 
 def _observe(event: TierEvent) -> None:

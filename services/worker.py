@@ -36,9 +36,9 @@ class Worker:
         if not self._engine.info.calibrated:
             _LOG.warning("%s is not calibrated: it runs strategy none. Run `occam calibrate %s`.", self._name, model)
         self._thread = EngineThread(self._engine)
-        memory, tiers = open_tiers(settings)
+        memory, tiers, break_even = open_tiers(settings)
         chunks = partial(stream, decoder, "decode")
-        self._prefixes = Prefixes(self._name, self._engine, self._thread, memory, tiers, chunks)
+        self._prefixes = Prefixes(self._name, self._engine, self._thread, memory, tiers, break_even, chunks)
 
     async def describe(self) -> ServedModel:
         """What is served here."""

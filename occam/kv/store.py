@@ -1,29 +1,32 @@
 """Where prefix states are kept: the protocol of a tier, the tier in memory, and the tiers as one.
 
 A cache costs time when it is away, slow or corrupt, and nothing else: `TieredStore._attempt` is the one place where
-such a failure becomes a miss, and it tells the observer of each.
+such a failure becomes a miss, and so does a fetch that is not worth its time; it tells the observer of each.
 """
 
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Protocol, TypeVar
 
-from occam.errors import CorruptState, StoreUnavailable
+from occam.errors import CorruptState, FetchDeclined, FetchGivenUp, StoreUnavailable
 from occam.kv.key import KVKey
 from occam.tensors import PrefixState
 
 T = TypeVar("T")
-Result = Literal["hit", "miss", "done", "refused", "failed"]
+Result = Literal["hit", "miss", "declined", "given_up", "done", "refused", "failed"]
 Reason = Literal["", "unavailable", "corrupt", "backlog"]
 Fits = Callable[[PrefixState], bool]
 
 
 class KVStore(Protocol):
-    """One tier. An outage is StoreUnavailable, an entry that failed its checks CorruptState."""
+    """One tier. An outage is StoreUnavailable, an entry that failed its checks CorruptState.
+
+    A `get` that is not worth its time is FetchDeclined, or FetchGivenUp once it had begun.
+    """
 
     @property
     def name(self) -> str:
@@ -91,7 +94,8 @@ class MemoryStore:
 class TierEvent:
     """One get or put of one tier, for whoever keeps the ledger.
 
-    result: `hit` or `miss` of a get, `done` of a put, else `refused` (larger than the tier takes) or `failed`
+    result: of a get `hit`, `miss`, `declined` (computing is quicker), `given_up` (after it had begun) or `failed`;
+    of a put `done`, `refused` (larger than the tier takes) or `failed`
     reason: why it failed: `unavailable`, `corrupt`, or `backlog` (too many bytes waited to be written); else empty
     nbytes: bytes of the state moved; 0 unless a `hit` or a put that is `done`
     """
@@ -106,10 +110,11 @@ class TierEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class Lookup:
-    """What the tiers knew: the state and the tier that had it, or None twice."""
+    """What the tiers knew: the state and the tier that had it, or None twice; and the tiers that were left alone."""
 
     state: PrefixState | None
     tier: str | None
+    left_alone: tuple[str, ...] = ()
 
 
 class TieredStore:
@@ -130,7 +135,7 @@ class TieredStore:
         self._observe = observe
         self._max_backlog_bytes = max_backlog_bytes
         self._clock = clock
-        self._writes: dict[tuple[str, str], asyncio.Task[bool | None]] = {}
+        self._writes: dict[tuple[str, str], asyncio.Task[tuple[bool | None, Result]]] = {}
         self._backlog_bytes = 0
 
     async def get(self, key: KVKey, fits: Fits) -> Lookup:
@@ -138,16 +143,22 @@ class TieredStore:
 
         fits: whether its reader can use a state; one that it cannot is corrupt, however right its checksums are
         """
+        left_alone = []
         for depth, tier in enumerate(self._tiers):
-            state = await self._attempt(tier, "get", partial(_get_fitting, tier, key, fits))
+            state, result = await self._attempt(tier, "get", partial(_get_fitting, tier, key, fits))
             if state is not None:
                 await self._write(key, state, self._tiers[:depth])
                 return Lookup(state=state, tier=tier.name)
-        return Lookup(state=None, tier=None)
+            if result in ("declined", "given_up"):
+                left_alone.append(tier.name)
+        return Lookup(state=None, tier=None, left_alone=tuple(left_alone))
 
-    async def put(self, key: KVKey, state: PrefixState) -> None:
-        """Keep `state` in every tier that takes it; a tier that fails goes without."""
-        await self._write(key, state, self._tiers)
+    async def put(self, key: KVKey, state: PrefixState, left_alone: Collection[str] = ()) -> None:
+        """Keep `state` in every tier that takes it; a tier that fails goes without.
+
+        left_alone: by the lookup before, tiers that are too slow to read from and so to write to; they have it, mostly
+        """
+        await self._write(key, state, [tier for tier in self._tiers if tier.name not in left_alone])
 
     async def delete(self, key: KVKey) -> None:
         """Forget `key` in every tier, writes on their way included; raises StoreUnavailable where one could not."""
@@ -189,7 +200,7 @@ class TieredStore:
             self._observe(TierEvent(tier=tier.name, op="put", result="failed", reason="backlog"))
             return
 
-        def ended(_: asyncio.Task[bool | None]) -> None:
+        def ended(_: asyncio.Task[tuple[bool | None, Result]]) -> None:
             del self._writes[slot]
             self._backlog_bytes -= nbytes
 
@@ -199,8 +210,8 @@ class TieredStore:
 
     async def _attempt(
         self, tier: KVStore, op: Literal["get", "put"], call: Callable[[], Awaitable[T]], nbytes: int = 0
-    ) -> T | None:
-        """What `call` gives, or None where the tier fails: the one place where a failure becomes a miss."""
+    ) -> tuple[T | None, Result]:
+        """What `call` gives, or None, and its result: the one place where a failure becomes a miss."""
         started_s, outcome = self._clock(), None
         result: Result
         reason: Reason = ""
@@ -210,6 +221,10 @@ class TieredStore:
             result, reason = "failed", "unavailable"
         except CorruptState:
             result, reason = "failed", "corrupt"
+        except FetchGivenUp:
+            result = "given_up"
+        except FetchDeclined:
+            result = "declined"
         else:
             result = _result(op, outcome)
         if isinstance(outcome, PrefixState):
@@ -217,7 +232,7 @@ class TieredStore:
         moved = nbytes if result in ("hit", "done") else 0
         seconds = self._clock() - started_s
         self._observe(TierEvent(tier=tier.name, op=op, result=result, reason=reason, seconds=seconds, nbytes=moved))
-        return outcome
+        return outcome, result
 
 
 async def _get_fitting(tier: KVStore, key: KVKey, fits: Fits) -> PrefixState | None:

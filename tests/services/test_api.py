@@ -14,6 +14,7 @@ from ray.serve.exceptions import BackPressureError
 
 from occam.engine import Engine
 from occam.errors import EngineFailure
+from occam.kv.break_even import Offer
 from tests.parity.checkpoint import write_checkpoint
 from tests.redis_server import RedisServer
 from tests.services.local import LocalStream
@@ -113,9 +114,10 @@ def test_an_answer_says_what_it_cost_and_a_follow_up_goes_on(play: Callable[...,
 def test_a_follow_up_is_exact_wherever_its_state_comes_from(play: Callable[..., None], own_redis: RedisServer) -> None:
     """From memory; from Redis, with a memory that holds nothing; from frames, if a byte has flipped or Redis died."""
     answers: list[tuple[str, str]] = []
+    clip = "fake://exact?delay=0.2"  # far slower to compute than any fetch
 
     async def in_memory(service: World) -> None:
-        video = await service.post_video("fake://exact")
+        video = await service.post_video(clip)
         first = await service.query(video, "what?")
         second = await service.query(video, "and then?", session_id=first["session_id"])
         await service.worker.target._prefixes._tiers.drain()
@@ -123,7 +125,7 @@ def test_a_follow_up_is_exact_wherever_its_state_comes_from(play: Callable[..., 
         answers.append((first["answer"], second["answer"]))
 
     async def redis_dies(service: World) -> None:
-        video = await service.post_video("fake://exact")
+        video = await service.post_video(clip)
         first = await service.query(video, "what?")
         assert first["occam"]["cache"] == "redis"
         assert first["usage"]["cached_tokens"] == 17
@@ -137,7 +139,7 @@ def test_a_follow_up_is_exact_wherever_its_state_comes_from(play: Callable[..., 
         answers.append((first["answer"], second["answer"]))
 
     async def a_byte_flips(service: World) -> None:
-        video = await service.post_video("fake://exact")
+        video = await service.post_video(clip)
         first = await service.query(video, "what?")
         assert first["occam"]["cache"] == "redis"
         flip_a_byte(own_redis)
@@ -154,6 +156,29 @@ def test_a_follow_up_is_exact_wherever_its_state_comes_from(play: Callable[..., 
     play(a_byte_flips, kv_url=own_redis.url, kv_memory_bytes=1)
     play(redis_dies, kv_url=own_redis.url, kv_memory_bytes=1)
     assert answers[0] == answers[1] == answers[2]
+
+
+def test_a_state_that_is_quicker_to_compute_is_not_fetched(play: Callable[..., None], own_redis: RedisServer) -> None:
+    async def scene(service: World) -> None:
+        prefixes = service.worker.target._prefixes
+        video = await service.post_video("fake://quick?delay=0.1")
+        await prefixes._tiers.drain()
+        took = prefixes._break_even._rebuild_s(Offer(nbytes=1, encoded=32, tokens=17))
+        assert took > 0.4, "the wait for four chunks"
+        assert prefixes._break_even._prefill.seconds(17) == 0, "as the fake says"
+        first = await service.query(video, "what?")
+        for _ in range(7):
+            prefixes._break_even.built(encoded=32, tokens=17, seconds=1e-6, prefill_s=0.0)
+        declined = count("occam_kv_requests_total", tier="redis", result="declined")
+        errors = count("occam_kv_errors_total", tier="redis", reason="unavailable")
+        await service.query(video, "what?")  # tries once more, for the line was good until now
+        second = await service.query(video, "what?")
+        assert (first["occam"]["cache"], second["occam"]["cache"]) == ("redis", "none")
+        assert (second["answer"], second["usage"]["cached_tokens"]) == (first["answer"], 0)
+        assert count("occam_kv_requests_total", tier="redis", result="declined") == declined + 1
+        assert count("occam_kv_errors_total", tier="redis", reason="unavailable") == errors
+
+    play(scene, kv_url=own_redis.url, kv_memory_bytes=1)
 
 
 def flip_a_byte(redis: RedisServer) -> None:

@@ -3,7 +3,7 @@ from collections.abc import Awaitable
 
 import pytest
 
-from occam.errors import CorruptState, StoreUnavailable
+from occam.errors import CorruptState, FetchDeclined, FetchGivenUp, StoreUnavailable
 from occam.kv.key import KVKey
 from occam.kv.store import KVStore, Lookup, MemoryStore, TieredStore, TierEvent
 from occam.tensors import PrefixState
@@ -156,6 +156,24 @@ def test_a_failing_tier_costs_a_miss_and_is_counted(failure: Exception, reason: 
             f"redis put failed {reason}",
         ]
         assert (await tiers.get(A)).tier == "memory"
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("declined", "result"), [(FetchDeclined("slow"), "declined"), (FetchGivenUp("late"), "given_up")]
+)
+def test_a_tier_that_is_not_worth_its_time_is_a_miss_and_no_failure(declined: Exception, result: str) -> None:
+    async def test() -> None:
+        tiers = Tiers()
+        tiers.far.failure = declined
+        found = await tiers.get(A)
+        assert (found.state, found.tier, found.left_alone) == (None, None, ("redis",))
+        tiers.far.failure = None
+        await tiers.store.put(A, STATE, found.left_alone)
+        await tiers.store.drain()
+        assert tiers.results == ["memory get miss", f"redis get {result}", "memory put done"]
+        assert (await tiers.get(B)).left_alone == ()
 
     run(test())
 

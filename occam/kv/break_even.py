@@ -1,0 +1,196 @@
+"""Whether a cached state is fetched or computed again: whichever takes less time, by what both took here lately.
+
+A fetch goes on as long as what is left of it promises to take less time than computing anew; that is asked before it
+begins and with every batch that arrives. A line that was too slow is tried again after one declined lookup, then after
+2, 4, .. `MAX_DECLINED`. And what is lost is accounted for: the seconds of asking a tier and of fetching in vain are
+paid from a credit that starts with one computation, grows by `SAVED` of every other and by what fetches gain, and holds
+one computation at most when a fetch begins. While it is overdrawn the tier is left alone. So all lookups together take
+at most 1 + `SAVED` times what computing every state takes, plus one computation and one fetch given up.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+
+from occam.errors import FetchDeclined, FetchGivenUp, StoreUnavailable
+
+RECENT = 7  # observations that a pace is the median of
+SAVED = 0.02  # of the seconds that computing takes may be lost on a tier
+LATE = 0.05  # of the seconds that computing takes are waited for any batch
+MAX_DECLINED = 64  # lookups between two tries of a line that is too slow
+FEW_BUILT = 3  # states after which the pace of computing is trusted
+
+
+class Pace:
+    """Seconds per unit: the median of the last seven, so that few outliers move little; a change shows after four."""
+
+    def __init__(self) -> None:
+        self._recent: deque[float] = deque(maxlen=RECENT)
+
+    def observe(self, seconds: float, units: int = 1) -> None:
+        """Learn that `units` took `seconds`; nothing follows from none."""
+        if units:
+            self._recent.append(seconds / units)
+
+    def seconds(self, units: int = 1) -> float | None:
+        """What `units` would take, or None before anything was seen."""
+        return median(self._recent) * units if self._recent else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """A state that a tier has: its bytes on the line, the patches the tower made for it, and its tokens."""
+
+    nbytes: int
+    encoded: int
+    tokens: int
+
+
+class Fetch:
+    """One fetch under way.
+
+    hoped_s: seconds that all bytes should take; rebuild_s: that computing would; both None where nothing is known
+    """
+
+    def __init__(self, nbytes: int, hoped_s: float | None, rebuild_s: float | None, clock: Callable[[], float]) -> None:
+        self._nbytes = nbytes
+        self._hoped_s = hoped_s
+        self._rebuild_s = rebuild_s
+        self._clock = clock
+        self._started_s = clock()
+        self._arrived = 0
+        self.complete_s: float | None = None
+
+    def patience_s(self, nbytes: int) -> float | None:
+        """Seconds that the next `nbytes` may take; raises FetchGivenUp where it is quicker to compute.
+
+        Twice what they should take, by what was hoped or by the pace so far, whichever is slower; at least `LATE` of
+        computing, and None (no limit) while it is not known what that takes. So a line that is dead from the start
+        costs `LATE` of computing, or twice the first batch's time; one that breaks down costs that on top of what it
+        took until then, which is less than computing takes.
+        """
+        if self._hoped_s is None or self._rebuild_s is None:
+            return None
+        per_byte = self._hoped_s / self._nbytes
+        if self._arrived:
+            per_byte = max(per_byte, self.elapsed_s / self._arrived)
+            if per_byte * (self._nbytes - self._arrived) > self._rebuild_s:
+                raise FetchGivenUp("The rest of the state would take longer to fetch than all of it to compute.")
+        return max(2 * per_byte * nbytes, LATE * self._rebuild_s)
+
+    def arrived(self, nbytes: int) -> None:
+        """Count bytes that have come."""
+        self._arrived += nbytes
+
+    def complete(self) -> None:
+        """Say that the state is there, checked and ready."""
+        self.complete_s = self.elapsed_s
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since it began."""
+        return self._clock() - self._started_s
+
+
+class BreakEven:
+    """The choice between one tier and one engine, from the seconds that both took; for one event loop."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._round_trip, self._transfer = Pace(), Pace()
+        self._encode, self._prefill = Pace(), Pace()
+        self._credit_s = 0.0
+        self._built = self._fetched_since_built = 0
+        self._declined, self._declines_before_try = 0, 1
+
+    def built(self, *, encoded: int, tokens: int, seconds: float, prefill_s: float) -> None:
+        """Learn that a state took `seconds` to compute, waiting for frames included, `prefill_s` of it for prefill."""
+        self._encode.observe(seconds - prefill_s, encoded)
+        self._prefill.observe(prefill_s, tokens)
+        self._credit_s += SAVED * seconds if self._built else seconds
+        self._built += 1
+        self._fetched_since_built = 0
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Time a question of a few bytes to the tier; raises FetchDeclined while the credit is overdrawn."""
+        if self._credit_s < 0:
+            self._declined += 1
+            raise FetchDeclined("Asking the tier has cost more lately than it has saved.")
+        started_s = self._clock()
+        yield
+        self._round_trip.observe(self._clock() - started_s)
+        self._spend(self._clock() - started_s)
+
+    @contextmanager
+    def fetching(self, offer: Offer) -> Iterator[Fetch]:
+        """Time a fetch; raises FetchDeclined where computing is quicker."""
+        rebuild_s = self._rebuild_s(offer)
+        fetch = Fetch(offer.nbytes, self._hoped_s(offer, rebuild_s), rebuild_s, self._clock)
+        try:
+            yield fetch
+        except (StoreUnavailable, FetchGivenUp):
+            self._lost(fetch.elapsed_s, offer, rebuild_s)
+            raise
+        if fetch.complete_s is not None:
+            self._won(fetch.complete_s, offer, rebuild_s)
+
+    def _rebuild_s(self, offer: Offer) -> float | None:
+        """What computing would take, or None before anything was computed."""
+        encode_s, prefill_s = self._encode.seconds(offer.encoded), self._prefill.seconds(offer.tokens)
+        return None if encode_s is None or prefill_s is None else encode_s + prefill_s
+
+    def _fetch_s(self, offer: Offer) -> float | None:
+        round_trip_s, transfer_s = self._round_trip.seconds(), self._transfer.seconds(offer.nbytes)
+        return None if round_trip_s is None or transfer_s is None else round_trip_s + transfer_s
+
+    def _hoped_s(self, offer: Offer, rebuild_s: float | None) -> float | None:
+        """What a fetch shall take, None where nothing is known; raises FetchDeclined where computing is quicker."""
+        if rebuild_s is None:
+            return None
+        self._credit_s = min(self._credit_s, rebuild_s)
+        fetch_s = self._fetch_s(offer)
+        if fetch_s is not None and fetch_s < rebuild_s and not self._stale(fetch_s, rebuild_s):
+            return fetch_s
+        if fetch_s is None or (fetch_s >= rebuild_s and self._declined >= self._declines_before_try):
+            self._declined = 0
+            return rebuild_s / 2  # a try is of a line that would be twice as quick as computing
+        self._declined += 1
+        raise FetchDeclined(
+            f"Fetching {offer.nbytes} bytes should take {fetch_s:.3f} s, computing them {rebuild_s:.3f} s."
+        )
+
+    def _stale(self, fetch_s: float, rebuild_s: float) -> bool:
+        """Whether to compute although fetching looks quicker, because it was long ago that anything was computed.
+
+        That costs `SAVED` of what fetches take, or as much as they take while few states were computed: of two paces
+        the wrong one would stay if nothing ever tested it.
+        """
+        share = 1.0 if self._built < FEW_BUILT else SAVED
+        return share * self._fetched_since_built * fetch_s > rebuild_s - fetch_s
+
+    def _won(self, seconds: float, offer: Offer, rebuild_s: float | None) -> None:
+        """A fetch came through."""
+        self._transfer.observe(max(seconds - (self._round_trip.seconds() or 0.0), 0.0), offer.nbytes)
+        self._fetched_since_built += 1
+        if rebuild_s is not None:
+            self._credit_s += rebuild_s - seconds
+            self._put_off_tries(was_worth_it=seconds < rebuild_s)
+
+    def _lost(self, seconds: float, offer: Offer, rebuild_s: float | None) -> None:
+        """A fetch did not come through: how slow it was is not known, only that it was slower than computing."""
+        self._spend(seconds)
+        self._transfer.observe(max(seconds, rebuild_s or 0.0), offer.nbytes)
+        self._put_off_tries(was_worth_it=False)
+
+    def _put_off_tries(self, was_worth_it: bool) -> None:
+        """Try a slow line again after twice as many lookups as the last time, or at once if that was worth it."""
+        self._declines_before_try = 0 if was_worth_it else min(max(2 * self._declines_before_try, 1), MAX_DECLINED)
+
+    def _spend(self, seconds: float) -> None:
+        """Pay from the credit, once there is one."""
+        if self._built:
+            self._credit_s -= seconds
