@@ -8,18 +8,27 @@ Stage = Literal["fetch", "probe", "decode", "encode", "prefill_lower", "prefill_
 
 @dataclass(frozen=True, kw_only=True)
 class StageStats:
-    """One stage of one request: `started_s` and `ended_s` on the caller's monotonic clock, tokens in and out."""
+    """One stage of one request: `started_s` and `ended_s` on the caller's monotonic clock, tokens in and out.
+
+    shared_s: its share of the seconds of passes that it took with other requests; None where it had them alone
+    """
 
     stage: Stage
     started_s: float
     ended_s: float
     tokens_in: int = 0
     tokens_out: int = 0
+    shared_s: float | None = None
 
     @property
     def seconds(self) -> float:
         """Wall seconds the stage took."""
         return self.ended_s - self.started_s
+
+    @property
+    def work_s(self) -> float:
+        """Seconds of work, which over all requests come to what was worked."""
+        return self.seconds if self.shared_s is None else self.shared_s
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """An engine on a thread of its own, so that the event loop of its replica stays free."""
 
 import asyncio
+import logging
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
@@ -12,8 +13,11 @@ from typing import Any, ParamSpec, TypeVar
 from occam.engine import Engine
 from occam.engine.generation import Generation
 from occam.engine.scheduler import Scheduler
+from occam.errors import EngineFailure
 from occam.types import Answer
 from services import metrics
+
+_LOG = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -29,6 +33,7 @@ class EngineThread:
     """
 
     def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self._scheduler = Scheduler(engine)
         self._listeners: dict[Generation, Callable[[Event], Any]] = {}
         self._work = threading.Condition()
@@ -79,14 +84,30 @@ class EngineThread:
         while True:
             with self._work:
                 self._work.wait_for(lambda: self._calls or self._changes or self._scheduler.busy)
-                changes, self._changes = self._changes, deque()
-                call = self._calls.popleft() if self._calls else None
+            self._take_turn()
+
+    def _take_turn(self) -> None:
+        """In a function of its own, so that an idle thread holds nothing of what it did last."""
+        with self._work:
+            changes, self._changes = self._changes, deque()
+            call = self._calls.popleft() if self._calls else None
+        try:
             for change in changes:
                 change()
             if call:
                 call()
             if self._scheduler.busy:
                 self._advance()
+        except BaseException as error:  # noqa: BLE001 - a dead thread would leave everybody waiting
+            _LOG.exception("The engine thread failed; all answers that ran are ended, and it begins anew.")
+            self._begin_anew(EngineFailure(f"The engine failed: {type(error).__name__}."))
+
+    def _begin_anew(self, failure: EngineFailure) -> None:
+        """End every answer: nobody may wait for a pass that will not come."""
+        listeners, self._listeners = self._listeners, {}
+        self._scheduler = Scheduler(self._engine)
+        for tell in listeners.values():
+            tell(failure)
 
     def _advance(self) -> None:
         """One pass, and what came of it to those who wait for it."""

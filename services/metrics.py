@@ -43,9 +43,14 @@ RETENTION_RATIO = Histogram(
 # The work ledger.
 WORK_TOKENS = Counter("occam_work_tokens_total", "Tokens that a stage took in (generate: put out).", ["model", "stage"])
 TIME_PER_OUTPUT_TOKEN = Histogram(
-    "occam_time_per_output_token_seconds", "Decoding time per token of an answer.", ["model"], buckets=_FAST_SECONDS
+    "occam_time_per_output_token_seconds",
+    "Time per token of an answer, waiting in between included.",
+    ["model"],
+    buckets=_FAST_SECONDS,
 )
-STAGE_SECONDS = Histogram("occam_stage_seconds", "Time that a stage took.", ["stage"], buckets=_SECONDS)
+STAGE_SECONDS = Histogram(
+    "occam_stage_seconds", "Time that a stage took, its share of passes with others.", ["stage"], buckets=_SECONDS
+)
 FRAME_RETENTION_RATIO = Histogram(
     "occam_frame_retention_ratio", "Patches kept / encoded of one frame.", ["model"], buckets=_RATIOS
 )
@@ -72,9 +77,9 @@ def record_answer(model: str, strategy: str, usage: Usage) -> None:
 
 
 def record_stages(stats: Iterable[StageStats]) -> None:
-    """Enter the time of stages that ran, whatever became of the request."""
+    """Enter the time that stages worked, whatever became of the request."""
     for stage in stats:
-        STAGE_SECONDS.labels(stage.stage).observe(stage.seconds)
+        STAGE_SECONDS.labels(stage.stage).observe(stage.work_s)
 
 
 def record_work(model: str, stats: Iterable[StageStats]) -> None:

@@ -170,6 +170,7 @@ class FakeGeneration:
     def __init__(self, events: Iterator[str | Answer], pass_s: float) -> None:
         self.pass_s = pass_s
         self.answer: Answer | None = None
+        self.error: Exception | None = None
         self._events = events
         self._next: str | Answer | None = None
         self._pieces: list[str] = []

@@ -226,10 +226,10 @@ class Engine:
         generation = self.generation(state, question, pruning, sampling, on_logits)
         self.start([generation])
         yield from generation.pieces()
-        while generation.answer is None:
+        while (answer := _answer_of(generation)) is None:
             self.step([generation])
             yield from generation.pieces()
-        yield generation.answer
+        yield answer
 
     def generation(
         self,
@@ -244,6 +244,7 @@ class Engine:
         on_logits: called with the float32 logits [vocabulary] of every generated position. QuestionTooLong where the
         unpruned conversation and `max_new_tokens` pass the model's positions.
         """
+        state = state.to(self.config.device)  # one out of a cache lies on the CPU
         suffix, span = self.lm.prompt.turn_ids(question, first=state.turns == 0)
         prefix.check_length(self.lm, state, len(suffix), "question", sampling.max_new_tokens)
         asked = Asked(state=state, suffix=tuple(suffix), question=span, pruning=pruning, most=sampling.max_new_tokens)
@@ -258,9 +259,9 @@ class Engine:
         generating.step(self.lm, generations, self.clock)
 
     def answers(self, generations: Sequence[Generation]) -> list[Answer]:
-        """All of them, answered together."""
+        """All of them, answered together; the first error of any."""
         self.start(generations)
-        while running := [each for each in generations if each.answer is None]:
+        while running := [each for each in generations if _answer_of(each) is None]:
             self.step(running)
         return [each.answer for each in generations if each.answer is not None]
 
@@ -277,3 +278,10 @@ class Engine:
         )
         state, _ = self.append(self.begin(pruning), frames, pruning)
         self.ask(state, "what", pruning, SamplingParams(max_new_tokens=1))
+
+
+def _answer_of(generation: Generation) -> Answer | None:
+    """None while there is none; raises what ended it instead."""
+    if generation.error:
+        raise generation.error
+    return generation.answer

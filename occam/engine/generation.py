@@ -8,7 +8,7 @@ from torch import Tensor
 from occam.config import SamplingParams
 from occam.engine.evidence import counts_of, evidence_of
 from occam.engine.prefix import Clock
-from occam.engine.sampling import choose, seeded
+from occam.engine.sampling import draw, seeded
 from occam.engine.turn import Asked, Prefilled, decode, prefill
 from occam.models.base import VideoLM
 from occam.pruning import strategy_for
@@ -21,7 +21,7 @@ OnLogits = Callable[[Tensor], None]
 class Generation:
     """One question on its way to its answer; `start` gives its first token, every `step` one more.
 
-    answer: None until it is finished
+    answer: None until it is finished; error: what ended it instead, and it alone
     busy_s: seconds of the passes so far, those that it shared with others divided among them
     """
 
@@ -60,6 +60,7 @@ class Generation:
 
     def _clear(self) -> None:
         self.answer: Answer | None = None
+        self.error: Exception | None = None
         self.random = seeded(self.sampling)
         self.ids: list[int] = []
         self._text = ""
@@ -80,6 +81,10 @@ class Generation:
         if last:
             self.answer = self._finished(text, ended)
 
+    def drawn(self, logits: Tensor) -> int:
+        """The next token by its own chance, of logits [vocabulary]."""
+        return draw(logits, self.sampling, self.random)
+
     def pieces(self) -> list[str]:
         """The pieces of text since this was last asked; all of them together are the answer's text."""
         pieces, self._pieces = self._pieces, []
@@ -90,7 +95,14 @@ class Generation:
         # A stop that is not the turn's own end is none of its text: the turn is closed as the template closes one.
         spoken, closing = (ids, ()) if ids[-1] == end_id else (ids[:-1] if ended else ids, (end_id,))
         mask = self.prefilled.mask
-        generated = StageStats(stage="generate", started_s=self._started_s, ended_s=self._clock(), tokens_out=len(ids))
+        prefill_s = sum(stage.work_s for stage in self.prefilled.stats)
+        generated = StageStats(
+            stage="generate",
+            started_s=self._started_s,
+            ended_s=self._clock(),
+            tokens_out=len(ids),
+            shared_s=max(0.0, self.busy_s - prefill_s),
+        )
         return Answer(
             text=text,
             turn=Turn(suffix_ids=suffix, generated_ids=tuple(spoken), closing_ids=closing),
@@ -139,11 +151,14 @@ def _by_cuts(lm: VideoLM, generations: Sequence[Generation]) -> list[list[Genera
 
 def _take(generations: Sequence[Generation], logits_BV: Tensor, started: float, clock: Clock) -> None:
     """Choose the next token of each, and divide the pass's time among them."""
-    tokens = choose(logits_BV, [(each.sampling, each.random) for each in generations])
+    greedy = logits_BV.argmax(dim=-1).tolist()
     share = (clock() - started) / len(generations)
-    for generation, token, logits_V in zip(generations, tokens, logits_BV, strict=True):
+    for generation, best, logits_V in zip(generations, greedy, logits_BV, strict=True):
         generation.busy_s += share
-        generation.take(token, logits_V)
+        try:
+            generation.take(best if generation.sampling.temperature == 0 else generation.drawn(logits_V), logits_V)
+        except Exception as error:  # noqa: BLE001 - what is wrong with one answer must not end the others
+            generation.error = error
 
 
 def _behind(text: str, longer: str) -> str:

@@ -72,14 +72,21 @@ class Scheduler:
         """Where a pass of several fails, each is tried alone: one of them must not end the others."""
         if not joining:
             return []
+        failed = self._attempt(joining)
+        if failed is None:
+            return self._sorted_out(joining)
+        if len(joining) == 1:
+            return [Progress(generation=joining[0], error=failed)]
+        _LOG.warning("A prefill of %d questions failed, each is tried alone: %r", len(joining), failed)
+        failed.__traceback__ = None  # which holds the tensors of the pass, for which there was no room
+        return [progress for each in joining for progress in self._start([each])]
+
+    def _attempt(self, joining: Sequence[Generation]) -> Exception | None:
         try:
             self._engine.start(joining)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is one question's
-            if len(joining) == 1:
-                return [Progress(generation=joining[0], error=error)]
-            _LOG.warning("A prefill of %d questions failed, each is tried alone: %r", len(joining), error)
-            return [progress for each in joining for progress in self._start([each])]
-        return self._sorted_out(joining)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it may be one question's
+            return error
+        return None
 
     def _step(self) -> list[Progress]:
         """A step that fails half-way has spoilt what all in it remember."""
@@ -91,6 +98,6 @@ class Scheduler:
         return self._sorted_out(running)
 
     def _sorted_out(self, generations: Sequence[Generation]) -> list[Progress]:
-        """Those that have no answer yet go on."""
-        self._running += [each for each in generations if each.answer is None]
-        return [Progress(generation=each) for each in generations]
+        """Those that have neither an answer nor an error yet go on."""
+        self._running += [each for each in generations if each.answer is None and each.error is None]
+        return [Progress(generation=each, error=each.error) for each in generations]

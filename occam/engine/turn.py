@@ -23,7 +23,7 @@ from occam.stats import StageStats
 from occam.tensors import PrefixState, RetentionMask
 
 ROOM = 256
-"""Most tokens of an answer that a sequence has place for from its beginning; a longer one is moved once as it grows."""
+"""Tokens of an answer that a sequence has place for at most; a longer one is moved whenever so many more have come."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -105,7 +105,7 @@ def prefill(lm: VideoLM, questions: Sequence[Asked], clock: Clock) -> list[Prefi
             kv=sequence.kv,
             mask=sequence.mask,
             logits=logits_V,
-            stats=_stats(sequence, started, lowered if cuts else ended, ended),
+            stats=_stats(sequence, len(questions), (started, lowered if cuts else ended, ended)),
         )
         for sequence, logits_V in zip(sequences, logits_BV, strict=True)
     ]
@@ -215,12 +215,28 @@ def _both(earlier: RetentionMask, later: RetentionMask) -> RetentionMask:
     return RetentionMask(keep=keep, scores=earlier.scores, threshold=earlier.threshold)
 
 
-def _stats(sequence: _Sequence, started: float, lowered: float, ended: float) -> tuple[StageStats, ...]:
+def _stats(sequence: _Sequence, shared: int, times: tuple[float, float, float]) -> tuple[StageStats, ...]:
+    """Of both halves of a prefill that `shared` questions took together; times: its start, middle and end."""
     text, visual = len(sequence.asked.suffix), sequence.asked.state.stage1
     upper = visual if sequence.mask is None else int(sequence.mask.keep.sum())
+    started, lowered, ended = times
     return (
-        StageStats(stage="prefill_lower", started_s=started, ended_s=lowered, tokens_in=text, tokens_out=text),
-        StageStats(stage="prefill_upper", started_s=lowered, ended_s=ended, tokens_in=visual, tokens_out=upper),
+        StageStats(
+            stage="prefill_lower",
+            started_s=started,
+            ended_s=lowered,
+            tokens_in=text,
+            tokens_out=text,
+            shared_s=(lowered - started) / shared,
+        ),
+        StageStats(
+            stage="prefill_upper",
+            started_s=lowered,
+            ended_s=ended,
+            tokens_in=visual,
+            tokens_out=upper,
+            shared_s=(ended - lowered) / shared,
+        ),
     )
 
 

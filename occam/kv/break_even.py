@@ -5,7 +5,8 @@ begins and with every batch that arrives. A line that was too slow is tried agai
 2, 4, .. `MAX_DECLINED`. And what is lost is accounted for: the seconds of asking a tier and of fetching in vain are
 paid from a credit that starts with one computation, grows by `SAVED` of every other and by what fetches gain, and holds
 one computation at most when a fetch begins. While it is overdrawn the tier is left alone. So all lookups together take
-at most 1 + `SAVED` times what computing every state takes, plus one computation and one fetch given up.
+at most 1 + `SAVED` times what computing every state takes, plus one computation and one fetch given up for each lookup
+that runs at the same time.
 """
 
 import time
@@ -121,9 +122,11 @@ class BreakEven:
             self._declined += 1
             raise FetchDeclined("Asking the tier has cost more lately than it has saved.")
         started_s = self._clock()
-        yield
-        self._round_trip.observe(self._clock() - started_s)
-        self._spend(self._clock() - started_s)
+        try:
+            yield
+            self._round_trip.observe(self._clock() - started_s)
+        finally:
+            self._spend(self._clock() - started_s)
 
     @contextmanager
     def fetching(self, offer: Offer) -> Iterator[Fetch]:
@@ -135,8 +138,11 @@ class BreakEven:
         except (StoreUnavailable, FetchGivenUp):
             self._lost(fetch.elapsed_s, offer, rebuild_s)
             raise
-        if fetch.complete_s is not None:
-            self._won(fetch.complete_s, offer, rebuild_s)
+        finally:
+            if fetch.complete_s is None:
+                self._spend(fetch.elapsed_s)
+            else:
+                self._won(fetch.complete_s, offer, rebuild_s)
 
     def _rebuild_s(self, offer: Offer) -> float | None:
         """What computing would take, or None before anything was computed."""
@@ -182,7 +188,6 @@ class BreakEven:
 
     def _lost(self, seconds: float, offer: Offer, rebuild_s: float | None) -> None:
         """A fetch did not come through: how slow it was is not known, only that it was slower than computing."""
-        self._spend(seconds)
         self._transfer.observe(max(seconds, rebuild_s or 0.0), offer.nbytes)
         self._put_off_tries(was_worth_it=False)
 

@@ -1,17 +1,22 @@
 """Calls and answers share one engine thread: in turns, in batches, and none waits for who went away."""
 
 import asyncio
+import gc
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine
+import weakref
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from occam.config import EngineConfig, SamplingParams
 from occam.engine import Engine
 from occam.engine.generation import Generation
+from occam.errors import EngineFailure
 from occam.types import Answer
 from pipelines.evaluation.clips import frames_of, state_of
 from pipelines.evaluation.renderer import draw_scene
@@ -61,20 +66,38 @@ async def test_many_at_once_get_what_each_gets_alone(engine: Engine) -> None:
 async def test_a_call_does_not_wait_for_the_answers_that_run(engine: Engine) -> None:
     thread = EngineThread(engine)
     order: list[str] = []
+    generation = asked(engine, 1, tokens=60)
+    generation._lm = replace(engine.lm, prompt=Endless(engine.lm.prompt))  # type: ignore[type-var]
 
     async def answer() -> None:
-        await whole(thread.answer(asked(engine, 1, tokens=200)))
-        order.append("answer")
-
-    async def call(name: str) -> None:
-        await thread.run(lambda: None)
-        order.append(name)
+        async for event in thread.answer(generation):
+            order.append("piece" if isinstance(event, str) else "answer")  # noqa: PERF401 - as they come
 
     running = asyncio.create_task(answer())
+    while "piece" not in order:
+        await asyncio.sleep(0.001)
     for name in "abc":
-        await call(name)
+        await thread.run(lambda: None)
+        order.append(name)
     await running
-    assert order[0] == "a"
+    assert "answer" in order
+    assert order.index("answer") > order.index("c")
+
+
+@dataclass
+class Endless:
+    """A prompt at which nothing ends."""
+
+    prompt: Any
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.prompt, name)
+
+    def is_stop(self, token: int) -> bool:
+        return False
+
+    def text(self, ids: Sequence[int]) -> str:
+        return "x" * len(ids)
 
 
 @in_a_loop
@@ -86,13 +109,41 @@ async def test_errors_go_to_who_asked(engine: Engine) -> None:
 
     with pytest.raises(ValueError, match="only mine"):
         await thread.run(fails)
-    broken = asked(engine, 2)
+    good, broken, sampled = asked(engine, 3), asked(engine, 2), asked(engine, 4)
     broken.take = None  # type: ignore[method-assign, assignment]
+    alone = engine.answers([asked(engine, 3)])[0].text
     results = await asyncio.gather(
-        whole(thread.answer(broken)), whole(thread.answer(asked(engine, 3))), return_exceptions=True
+        *(whole(thread.answer(each)) for each in (good, broken, sampled)), return_exceptions=True
     )
-    assert isinstance(results[0], TypeError)
-    assert isinstance(results[1], tuple)
+    assert isinstance(results[1], TypeError)
+    assert [isinstance(each, tuple) for each in results] == [True, False, True]
+    assert isinstance(results[0], tuple)
+    assert results[0][0] == alone
+
+
+@in_a_loop
+async def test_a_thread_that_fails_ends_its_answers_and_goes_on(engine: Engine) -> None:
+    thread = EngineThread(engine)
+    full = mock.patch("services.engine_thread.metrics.BATCH_SEQUENCES.observe", side_effect=OSError("disk full"))
+    with full, pytest.raises(EngineFailure, match="OSError"):
+        await whole(thread.answer(asked(engine, 1)))
+    text, answer = await whole(thread.answer(asked(engine, 1)))
+    assert text == answer.text
+
+
+@in_a_loop
+async def test_an_idle_thread_holds_nothing(engine: Engine) -> None:
+    thread = EngineThread(engine)
+    generation = asked(engine, 1)
+    await whole(thread.answer(generation))
+    held = weakref.ref(generation)
+    del generation
+    for _ in range(50):
+        gc.collect()
+        if held() is None:
+            break
+        await asyncio.sleep(0.02)
+    assert held() is None
 
 
 @in_a_loop

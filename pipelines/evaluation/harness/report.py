@@ -99,7 +99,8 @@ def _kinds(table: Table) -> str:
 def _seconds(table: Table) -> str:
     rows = [[_name(row), percent(row.kept), f"{row.seconds:.3f}"] for row in table.rows]
     head = (
-        "Seconds a question over a clip that is new, from its frames to the answer, decoding the video not counted:\n\n"
+        "Seconds a question over a clip that is new, from its frames to the answer, decoding the video not counted; "
+        "questions of a clip share their passes, but where the state depends on the question:\n\n"
     )
     return head + markdown_table(["strategy", "kept", "seconds"], rows)
 

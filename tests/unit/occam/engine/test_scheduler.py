@@ -18,6 +18,7 @@ class Asked:
     steps: int = 2
     tokens: int = 10
     answer: str | None = None
+    error: Exception | None = None
 
     def take(self) -> None:
         assert self.answer is None, "finished ones are in no pass"

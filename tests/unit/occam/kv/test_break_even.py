@@ -1,3 +1,4 @@
+import asyncio
 from collections import Counter
 from contextlib import suppress
 from itertools import product
@@ -5,7 +6,7 @@ from random import Random
 
 import pytest
 
-from occam.errors import FetchDeclined, FetchGivenUp, StoreUnavailable
+from occam.errors import CorruptState, FetchDeclined, FetchGivenUp, StoreUnavailable
 from occam.kv.break_even import LATE, MAX_DECLINED, SAVED, BreakEven, Offer, Pace
 from tests.unit.occam.kv.line import MB, Line
 
@@ -206,3 +207,24 @@ def test_an_outage_is_a_loss_and_what_is_missing_is_nothing() -> None:
         with line.chooser.fetching(line.offer):
             pass
     assert line.lookup().taken == "fetched"
+
+
+FAILURES = (StoreUnavailable("away"), CorruptState("broken"), asyncio.CancelledError(), None)
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=["outage", "broken entry", "caller gone", "part missing"])
+@pytest.mark.parametrize("what", ["asking", "fetching"])
+def test_whatever_ends_a_question_or_a_fetch_its_seconds_are_paid(failure: BaseException | None, what: str) -> None:
+    """So that while the credit is overdrawn nothing is asked."""
+    line = known(quick())
+
+    def fail() -> None:
+        with line.chooser.asking() if what == "asking" else line.chooser.fetching(line.offer):
+            line.now += 100.0
+            if failure:
+                raise failure
+
+    with suppress(StoreUnavailable, CorruptState, asyncio.CancelledError):
+        fail()
+    with pytest.raises(FetchDeclined), line.chooser.asking():
+        pass
