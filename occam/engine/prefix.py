@@ -126,7 +126,8 @@ def _question_embeddings(lm: VideoLM, pruning: Pruning) -> Tensor | None:
     if not isinstance(pruning, CDPruner):
         return None
     ids, (first, last) = lm.prompt.turn_ids(pruning.question, first=True)
-    return lm.decoder.embed(torch.tensor(ids[first:last], device=lm.decoder.model.embed_tokens.weight.device))
+    device = lm.decoder.model.embed_tokens.weight.device
+    return lm.decoder.embed(torch.tensor(ids[first:last], dtype=torch.int64, device=device))
 
 
 def append_text(lm: VideoLM, state: PrefixState, ids: Sequence[int]) -> PrefixState:

@@ -65,6 +65,7 @@ def _evaluate(model: str, options: argparse.Namespace, origin: Origin) -> None:
         limit=options.limit,
         seed=options.seed,
         tuning=options.tuning,
+        pictures=1,
     )
     config = EngineConfig(model=model, threads=options.threads, chunk_frames=CHUNK)
     [table] = evaluate(config, plan, Limits(), partial(_say_progress, name))

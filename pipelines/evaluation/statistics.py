@@ -1,6 +1,7 @@
 """Intervals and paired tests for small experiments, seeded."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -70,11 +71,16 @@ def auc(scores: npt.ArrayLike, positive: npt.ArrayLike) -> float:
 def paired_p(differences: npt.ArrayLike, flips: int = 10_000) -> float:
     """One-sided p of `mean difference > 0` under random signs (sign-flip permutation test)."""
     sample = np.asarray(differences, dtype=np.float64)
-    rng, at_least = np.random.default_rng(0), 0
-    for start in range(0, flips, _FLIPS_AT_ONCE):
-        signs = rng.choice((-1.0, 1.0), size=(min(_FLIPS_AT_ONCE, flips - start), sample.size))
-        at_least += int(np.sum((signs * sample).mean(axis=1) >= sample.mean()))
+    signs = _signs(flips, sample.size)
+    parts = (signs[start : start + _FLIPS_AT_ONCE] for start in range(0, flips, _FLIPS_AT_ONCE))
+    at_least = sum(int(np.sum((part * sample).mean(axis=1) >= sample.mean())) for part in parts)
     return (1 + at_least) / (1 + flips)
+
+
+@lru_cache(maxsize=4)
+def _signs(flips: int, size: int) -> npt.NDArray[np.int8]:
+    """The same for all differences of a table, which are many."""
+    return np.random.default_rng(0).choice(np.array((-1, 1), dtype=np.int8), size=(flips, size))
 
 
 def estimate_groups(values: npt.ArrayLike, groups: npt.ArrayLike, resamples: int = 2000) -> Estimate:
@@ -84,10 +90,15 @@ def estimate_groups(values: npt.ArrayLike, groups: npt.ArrayLike, resamples: int
     """
     sample = np.asarray(values, dtype=np.float64)
     sums, counts = _by_group(sample, groups)
-    rng = np.random.default_rng(0)
-    drawn = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples)
+    drawn = _drawn(resamples, len(sums))
     low, high = np.quantile((drawn @ sums) / (drawn @ counts), [0.025, 0.975])
     return Estimate(mean=float(sample.mean()), low=float(low), high=float(high), n=sample.size)
+
+
+@lru_cache(maxsize=4)
+def _drawn(resamples: int, size: int) -> npt.NDArray[np.float64]:
+    """How often each group is drawn in each resample; the same for all figures of a table."""
+    return np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), size=resamples).astype(np.float64)
 
 
 def paired_p_groups(differences: npt.ArrayLike, groups: npt.ArrayLike) -> float:

@@ -45,7 +45,7 @@ class Report:
 
     def markdown(self) -> str:
         """For a document."""
-        blocks = [_line(self.facts)]
+        blocks = [f"### {self.name}", _line(self.facts)]
         for each in self.tables:
             cells = table(each.columns, [tuple(map(figure, row)) for row in each.rows])
             blocks += [f"**{each.title}**", cells, *filter(None, [each.note])]

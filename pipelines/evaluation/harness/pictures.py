@@ -27,11 +27,12 @@ def draw_kept(engine: Engine, clip: Clip, settings: Sequence[Setting], max_new_t
     frames = clip.sample(engine.info).frames()
     rows = []
     for setting in settings:
-        pruning = setting.pruning(engine)
+        pruning = engine.asked(setting.pruning(engine), item.question)
         state = state_of(engine, frames, pruning)
         answer = engine.ask(state, item.question, pruning, SamplingParams(max_new_tokens=max_new_tokens))
         rows.append(_row(setting, answer, frames))
-    _stacked(item, rows).save(path)
+    # A palette is a third of the bytes, and shows as much.
+    _stacked(item, rows).quantize().save(path, optimize=True)
 
 
 def _row(setting: Setting, answer: Answer, frames: FrameBatch) -> Image.Image:
