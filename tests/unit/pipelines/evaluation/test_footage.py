@@ -80,12 +80,16 @@ def test_a_clip_is_decoded_when_it_is_read_and_not_held(folder: Path) -> None:
     assert len(samples) == 6
 
     def peak(read: Callable[[], object]) -> int:
-        tracemalloc.start()
-        try:
-            read()
-            return tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
+        """The least of some readings: threads that earlier tests left also allocate now and then, and are traced."""
+        peaks = []
+        for _ in range(5):
+            tracemalloc.start()
+            try:
+                read()
+                peaks.append(tracemalloc.get_traced_memory()[1])
+            finally:
+                tracemalloc.stop()
+        return min(peaks)
 
     assert peak(lambda: [sample.frames() for sample in samples]) > 6 * clip_bytes, "the measure sees frames"
     assert peak(lambda: [sample.frames().digest for sample in samples]) < 2 * clip_bytes
