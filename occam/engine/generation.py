@@ -28,7 +28,7 @@ class Generation:
     def __init__(self, lm: VideoLM, asked: Asked, sampling: SamplingParams, on_logits: OnLogits, clock: Clock) -> None:
         """on_logits: called with the float32 logits [vocabulary] of every generated position."""
         self.asked = asked
-        self.sampling = sampling
+        self._sampling = sampling
         self.busy_s = 0.0
         self._lm = lm
         self._on_logits = on_logits
@@ -61,15 +61,17 @@ class Generation:
     def _clear(self) -> None:
         self.answer: Answer | None = None
         self.error: Exception | None = None
-        self.random = seeded(self.sampling)
+        self._random = seeded(self._sampling)
         self.ids: list[int] = []
         self._text = ""
         self._pieces: list[str] = []
         self._started_s = self._clock()
 
-    def take(self, token: int, logits: Tensor) -> None:
-        """The next token, and the logits [vocabulary] it was chosen by."""
+    def take(self, likeliest: int, logits: Tensor) -> None:
+        """The next token by its logits [vocabulary]: the likeliest at temperature 0, else one by chance."""
         self._on_logits(logits)
+        greedy = self._sampling.temperature == 0
+        token = likeliest if greedy else draw(logits, self._sampling, self._random)
         self.ids.append(token)
         prompt = self._lm.prompt
         text, ended = prompt.text(self.ids), prompt.is_stop(token)
@@ -80,10 +82,6 @@ class Generation:
             self._text = text
         if last:
             self.answer = self._finished(text, ended)
-
-    def drawn(self, logits: Tensor) -> int:
-        """The next token by its own chance, of logits [vocabulary]."""
-        return draw(logits, self.sampling, self.random)
 
     def pieces(self) -> list[str]:
         """The pieces of text since this was last asked; all of them together are the answer's text."""
@@ -122,10 +120,10 @@ def start(lm: VideoLM, generations: Sequence[Generation], clock: Clock) -> None:
     """Prefill questions and choose their first tokens; those that prune before the same layers share a pass."""
     for together in _by_cuts(lm, generations):
         started = clock()
-        prefilled = prefill(lm, [generation.asked for generation in together], clock)
+        prefilled, logits_BV = prefill(lm, [generation.asked for generation in together], clock)
         for generation, own in zip(together, prefilled, strict=True):
             generation.begin(own)
-        _take(together, torch.stack([own.logits for own in prefilled]), started, clock)
+        _take(together, logits_BV, started, clock)
 
 
 @torch.inference_mode()
@@ -151,12 +149,12 @@ def _by_cuts(lm: VideoLM, generations: Sequence[Generation]) -> list[list[Genera
 
 def _take(generations: Sequence[Generation], logits_BV: Tensor, started: float, clock: Clock) -> None:
     """Choose the next token of each, and divide the pass's time among them."""
-    greedy = logits_BV.argmax(dim=-1).tolist()
+    likeliest = logits_BV.argmax(dim=-1).tolist()
     share = (clock() - started) / len(generations)
-    for generation, best, logits_V in zip(generations, greedy, logits_BV, strict=True):
+    for generation, token, logits_V in zip(generations, likeliest, logits_BV, strict=True):
         generation.busy_s += share
         try:
-            generation.take(best if generation.sampling.temperature == 0 else generation.drawn(logits_V), logits_V)
+            generation.take(token, logits_V)
         except Exception as error:  # noqa: BLE001 - what is wrong with one answer must not end the others
             generation.error = error
 

@@ -19,7 +19,7 @@ from occam.models.base import VideoLM
 from occam.models.packing import Pack, SequenceKV
 from occam.pruning import strategy_for
 from occam.pruning.strategy import Projections, TextEvidence
-from occam.stats import StageStats
+from occam.stats import Stage, StageStats
 from occam.tensors import PrefixState, RetentionMask
 
 ROOM = 256
@@ -46,12 +46,10 @@ class Prefilled:
 
     kv: layers below the first cut hold S + R + T tokens, those above a cut its survivors
     mask: what all cuts together keep of the state's patches, with the first one's scores; None where nothing is cut
-    logits: float32 [vocabulary] of the next token
     """
 
     kv: SequenceKV
     mask: RetentionMask | None
-    logits: Tensor
     stats: tuple[StageStats, ...]
 
 
@@ -87,8 +85,11 @@ class _Sequence:
         )
 
 
-def prefill(lm: VideoLM, questions: Sequence[Asked], clock: Clock) -> list[Prefilled]:
-    """Run the suffixes over their states and test the evidence anew at every cut; all must have the same cuts."""
+def prefill(lm: VideoLM, questions: Sequence[Asked], clock: Clock) -> tuple[list[Prefilled], Tensor]:
+    """Run the suffixes over their states and test the evidence anew at every cut; all must have the same cuts.
+
+    Returns also the float32 logits [B, vocabulary] of the next tokens.
+    """
     decoder = lm.decoder
     [cuts] = {strategy_for(asked.pruning).cuts(decoder.layers) for asked in questions}
     started = lowered = clock()
@@ -100,15 +101,12 @@ def prefill(lm: VideoLM, questions: Sequence[Asked], clock: Clock) -> list[Prefi
         sequences = _run(lm, sequences, cut, stop)
     logits_BV = decoder.logits(torch.stack([sequence.hidden[-1] for sequence in sequences]))
     ended = clock()
-    return [
-        Prefilled(
-            kv=sequence.kv,
-            mask=sequence.mask,
-            logits=logits_V,
-            stats=_stats(sequence, len(questions), (started, lowered if cuts else ended, ended)),
-        )
-        for sequence, logits_V in zip(sequences, logits_BV, strict=True)
+    times = started, lowered if cuts else ended, ended
+    prefilled = [
+        Prefilled(kv=sequence.kv, mask=sequence.mask, stats=_stats(sequence, len(questions), times))
+        for sequence in sequences
     ]
+    return prefilled, logits_BV
 
 
 def _enter(lm: VideoLM, questions: Sequence[Asked]) -> list[_Sequence]:
@@ -220,23 +218,20 @@ def _stats(sequence: _Sequence, shared: int, times: tuple[float, float, float]) 
     text, visual = len(sequence.asked.suffix), sequence.asked.state.stage1
     upper = visual if sequence.mask is None else int(sequence.mask.keep.sum())
     started, lowered, ended = times
-    return (
+    halves: tuple[tuple[Stage, float, float, int, int], ...] = (
+        ("prefill_lower", started, lowered, text, text),
+        ("prefill_upper", lowered, ended, visual, upper),
+    )
+    return tuple(
         StageStats(
-            stage="prefill_lower",
-            started_s=started,
-            ended_s=lowered,
-            tokens_in=text,
-            tokens_out=text,
-            shared_s=(lowered - started) / shared,
-        ),
-        StageStats(
-            stage="prefill_upper",
-            started_s=lowered,
-            ended_s=ended,
-            tokens_in=visual,
-            tokens_out=upper,
-            shared_s=(ended - lowered) / shared,
-        ),
+            stage=stage,
+            started_s=first,
+            ended_s=last,
+            tokens_in=tokens_in,
+            tokens_out=tokens_out,
+            shared_s=(last - first) / shared,
+        )
+        for stage, first, last, tokens_in, tokens_out in halves
     )
 
 

@@ -67,7 +67,7 @@ def attention_facts(engine: Engine, pruning: OccamToken, samples: Iterable[Sampl
     """Measure on clips and their questions; `pruning` says the cut, who scores and what the register is made of."""
     pruning = replace(pruning, lambda1=0.0, lambda2=1.0)
     watched = _Watched.of(engine.lm.decoder)
-    engine = Engine(replace(cast(Any, engine.lm), decoder=watched), engine.config)
+    engine = engine.over(replace(cast(Any, engine.lm), decoder=watched))
     auc1, auc2, register1, shares = [], [], [], []
     for sample in samples:
         frames = sample.frames()

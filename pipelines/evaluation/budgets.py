@@ -59,7 +59,7 @@ def systematic_at(
     engine: Engine, base: Systematic, samples: Sequence[Sample], shares: Sequence[float]
 ) -> list[Systematic]:
     """`base` with the mass at which each of these shares of the patches is kept, all of them from one pass."""
-    (measured,) = _measured(engine, [replace(base, mass=1.0)], samples)
+    (measured,) = _measured(engine, [base], samples)
     return [replace(base, mass=measured.setting(share) or LEAST_MASS) for share in shares]
 
 

@@ -45,7 +45,7 @@ def engine_of(model: str, folder: Path, args: argparse.Namespace, **config: Any)
         calibration = Calibration(
             weights=info.digest, cut=cut, register="neurons", neurons=NEURONS, lambda1=0.0, lambda2=0.0
         )
-        return Engine(engine.lm.calibrated(calibration), engine.config)
+        return engine.over(engine.lm.calibrated(calibration))
     if info.calibration is None:
         raise SystemExit(f"{model} has no calibration: strategy occam cannot run.")
     return engine
