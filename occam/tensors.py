@@ -74,6 +74,38 @@ class MediaTokens:
             planes=tuple(plane[rows] for plane in self.planes),
         )
 
+    def to(self, device: torch.device | str) -> "MediaTokens":
+        """The chunk with its tensors on `device` (what names the views stays on the CPU)."""
+        return replace(
+            self,
+            ids=self.ids.to(device),
+            embeddings=self.embeddings.to(device),
+            positions=self.positions.to(device),
+            view=self.view.to(device),
+            patch=self.patch.to(device),
+            planes=tuple(plane.to(device) for plane in self.planes),
+            register_sum=self.register_sum.to(device),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        rows = (self.ids, self.embeddings, self.positions, self.view, self.patch, self.register_sum)
+        views = (self.pts_seconds, self.indices, self.grid)
+        return sum(t.nbytes for t in (*rows, *self.planes, *views))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MediumTokens:
+    """A whole video or image after stage I: its chunks in the order in which they are appended."""
+
+    chunks: tuple[MediaTokens, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(chunk.nbytes for chunk in self.chunks)
+
 
 @dataclass(frozen=True, kw_only=True)
 class StateShape:

@@ -26,8 +26,8 @@ from occam.errors import InvalidInput, NotCalibrated
 from occam.models.base import ModelInfo, VideoLM
 from occam.models.registry import load_model
 from occam.pruning import strategy_for
-from occam.stats import StageStats
-from occam.tensors import PrefixState
+from occam.stats import Stage, StageStats
+from occam.tensors import MediaTokens, MediumTokens, PrefixState
 from occam.types import Answer, FrameBatch, Turn
 
 WARM_UP_SIZE = (224, 224)
@@ -157,14 +157,22 @@ class Engine:
         self._check_neurons(pruning)
         return prefix.begin(self.lm, pruning, system)
 
-    @torch.inference_mode()
     def append(
         self, state: PrefixState, media: FrameBatch, pruning: Pruning
     ) -> tuple[PrefixState, tuple[StageStats, ...]]:
-        """The state with one chunk of frames, or one image, behind it; the only way a state gets media.
+        """The state with one chunk of frames, or one image, behind it: encoded, then put through the lower layers.
 
-        InvalidInput for a kind of media that model or strategy do not take; where the unpruned conversation passes the
-        model's positions, VideoTooLarge, or QuestionTooLong if most of it is the text in front.
+        Raises what `encode` and `extend` raise.
+        """
+        tokens, encoding = self.encode(media, pruning)
+        grown, prefill = self.extend(state, tokens, begins=media.offset == 0)
+        return grown, (encoding, prefill)
+
+    @torch.inference_mode()
+    def encode(self, media: FrameBatch, pruning: Pruning) -> tuple[MediaTokens, StageStats]:
+        """What the language model gets of one chunk, whatever stands in front of it: tower, stage I, projector.
+
+        InvalidInput for a kind of media that model or strategy do not take.
         """
         if media.kind not in self.info.media:
             taken = " and ".join(self.info.media)
@@ -175,13 +183,44 @@ class Engine:
             raise InvalidInput(f"Strategy {pruning.name!r} prunes {taken} input, not {media.kind}.", "strategy")
         if strategy.whole and media.offset:
             raise InvalidInput(f"Strategy {pruning.name!r} wants all frames of a video at once.", "chunk_frames")
-        return prefix.append_media(self.lm, state, media, pruning, self.clock)
+        started = self.clock()
+        tokens = prefix.encode(self.lm, media, pruning)
+        return tokens, self._stage("encode", started, tokens.encoded, len(tokens.ids))
+
+    @torch.inference_mode()
+    def extend(self, state: PrefixState, tokens: MediaTokens, begins: bool) -> tuple[PrefixState, StageStats]:
+        """The state with an encoded chunk behind it; the only way a state gets media.
+
+        tokens: what `encode` gave, on any device; begins: whether a video or image begins with this chunk. The same
+        chunks give the same state, bit for bit. Where the unpruned conversation passes the model's positions,
+        VideoTooLarge, or QuestionTooLong if most of it is the text in front.
+        """
+        started = self.clock()
+        grown = prefix.extend(self.lm, state, tokens.to(self.config.device), begins)
+        return grown, self._stage("prefill_lower", started, len(tokens.ids), len(tokens.ids))
+
+    def _stage(self, stage: Stage, started: float, tokens_in: int, tokens_out: int) -> StageStats:
+        return StageStats(
+            stage=stage, started_s=started, ended_s=self.clock(), tokens_in=tokens_in, tokens_out=tokens_out
+        )
 
     def fits(self, pruning: Pruning, state: PrefixState) -> bool:
         """Whether a state out of a cache is of this engine's shape and length: another would end the request later."""
         own = prefix.empty_state(self.lm, pruning)
         times = bool(state.view_pts.isfinite().all())
         return state.shape == own.shape and state.next_position <= self.info.max_positions and times
+
+    def fits_media(self, medium: MediumTokens) -> bool:
+        """The same of a medium's encoded chunks."""
+        decoder = self.lm.decoder
+        weight, axes = decoder.model.embed_tokens.weight, decoder.axes
+        return sum(chunk.length for chunk in medium.chunks) <= self.info.max_positions and all(
+            (chunk.embeddings.dtype, chunk.embeddings.shape[1]) == (weight.dtype, weight.shape[1])
+            and (len(chunk.positions), len(chunk.planes)) == (axes, decoder.levels)
+            and len(chunk.register_sum) == 1 + decoder.levels
+            and bool(chunk.pts_seconds.isfinite().all())
+            for chunk in medium.chunks
+        )
 
     @torch.inference_mode()
     def replay(self, state: PrefixState, turns: Sequence[Turn]) -> PrefixState:

@@ -16,7 +16,6 @@ from occam.models.base import VideoLM
 from occam.models.packing import Pack, SequenceKV
 from occam.pruning import strategy_for
 from occam.pruning.strategy import ProjectedEvidence
-from occam.stats import StageStats
 from occam.tensors import MediaTokens, PrefixState
 from occam.types import FrameBatch, Turn
 
@@ -65,14 +64,9 @@ def begin(lm: VideoLM, pruning: Pruning, system: str) -> PrefixState:
     return append_text(lm, state, ids)
 
 
-def append_media(
-    lm: VideoLM, state: PrefixState, media: FrameBatch, pruning: Pruning, clock: Clock
-) -> tuple[PrefixState, tuple[StageStats, ...]]:
-    """The state with one chunk of media behind it: encode, stage I, compact, lower layers."""
-    started = clock()
-    tokens = encode(lm, media, pruning)
+def extend(lm: VideoLM, state: PrefixState, tokens: MediaTokens, begins: bool) -> PrefixState:
+    """The state with one encoded chunk of media behind it, through the lower layers; `begins`: it begins a medium."""
     check_media_length(lm, state, tokens.length)
-    encoded = clock()
     grown = _grow(
         lm,
         state,
@@ -83,8 +77,8 @@ def append_media(
         patch=tokens.patch,
         planes=tokens.planes,
     )
-    medium = max(state.media - (media.offset > 0), 0)
-    grown = replace(
+    medium = state.media if begins else max(state.media - 1, 0)
+    return replace(
         grown,
         register_sum=state.register_sum + tokens.register_sum,
         register_count=state.register_count + tokens.register_count,
@@ -94,11 +88,6 @@ def append_media(
         view_grid=torch.cat([state.view_grid, tokens.grid]),
         next_position=state.next_position + tokens.length,
         encoded=state.encoded + tokens.encoded,
-    )
-    kept = len(tokens.ids)
-    return grown, (
-        StageStats(stage="encode", started_s=started, ended_s=encoded, tokens_in=tokens.encoded, tokens_out=kept),
-        StageStats(stage="prefill_lower", started_s=encoded, ended_s=clock(), tokens_in=kept, tokens_out=kept),
     )
 
 

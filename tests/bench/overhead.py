@@ -117,7 +117,7 @@ def _watched(subject: Subject) -> Iterator[Stopwatch]:
         (adapter, "encode", TOWER),
         (prefix, "encode", ENCODE),
         (prefix, "begin", "begin"),
-        (prefix, "append_media", "append"),
+        (Engine, "append", "append"),
         (generation, "prefill", "question"),
     )
 
