@@ -141,7 +141,10 @@ class EvidenceBody(BaseModel):
 class OccamBody(BaseModel):
     """What Occam did for an answer: where the video's state came from, and how it was pruned."""
 
-    cache: Tier = Field(description="Tier that had the media's state; `none`: it was computed for this answer.")
+    cache: Tier = Field(
+        description="Tier that had the media's state; `embeddings`: the shared tier had what the vision tower gives of "
+        "all of them, and the state was computed on that; `none`: it was computed for this answer."
+    )
     strategy: str
     lambda1: float | None
     lambda2: float | None

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields, replace
 
 from occam.config import Pruning
 from occam.engine import Engine
+from occam.kv.embeddings import EMBEDDINGS_VERSION
 from occam.kv.key import KVKey, MediumKey
 from occam.stats import StageStats, Usage
 from occam.tensors import PrefixState
@@ -16,6 +17,7 @@ from services.messages import Finished, Medium, PruningChoice, Tier
 class Prefix:
     """A state, where it came from, and what it took this request to get it.
 
+    tier: `embeddings` where those of all media came from the shared tier, and lower layers ran over them
     cached_tokens: tokens of the state whose lower layers were not computed for this request
     """
 
@@ -37,6 +39,12 @@ def key_of(engine: Engine, media: Sequence[Medium], pruning: Pruning, system: st
         ),
         facts={**engine.key_facts(pruning), "system": system},
     )
+
+
+def embeddings_keys(key: KVKey) -> tuple[KVKey, ...]:
+    """The keys of the embeddings of a state's media, one for each: the tower saw neither the text nor the others."""
+    facts = {name: fact for name, fact in key.facts.items() if name != "system"} | {"embeddings": EMBEDDINGS_VERSION}
+    return tuple(replace(key, media=(medium,), facts=facts) for medium in key.media)
 
 
 def choice_of(pruning: Pruning) -> PruningChoice:

@@ -1,4 +1,4 @@
-"""The state of media in front of any question: from a cache tier, or built from frames as they are decoded."""
+"""The state of media in front of any question: from a cache tier, or built from embeddings that one has, or frames."""
 
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -13,9 +13,10 @@ from occam.kv.break_even import BreakEven
 from occam.kv.key import KVKey
 from occam.kv.store import MemoryStore, TieredStore
 from occam.stats import StageStats
-from occam.types import Turn
+from occam.tensors import MediaTokens, MediumTokens, PrefixState
+from occam.types import FrameBatch, Turn
 from services import metrics
-from services.answers import Prefix, key_of
+from services.answers import Prefix, embeddings_keys, key_of
 from services.engine_thread import EngineThread
 from services.errors import ReplicaLost
 from services.messages import DecodedChunk, Medium, Tier
@@ -83,7 +84,7 @@ class Prefixes:
     async def forget(self, keys: Sequence[KVKey]) -> None:
         """Drop media's states from every tier; states of conversations are reached through them and age out."""
         for key in keys:
-            await self._tiers.delete(key)
+            await self._tiers.delete(key, embeddings_keys(key))
 
     async def _find_or_build(self, key: KVKey, media: Sequence[Medium], pruning: Pruning, system: str) -> Prefix:
         found = await self._tiers.get(key, partial(self._engine.fits, pruning))
@@ -98,23 +99,63 @@ class Prefixes:
         return prefix
 
     async def _build(self, key: KVKey, media: Sequence[Medium], pruning: Pruning, system: str) -> Prefix:
-        engine, started = self._engine, time.monotonic()
-        state = await self._thread.run(engine.begin, pruning, system)
+        """The state over embeddings that are there, and over frames where they are not."""
+        started, asking_s = time.monotonic(), 0.0
+        state = await self._thread.run(self._engine.begin, pruning, system)
         stats: list[StageStats] = []
-        for medium in media:
-            async with aclosing(self._chunks(medium, engine.chunk(pruning, len(medium.indices)))) as chunks:
-                async for chunk in chunks:
-                    state, work = await self._thread.run(engine.append, state, chunk.frames, pruning)
-                    metrics.BATCH_FRAMES.observe(len(chunk.frames))
-                    metrics.record_work(self._name, work)
-                    stats += (chunk.stats, *work)
+        for medium, medium_key in zip(media, embeddings_keys(key), strict=True):
+            asked = time.monotonic()
+            stored, wanted = await self._tiers.get_embeddings(medium_key, self._engine.fits_media)
+            asking_s += time.monotonic() - asked
+            if stored is not None:
+                state, work = await self._extend(state, stored)
+            else:
+                state, tokens, work = await self._encode(state, medium, pruning)
+                if wanted:
+                    self._tiers.put_embeddings(medium_key, tokens)
+            stats += work
+        encoded = sum(stage.tokens_in for stage in stats if stage.stage == "encode")
         self._break_even.built(
-            encoded=state.encoded,
+            encoded=encoded,
             tokens=len(state),
-            seconds=time.monotonic() - started,
+            seconds=time.monotonic() - started - asking_s,
             prefill_s=sum(stage.seconds for stage in stats if stage.stage == "prefill_lower"),
         )
-        return Prefix(state=state, key=key, tier="none", cached_tokens=0, stats=tuple(stats))
+        tier: Tier = "embeddings" if stats and not encoded else "none"
+        return Prefix(state=state, key=key, tier=tier, cached_tokens=0, stats=tuple(stats))
+
+    async def _extend(self, state: PrefixState, stored: MediumTokens) -> tuple[PrefixState, list[StageStats]]:
+        """The state with a medium behind it whose embeddings are there; a chunk at a time, as it was encoded."""
+        stats = []
+        for number, tokens in enumerate(stored.chunks):
+            state, work = await self._thread.run(self._engine.extend, state, tokens, begins=number == 0)
+            metrics.record_work(self._name, (work,))
+            stats.append(work)
+        return state, stats
+
+    async def _encode(
+        self, state: PrefixState, medium: Medium, pruning: Pruning
+    ) -> tuple[PrefixState, MediumTokens, list[StageStats]]:
+        """The state with a medium behind it, from its frames as they are decoded; and its embeddings."""
+        engine, encoded = self._engine, []
+        stats: list[StageStats] = []
+        async with aclosing(self._chunks(medium, engine.chunk(pruning, len(medium.indices)))) as chunks:
+            async for chunk in chunks:
+                state, tokens, work = await self._thread.run(_append, engine, state, chunk.frames, pruning)
+                metrics.BATCH_FRAMES.observe(len(chunk.frames))
+                metrics.record_work(self._name, work)
+                stats += (chunk.stats, *work)
+                encoded.append(tokens)
+        return state, MediumTokens(chunks=tuple(encoded)), stats
+
+
+def _append(
+    engine: Engine, state: PrefixState, frames: FrameBatch, pruning: Pruning
+) -> tuple[PrefixState, MediaTokens, tuple[StageStats, ...]]:
+    """`Engine.append` that hands out what lies between its halves, in one turn of the engine's thread."""
+    tokens, encoding = engine.encode(frames, pruning)
+    state, prefill = engine.extend(state, tokens, begins=frames.offset == 0)
+    return state, tokens, (encoding, prefill)
 
 
 def _behind(key: KVKey, turns: Sequence[Turn]) -> KVKey:

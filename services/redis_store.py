@@ -1,4 +1,4 @@
-"""The shared cache tier: one Redis hash per state, its parts and its manifest as fields.
+"""The shared cache tier: one Redis hash per state, and per medium's embeddings; its parts and its manifest as fields.
 
 A hash lives, expires and is evicted as one, so no entry loses single parts to eviction and one UNLINK forgets all of
 it. The manifest goes in last, with the last parts and in their transaction: a reader finds a whole entry or none.
@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import TypeVar, cast
+from typing import Generic, TypeVar, cast
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -16,11 +16,14 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from occam.errors import FetchGivenUp, InvalidInput, StoreUnavailable
-from occam.kv.break_even import BreakEven, Fetch, Offer
-from occam.kv.codec import Manifest, Part, decode, describe, encode
+from occam.kv.break_even import BreakEven, Fetch
+from occam.kv.codec import STATES, Manifest
+from occam.kv.embeddings import EMBEDDINGS, MediumManifest
 from occam.kv.key import KVKey
-from occam.tensors import PrefixState
+from occam.kv.layout import Codec, Part, Sealed
+from occam.tensors import MediumTokens, PrefixState
 
+M = TypeVar("M", bound=Sealed)
 T = TypeVar("T")
 
 _PREFIX = "occam:kv:"
@@ -54,8 +57,8 @@ class Breaker:
         self._open_until = None
 
 
-class RedisStore:
-    """A `KVStore` on a Redis that may be away, slow, full or shared at any time; for one event loop.
+class RedisEntries(Generic[M, T]):
+    """A `Store` on a Redis that may be away, slow, full or shared at any time; for one event loop.
 
     ttl_s: seconds an entry lives after it was last written
     max_entry_bytes: larger entries are neither written nor read: one near Redis' maxmemory would evict all others
@@ -64,7 +67,8 @@ class RedisStore:
     break_even: decides what is worth fetching; one that knows nothing of computing lets everything be fetched
     """
 
-    name = "redis"
+    name: str
+    _codec: Codec[M, T]
 
     def __init__(
         self,
@@ -93,41 +97,40 @@ class RedisStore:
         except ValueError as error:
             raise InvalidInput("OCCAM_KV_URL must be a redis://, rediss:// or unix:// URL.", "OCCAM_KV_URL") from error
 
-    async def get(self, key: KVKey) -> PrefixState | None:
-        """The state of `key` on the CPU, every bit checked, or None where any of it is missing.
+    async def get(self, key: KVKey) -> T | None:
+        """The value of `key` on the CPU, every bit checked, or None where any of it is missing.
 
-        Raises CorruptState, and FetchDeclined where computing the state is quicker.
+        Raises CorruptState, and FetchDeclined where doing without it is quicker.
         """
         with self._break_even.asking():
             async with self._answering():
                 raw = cast(bytes | None, await self._redis.hget(_name(key), _MANIFEST))
         if raw is None:
             return None
-        manifest = Manifest.from_bytes(raw)
+        manifest = self._codec.read(raw)
         if manifest.nbytes > self._max_entry_bytes:
             return None
-        offer = Offer(nbytes=manifest.nbytes, encoded=manifest.encoded, tokens=manifest.tokens)
-        with self._break_even.fetching(offer) as fetch:
+        with self._break_even.fetching(manifest.offer) as fetch:
             async with self._answering():
                 parts = await self._fetch(key, manifest, fetch)
             if len(parts) < len(manifest.parts):
                 return None
-            state = await asyncio.to_thread(decode, manifest, parts)
+            value = await asyncio.to_thread(self._codec.decode, manifest, parts)
             fetch.complete()
-            return state
+            return value
 
-    async def put(self, key: KVKey, state: PrefixState) -> bool:
-        """Keep `state`; False where it has more than `max_entry_bytes`."""
-        if describe(state).nbytes > self._max_entry_bytes:
+    async def put(self, key: KVKey, value: T, /) -> bool:
+        """Keep `value`; False where it has more than `max_entry_bytes`."""
+        if self._codec.describe(value).nbytes > self._max_entry_bytes:
             return False
         async with self._answering():
-            manifest, parts = await asyncio.to_thread(encode, state)
+            manifest, parts = await asyncio.to_thread(self._codec.encode, value)
             fields: list[tuple[str, Part]] = [*zip(manifest.parts, parts, strict=True)]
             fields.append((_MANIFEST, manifest.to_bytes()))
             for batch in _batches(fields):
                 pipeline = self._redis.pipeline(transaction=True)
-                for field, value in batch:
-                    pipeline.hset(_name(key), field, value)
+                for field, data in batch:
+                    pipeline.hset(_name(key), field, data)
                 pipeline.expire(_name(key), self._ttl_s)
                 await pipeline.execute()
         return True
@@ -141,7 +144,7 @@ class RedisStore:
         """Close every connection."""
         await self._redis.aclose()
 
-    async def _fetch(self, key: KVKey, manifest: Manifest, fetch: Fetch) -> list[bytes]:
+    async def _fetch(self, key: KVKey, manifest: M, fetch: Fetch) -> list[bytes]:
         """The parts in order, without those that are missing; raises FetchGivenUp."""
         values: list[bytes | None] = []
         for batch in _batches([*zip(manifest.parts, manifest.part_sizes, strict=True)]):
@@ -174,6 +177,20 @@ class RedisStore:
             self._breaker.failed()
             raise StoreUnavailable("The shared cache did not answer in time.") from error
         self._breaker.succeeded()
+
+
+class RedisStore(RedisEntries[Manifest, PrefixState]):
+    """The states."""
+
+    name = "redis"
+    _codec = STATES
+
+
+class RedisEmbeddings(RedisEntries[MediumManifest, MediumTokens]):
+    """The embeddings of media."""
+
+    name = "embeddings"
+    _codec = EMBEDDINGS
 
 
 def _name(key: KVKey) -> str:

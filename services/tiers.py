@@ -1,26 +1,37 @@
 """The cache of one worker: its memory, then the shared tier, with every operation entered into the work ledger."""
 
+from typing import Any, TypeVar
+
 from occam.kv.break_even import BreakEven
 from occam.kv.store import KVStore, MemoryStore, TieredStore, TierEvent
 from services import metrics
 from services.kv import MEMORY_URL
-from services.redis_store import RedisStore
+from services.redis_store import Breaker, RedisEmbeddings, RedisEntries, RedisStore
 from services.settings import Settings
+
+Entries = TypeVar("Entries", bound=RedisEntries[Any, Any])
 
 
 def open_tiers(settings: Settings) -> tuple[MemoryStore, TieredStore, BreakEven]:
     """The memory tier by itself, all tiers as one, and what must be told of every state that is computed."""
-    memory, break_even = MemoryStore(settings.kv_memory_bytes), BreakEven()
-    tiers: list[KVStore] = [memory]
-    if settings.kv_url != MEMORY_URL:
-        shared = RedisStore(
+    of_embeddings, breaker = BreakEven(), Breaker(open_s=5.0)
+    memory, break_even = MemoryStore(settings.kv_memory_bytes), BreakEven(embeddings=of_embeddings)
+
+    def shared(kind: type[Entries], choice: BreakEven) -> Entries:
+        return kind(
             settings.kv_url,
             ttl_s=int(settings.kv_ttl_s),
             max_entry_bytes=settings.kv_entry_bytes,
-            break_even=break_even,
+            breaker=breaker,
+            break_even=choice,
         )
-        tiers.append(shared)
-    return memory, TieredStore(tiers, observe=_observe), break_even
+
+    tiers: list[KVStore] = [memory]
+    embeddings = None
+    if settings.kv_url != MEMORY_URL:
+        tiers.append(shared(RedisStore, break_even))
+        embeddings = shared(RedisEmbeddings, of_embeddings)
+    return memory, TieredStore(tiers, observe=_observe, embeddings=embeddings), break_even
 
 
 def _observe(event: TierEvent) -> None:

@@ -20,7 +20,7 @@ from occam.config import EngineConfig, NoPruning, OccamToken, Pruning, SamplingP
 from occam.errors import InvalidInput, SourceUnavailable, UnsupportedVideo
 from occam.models.base import ModelInfo
 from occam.stats import StageStats, VisualTokenCounts
-from occam.tensors import PrefixState
+from occam.tensors import MediaTokens, MediumTokens, PrefixState
 from occam.types import Answer, Evidence, FrameBatch, FrameEvidence, MediaKind, Turn
 from services.messages import DecodedChunk, Described, FrameChoice, Medium, Source
 from services.settings import Settings
@@ -84,27 +84,48 @@ class FakeEngine:
     def append(
         self, state: PrefixState, frames: FrameBatch, pruning: Pruning
     ) -> tuple[PrefixState, tuple[StageStats, ...]]:
+        tokens, encoding = self.encode(frames, pruning)
+        grown, prefill = self.extend(state, tokens, begins=frames.offset == 0)
+        return grown, (encoding, prefill)
+
+    def encode(self, frames: FrameBatch, pruning: Pruning) -> tuple[MediaTokens, StageStats]:
         started = time.monotonic()
         if frames.kind not in self.info.media:
             raise InvalidInput(f"{self.info.name} does not take this kind: {frames.kind}.", "model")
         count = frames.frames.shape[0]
-        kept = PATCHES // 2
-        brightness = torch.from_numpy(frames.frames.reshape(count, -1)[:, 0].astype(np.int64)).repeat_interleave(kept)
-        first = len(state.view_pts)
+        kept = count * PATCHES // 2
+        brightness = torch.from_numpy(frames.frames.reshape(count, -1)[:, 0].astype(np.int64))
+        ids = brightness.repeat_interleave(PATCHES // 2) + 1000
+        tokens = MediaTokens(
+            ids=ids,
+            embeddings=ids.float()[:, None],
+            positions=torch.arange(kept)[None],
+            view=torch.arange(count).repeat_interleave(PATCHES // 2),
+            patch=torch.zeros(kept, dtype=torch.int64),
+            length=kept,
+            encoded=count * PATCHES,
+            pts_seconds=torch.from_numpy(frames.pts_seconds),
+            indices=torch.from_numpy(frames.indices),
+            grid=torch.tensor([[2, 2]]).expand(count, 2),
+            register_sum=torch.zeros(1, 1),
+            register_count=0,
+        )
+        return tokens, StageStats(
+            stage="encode", started_s=started, ended_s=time.monotonic(), tokens_in=tokens.encoded, tokens_out=kept
+        )
+
+    def extend(self, state: PrefixState, tokens: MediaTokens, begins: bool) -> tuple[PrefixState, StageStats]:
+        now, first = time.monotonic(), len(state.view_pts)
         grown = _state(
-            torch.cat([state.ids, brightness + 1000]),
-            torch.cat([_visual(state), torch.arange(first, first + count).repeat_interleave(kept)]),
-            frames=first + count,
+            torch.cat([state.ids, tokens.ids]),
+            torch.cat([_visual(state), first + tokens.view]),
+            frames=first + len(tokens.indices),
         )
-        ended = time.monotonic()
-        return grown, (
-            StageStats(
-                stage="encode", started_s=started, ended_s=ended, tokens_in=count * PATCHES, tokens_out=count * kept
-            ),
-            StageStats(
-                stage="prefill_lower", started_s=ended, ended_s=ended, tokens_in=count * kept, tokens_out=count * kept
-            ),
-        )
+        kept = len(tokens.ids)
+        return grown, StageStats(stage="prefill_lower", started_s=now, ended_s=now, tokens_in=kept, tokens_out=kept)
+
+    def fits_media(self, medium: MediumTokens) -> bool:
+        return all(chunk.embeddings.shape[1] == 1 for chunk in medium.chunks)
 
     def fits(self, pruning: Pruning, state: PrefixState) -> bool:
         return state.shape == self.begin(pruning).shape

@@ -1,4 +1,8 @@
-"""Whether a cached state is fetched or computed again: whichever takes less time, by what both took here lately.
+"""Whether what a tier has is fetched or computed again: whichever takes less time, by what both took here lately.
+
+A state spares all of the computing. Embeddings, which may lie beside it and have less bytes, spare the tower alone, and
+leave the lower layers to be run. There is a choice for each: embeddings against the tower, and a state against the
+quicker of computing and of such embeddings. Asked in turn, first the state, they take the quickest of the three ways.
 
 A fetch goes on as long as what is left of it promises to take less time than computing anew; that is asked before it
 begins and with every batch that arrives. A line that was too slow is tried again after one declined lookup, then after
@@ -6,9 +10,10 @@ begins and with every batch that arrives. A line that was too slow is tried agai
 paid from a credit that starts with one computation, grows by `SAVED` of every other and by what fetches gain, and holds
 one computation at most when a fetch begins. While it is overdrawn the tier is left alone. So all lookups together take
 at most 1 + `SAVED` times what computing every state takes, plus one computation and one fetch given up for each lookup
-that runs at the same time.
+that runs at the same time; embeddings may cost as much again of what the tower takes.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -19,7 +24,7 @@ from statistics import median
 from occam.errors import FetchDeclined, FetchGivenUp, StoreUnavailable
 
 RECENT = 7  # observations that a pace is the median of
-SAVED = 0.02  # of the seconds that computing takes may be lost on a tier
+SAVED = 0.015  # of the seconds that computing takes may be lost on a tier
 LATE = 0.05  # of the seconds that computing takes are waited for any batch
 MAX_DECLINED = 64  # lookups between two tries of a line that is too slow
 FEW_BUILT = 3  # states after which the pace of computing is trusted
@@ -37,17 +42,24 @@ class Pace:
             self._recent.append(seconds / units)
 
     def seconds(self, units: int = 1) -> float | None:
-        """What `units` would take, or None before anything was seen."""
+        """What `units` would take; nothing for none of them, else None before anything was seen."""
+        if not units:
+            return 0.0
         return median(self._recent) * units if self._recent else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Offer:
-    """A state that a tier has: its bytes on the line, the patches the tower made for it, and its tokens."""
+    """A state that a tier has, or embeddings: the bytes on the line, the patches the tower made for it, and its tokens.
+
+    tokens: those that the lower layers ran on, 0 for embeddings
+    embeddings: bytes on the line of what would spare a state's tower, about; None where nothing would
+    """
 
     nbytes: int
     encoded: int
-    tokens: int
+    tokens: int = 0
+    embeddings: int | None = None
 
 
 class Fetch:
@@ -97,10 +109,14 @@ class Fetch:
 
 
 class BreakEven:
-    """The choice between one tier and one engine, from the seconds that both took; for one event loop."""
+    """The choice between one tier and one engine, from the seconds that both took; for one event loop.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    embeddings: the choice for those of the same tier, where it keeps them; it is told what the tower took
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, embeddings: "BreakEven | None" = None) -> None:
         self._clock = clock
+        self._embeddings = embeddings
         self._round_trip, self._transfer = Pace(), Pace()
         self._encode, self._prefill = Pace(), Pace()
         self._credit_s = 0.0
@@ -108,12 +124,17 @@ class BreakEven:
         self._declined, self._declines_before_try = 0, 1
 
     def built(self, *, encoded: int, tokens: int, seconds: float, prefill_s: float) -> None:
-        """Learn that a state took `seconds` to compute, waiting for frames included, `prefill_s` of it for prefill."""
+        """Learn that a state took `seconds` to compute, waiting for frames included, `prefill_s` of it for prefill.
+
+        encoded, seconds: without those of media whose embeddings were fetched
+        """
         self._encode.observe(seconds - prefill_s, encoded)
         self._prefill.observe(prefill_s, tokens)
         self._credit_s += SAVED * seconds if self._built else seconds
         self._built += 1
         self._fetched_since_built = 0
+        if self._embeddings is not None and encoded:
+            self._embeddings.built(encoded=encoded, tokens=0, seconds=seconds - prefill_s, prefill_s=0.0)
 
     @contextmanager
     def asking(self) -> Iterator[None]:
@@ -132,6 +153,7 @@ class BreakEven:
     def fetching(self, offer: Offer) -> Iterator[Fetch]:
         """Time a fetch; raises FetchDeclined where computing is quicker."""
         rebuild_s = self._rebuild_s(offer)
+        self._credit_s = min(self._credit_s, self._compute_s(offer) or math.inf)
         fetch = Fetch(offer.nbytes, self._hoped_s(offer, rebuild_s), rebuild_s, self._clock)
         try:
             yield fetch
@@ -145,22 +167,38 @@ class BreakEven:
                 self._won(fetch.complete_s, offer, rebuild_s)
 
     def _rebuild_s(self, offer: Offer) -> float | None:
+        """What the quickest way without this fetch would take, or None before anything was computed."""
+        compute_s, embeddings_s = self._compute_s(offer), self._embeddings_s(offer)
+        return compute_s if compute_s is None or embeddings_s is None else min(compute_s, embeddings_s)
+
+    def _embeddings_s(self, offer: Offer) -> float | None:
+        """What the state would take over its media's embeddings, or None before any were fetched."""
+        if self._embeddings is None or offer.embeddings is None:
+            return None
+        fetch_s, prefill_s = self._embeddings.fetch_s(offer.embeddings), self._prefill.seconds(offer.tokens)
+        asking_s = self._round_trip.seconds()
+        return None if fetch_s is None or prefill_s is None or asking_s is None else asking_s + fetch_s + prefill_s
+
+    def _compute_s(self, offer: Offer) -> float | None:
         """What computing would take, or None before anything was computed."""
         encode_s, prefill_s = self._encode.seconds(offer.encoded), self._prefill.seconds(offer.tokens)
-        return None if encode_s is None or prefill_s is None else encode_s + prefill_s
+        return None if not self._built or encode_s is None or prefill_s is None else encode_s + prefill_s
 
-    def _fetch_s(self, offer: Offer) -> float | None:
-        round_trip_s, transfer_s = self._round_trip.seconds(), self._transfer.seconds(offer.nbytes)
+    def fetch_s(self, nbytes: int) -> float | None:
+        """What fetching `nbytes` would take, or None before anything was fetched."""
+        round_trip_s, transfer_s = self._round_trip.seconds(), self._transfer.seconds(nbytes)
         return None if round_trip_s is None or transfer_s is None else round_trip_s + transfer_s
 
     def _hoped_s(self, offer: Offer, rebuild_s: float | None) -> float | None:
         """What a fetch shall take, None where nothing is known; raises FetchDeclined where computing is quicker."""
         if rebuild_s is None:
             return None
-        self._credit_s = min(self._credit_s, rebuild_s)
-        fetch_s = self._fetch_s(offer)
+        fetch_s = self.fetch_s(offer.nbytes)
         if fetch_s is not None and fetch_s < rebuild_s and not self._stale(fetch_s, rebuild_s):
             return fetch_s
+        if fetch_s is None and self._embeddings is not None and not self._declined:
+            self._declined += 1
+            raise FetchDeclined("Of a line that is not known yet, embeddings shall tell: they are smaller.")
         if fetch_s is None or (fetch_s >= rebuild_s and self._declined >= self._declines_before_try):
             self._declined = 0
             return rebuild_s / 2  # a try is of a line that would be twice as quick as computing
@@ -183,7 +221,7 @@ class BreakEven:
         self._transfer.observe(max(seconds - (self._round_trip.seconds() or 0.0), 0.0), offer.nbytes)
         self._fetched_since_built += 1
         if rebuild_s is not None:
-            self._credit_s += rebuild_s - seconds
+            self._credit_s += (self._compute_s(offer) or rebuild_s) - seconds
             self._put_off_tries(was_worth_it=seconds < rebuild_s)
 
     def _lost(self, seconds: float, offer: Offer, rebuild_s: float | None) -> None:

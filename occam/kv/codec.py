@@ -1,47 +1,26 @@
-"""PrefixState <-> bytes, bit for bit: a small manifest, and the tensors as one buffer cut into parts.
+"""PrefixState <-> bytes, bit for bit: a small manifest of dimensions, and the tensors as parts of one buffer."""
 
-The manifest holds dimensions, not shapes: every tensor's dtype, shape and place in the buffer follows from them, so
-bytes from outside have no layout of their own to bring. It is JSON under its own checksum, and each part is named by
-its checksum, so the parts of two writers never mix. Nothing is unpickled.
-"""
-
-import json
-import math
-import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from hashlib import blake2b
-from itertools import accumulate, pairwise
-from typing import NamedTuple
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
 
-from occam.errors import CorruptState
+from occam.kv import layout
+from occam.kv.break_even import Offer
+from occam.kv.layout import Codec, Part, Sealed, Slot
 from occam.tensors import PrefixState
 
 CODEC_VERSION = 3
-PART_BYTES = 4 << 20
-
-Part = bytes | memoryview
-
-# Torch's own alignment on the CPU: kernels may sum in another order where data lies otherwise, and cost the last bit.
-_ALIGNMENT = 64
-_MAX_MANIFEST_BYTES = 1 << 20
-_MAX_INTEGER = 1 << 24
-_MAX_LAYERS = 1024
-_MAX_GRID = 4096
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_CHECKSUM = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest:
+class Manifest(Sealed):
     """What the parts of one encoded state are: its dimensions, its scalars, and the checksum of every part.
 
     dtype: of keys, values, hidden and planes; tokens N, axes A, layers l, heads H_kv, head_dim D, width C, views V,
     levels (DeepStack's), planes (those of them above the cut): the dimensions that `PrefixState` names; the other
-    integers are its scalars; parts: checksums in order
+    integers are its scalars
     """
 
     version: int = CODEC_VERSION
@@ -59,85 +38,73 @@ class Manifest:
     next_position: int
     encoded: int
     turns: int
-    parts: tuple[str, ...]
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of all parts together."""
-        return _offsets(_slots(self))[-1]
+    def offer(self) -> Offer:
+        """The bytes of the state; those of its media's embeddings follow from its dimensions, text taken for media."""
+        numbers = self.width * (1 + self.levels) * layout.DTYPES[self.dtype].itemsize
+        indices = (3 + self.axes) * torch.int64.itemsize
+        embeddings = self.tokens * (numbers + indices)
+        return Offer(nbytes=self.nbytes, encoded=self.encoded, tokens=self.tokens, embeddings=embeddings)
 
-    @property
-    def part_sizes(self) -> tuple[int, ...]:
-        """Bytes of each part: `PART_BYTES`, the last one what remains."""
-        whole, rest = divmod(self.nbytes, PART_BYTES)
-        return (PART_BYTES,) * whole + ((rest,) if rest else ())
-
-    def to_bytes(self) -> bytes:
-        """The manifest as a checksum line and one line of JSON."""
-        body = json.dumps(asdict(self), separators=(",", ":")).encode()
-        return f"{_checksum(body)}\n".encode() + body
+    def slots(self) -> list[Slot]:
+        """Every tensor of a state in the order of the buffer."""
+        dtype, tokens = layout.DTYPES[self.dtype], self.tokens
+        layer = (self.heads, tokens, self.head_dim)
+        return [
+            Slot("ids", torch.int64, (tokens,)),
+            Slot("positions", torch.int64, (self.axes, tokens)),
+            Slot("view", torch.int64, (tokens,)),
+            Slot("patch", torch.int64, (tokens,)),
+            Slot("view_medium", torch.int64, (self.views,)),
+            Slot("view_pts", torch.float64, (self.views,)),
+            Slot("view_index", torch.int64, (self.views,)),
+            Slot("view_grid", torch.int64, (self.views, 2)),
+            Slot("register_sum", torch.float32, (1 + self.levels, self.width)),
+            Slot("hidden", dtype, (tokens, self.width)),
+            *(Slot(f"planes.{level}", dtype, (tokens, self.width)) for level in range(self.planes)),
+            *(Slot(f"{kind}.{index}", dtype, layer) for index in range(self.layers) for kind in ("keys", "values")),
+        ]
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> "Manifest":
         """The manifest in `raw`, every field checked; raises CorruptState."""
-        if len(raw) > _MAX_MANIFEST_BYTES:
-            raise CorruptState(f"The manifest has {len(raw)} bytes; at most {_MAX_MANIFEST_BYTES} are read.")
-        checksum, _, body = raw.partition(b"\n")
-        if checksum != _checksum(body).encode():
-            raise CorruptState("The manifest does not match its checksum.")
-        try:
-            values = json.loads(body)
-        except (ValueError, RecursionError) as error:
-            raise CorruptState("The manifest is not JSON.") from error
-        return _validated(values)
+        values = layout.opened(cls, CODEC_VERSION, raw)
+        layout.check_dtype(values["dtype"])
+        for name in values.keys() - {"parts", "dtype"}:
+            limit = layout.MAX_LAYERS if name in ("layers", "levels", "planes") else layout.MAX_INTEGER
+            layout.check_integer(name, values[name], limit)
+        manifest = cls(**values)
+        layout.check_parts(manifest)
+        return manifest
 
 
 def describe(state: PrefixState) -> Manifest:
     """The manifest of `state` before its parts have checksums; its `nbytes` is what encoding will take."""
     shape = asdict(state.shape)
-    dtype = str(shape.pop("dtype")).removeprefix("torch.")
-    if dtype not in _DTYPES:
-        raise ValueError(f"hidden must be one of {', '.join(_DTYPES)}, got {dtype}")
     return Manifest(
-        **shape,
-        dtype=dtype,
+        **shape | {"dtype": layout.dtype_name(state.shape.dtype, "hidden")},
         tokens=len(state),
         views=state.view_pts.shape[0],
         register_count=state.register_count,
         next_position=state.next_position,
         encoded=state.encoded,
         turns=state.turns,
-        parts=(),
     )
 
 
 def encode(state: PrefixState) -> tuple[Manifest, list[memoryview]]:
     """The manifest of `state` and its parts, views of one buffer; raises ValueError on a state it cannot hold."""
     manifest = describe(state)
-    buffer = torch.zeros(manifest.nbytes, dtype=torch.uint8)
-    for slot, view in zip(_slots(manifest), _views(manifest, buffer), strict=True):
-        tensor = _tensor(state, slot)
-        if tensor.dtype != slot.dtype or tensor.shape != slot.shape:
-            raise ValueError(
-                f"{slot.name} must be {slot.dtype} {list(slot.shape)}, got {tensor.dtype} {list(tensor.shape)}"
-            )
-        view.copy_(tensor)
-    parts = _cut(buffer, manifest.part_sizes)
-    return replace(manifest, parts=tuple(_checksum(part) for part in parts)), parts
+    slots = manifest.slots()
+    checksums, parts = layout.pack(slots, {slot.name: _tensor(state, slot.name) for slot in slots})
+    return replace(manifest, parts=checksums), parts
 
 
 def decode(manifest: Manifest, parts: Sequence[Part]) -> PrefixState:
     """The state in `parts`, on the CPU, every bit checked; raises CorruptState."""
-    if [len(part) for part in parts] != list(manifest.part_sizes):
-        raise CorruptState(f"{len(parts)} parts do not have the sizes that the manifest gives.")
-    for index, (name, part) in enumerate(zip(manifest.parts, parts, strict=True)):
-        if _checksum(part) != name:
-            raise CorruptState(f"Part {index} of {len(parts)} does not match its checksum.")
-    buffer = torch.empty(manifest.nbytes, dtype=torch.uint8)
-    for place, part in zip(_cut(buffer, manifest.part_sizes), parts, strict=True):
-        place[:] = part
-    tensors = dict(zip((slot.name for slot in _slots(manifest)), _views(manifest, buffer), strict=True))
-    _check_indices(tensors["view"], tensors["patch"], tensors["view_grid"])
+    tensors = layout.unpack(manifest, parts)
+    layout.check_indices(tensors["view"], tensors["patch"], tensors["view_grid"])
     return PrefixState(
         keys=tuple(tensors.pop(f"keys.{layer}") for layer in range(manifest.layers)),
         values=tuple(tensors.pop(f"values.{layer}") for layer in range(manifest.layers)),
@@ -150,98 +117,11 @@ def decode(manifest: Manifest, parts: Sequence[Part]) -> PrefixState:
     )
 
 
-class _Slot(NamedTuple):
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+STATES = Codec(read=Manifest.from_bytes, describe=describe, encode=encode, decode=decode)
 
 
-def _slots(manifest: Manifest) -> list[_Slot]:
-    """Every tensor of a state in the order of the buffer."""
-    dtype, tokens = _DTYPES[manifest.dtype], manifest.tokens
-    layer = (manifest.heads, tokens, manifest.head_dim)
-    return [
-        _Slot("ids", torch.int64, (tokens,)),
-        _Slot("positions", torch.int64, (manifest.axes, tokens)),
-        _Slot("view", torch.int64, (tokens,)),
-        _Slot("patch", torch.int64, (tokens,)),
-        _Slot("view_medium", torch.int64, (manifest.views,)),
-        _Slot("view_pts", torch.float64, (manifest.views,)),
-        _Slot("view_index", torch.int64, (manifest.views,)),
-        _Slot("view_grid", torch.int64, (manifest.views, 2)),
-        _Slot("register_sum", torch.float32, (1 + manifest.levels, manifest.width)),
-        _Slot("hidden", dtype, (tokens, manifest.width)),
-        *(_Slot(f"planes.{level}", dtype, (tokens, manifest.width)) for level in range(manifest.planes)),
-        *(_Slot(f"{kind}.{index}", dtype, layer) for index in range(manifest.layers) for kind in ("keys", "values")),
-    ]
-
-
-def _tensor(state: PrefixState, slot: _Slot) -> Tensor:
-    name, _, layer = slot.name.partition(".")
+def _tensor(state: PrefixState, slot: str) -> Tensor:
+    name, _, layer = slot.partition(".")
     value = getattr(state, name)
     tensor: Tensor = value[int(layer)] if layer else value
     return tensor
-
-
-def _offsets(slots: Sequence[_Slot]) -> list[int]:
-    """Where each slot starts, and behind the last one where the buffer ends."""
-    return list(accumulate((_aligned(slot.nbytes) for slot in slots), initial=0))
-
-
-def _aligned(nbytes: int) -> int:
-    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
-
-
-def _views(manifest: Manifest, buffer: Tensor) -> list[Tensor]:
-    """The slots of `buffer` as tensors that share its memory."""
-    slots = _slots(manifest)
-    return [
-        buffer[start : start + slot.nbytes].view(slot.dtype).view(slot.shape)
-        for start, slot in zip(_offsets(slots), slots, strict=False)
-    ]
-
-
-def _cut(buffer: Tensor, sizes: Sequence[int]) -> list[memoryview]:
-    """`buffer` as writable views of `sizes` bytes, one behind the other."""
-    whole = buffer.numpy().data
-    return [whole[start:stop] for start, stop in pairwise(accumulate(sizes, initial=0))]
-
-
-def _checksum(data: Part) -> str:
-    return blake2b(data, digest_size=32).hexdigest()
-
-
-def _validated(values: object) -> Manifest:
-    """The manifest that parsed JSON describes; raises CorruptState on any field out of its range."""
-    if not isinstance(values, dict) or values.get("version") != CODEC_VERSION:
-        raise CorruptState(f"The manifest is not one of version {CODEC_VERSION}.")
-    if values.keys() != {field.name for field in fields(Manifest)}:
-        raise CorruptState("The manifest does not have the fields of its version.")
-    parts, dtype = values["parts"], values["dtype"]
-    if not isinstance(dtype, str) or dtype not in _DTYPES:
-        raise CorruptState(f"The manifest names none of the dtypes {', '.join(_DTYPES)}.")
-    if not isinstance(parts, list) or not all(isinstance(part, str) and _CHECKSUM.fullmatch(part) for part in parts):
-        raise CorruptState("The manifest's parts are not a list of checksums.")
-    for name in values.keys() - {"parts", "dtype"}:
-        limit = _MAX_LAYERS if name in ("layers", "levels", "planes") else _MAX_INTEGER
-        if type(values[name]) is not int or not 0 <= values[name] <= limit:
-            raise CorruptState(f"The manifest's {name} is not an integer in 0..{limit}.")
-    manifest = Manifest(**(values | {"parts": tuple(parts)}))
-    if len(parts) != -(-manifest.nbytes // PART_BYTES):
-        raise CorruptState(f"The manifest lists {len(parts)} parts for {manifest.nbytes} bytes.")
-    return manifest
-
-
-def _check_indices(view: Tensor, patch: Tensor, view_grid: Tensor) -> None:
-    """Raises CorruptState where a token names a view or a patch that is not there: it would end a request later."""
-    if bool(((view < -1) | (view >= len(view_grid))).any()):
-        raise CorruptState(f"A token names a view outside -1..{len(view_grid) - 1}.")
-    if bool(((view_grid < 1) | (view_grid > _MAX_GRID)).any()):
-        raise CorruptState(f"A view's grid is outside 1..{_MAX_GRID}.")
-    patches = torch.where(view < 0, 0, view_grid.prod(dim=1)[view.clamp_min(0)]) if len(view_grid) else 0
-    if bool(((patch < -1) | (patch >= patches)).any()):
-        raise CorruptState("A token names a patch outside its view's grid.")

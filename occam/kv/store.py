@@ -10,20 +10,22 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from occam.errors import CorruptState, FetchDeclined, FetchGivenUp, StoreUnavailable
 from occam.kv.key import KVKey
-from occam.tensors import PrefixState
+from occam.tensors import MediumTokens, PrefixState
 
 T = TypeVar("T")
+Kept = TypeVar("Kept", PrefixState, MediumTokens)
 Result = Literal["hit", "miss", "declined", "given_up", "done", "refused", "failed"]
 Reason = Literal["", "unavailable", "corrupt", "backlog"]
-Fits = Callable[[PrefixState], bool]
+LEFT_ALONE = ("declined", "given_up")
+"""Results of a get that say of a tier that it is too slow to read from, and so to write to."""
 
 
-class KVStore(Protocol):
-    """One tier. An outage is StoreUnavailable, an entry that failed its checks CorruptState.
+class Store(Protocol[Kept]):
+    """One tier, of states or of embeddings. An outage is StoreUnavailable, an entry that is not sound CorruptState.
 
     A `get` that is not worth its time is FetchDeclined, or FetchGivenUp once it had begun.
     """
@@ -32,17 +34,20 @@ class KVStore(Protocol):
     def name(self) -> str:
         """The tier's name in answers and metrics."""
 
-    async def get(self, key: KVKey) -> PrefixState | None:
-        """The state of `key`, bit for bit what was put, or None."""
+    async def get(self, key: KVKey) -> Kept | None:
+        """The value of `key`, bit for bit what was put, or None."""
 
-    async def put(self, key: KVKey, state: PrefixState) -> bool:
-        """Keep `state`; False where it is larger than this tier takes."""
+    async def put(self, key: KVKey, value: Kept, /) -> bool:
+        """Keep `value`; False where it is larger than this tier takes."""
 
     async def delete(self, key: KVKey) -> None:
         """Forget `key`; one that is not there is fine."""
 
     async def aclose(self) -> None:
         """Let go of what the tier holds in this process."""
+
+
+KVStore = Store[PrefixState]
 
 
 class MemoryStore:
@@ -120,8 +125,9 @@ class Lookup:
 class TieredStore:
     """Tiers as one, nearest first: a get asks them in turn, and a hit is copied into those above.
 
-    The first tier is written before `put` returns, the others in the background. `observe` is called once for every
-    get and put of a tier. For one event loop.
+    The first tier is written before `put` returns, the others in the background, and so are the embeddings, which lie
+    beside the states in a store of their own. `observe` is called once for every get and put of a tier. For one event
+    loop.
     """
 
     def __init__(
@@ -130,15 +136,17 @@ class TieredStore:
         observe: Callable[[TierEvent], None],
         max_backlog_bytes: int = 512 << 20,
         clock: Callable[[], float] = time.monotonic,
+        embeddings: Store[MediumTokens] | None = None,
     ) -> None:
         self._tiers = tuple(tiers)
+        self._embeddings = embeddings
         self._observe = observe
         self._max_backlog_bytes = max_backlog_bytes
         self._clock = clock
         self._writes: dict[tuple[str, str], asyncio.Task[tuple[bool | None, Result]]] = {}
         self._backlog_bytes = 0
 
-    async def get(self, key: KVKey, fits: Fits) -> Lookup:
+    async def get(self, key: KVKey, fits: Callable[[PrefixState], bool]) -> Lookup:
         """The state of `key` from the nearest tier that has it; a tier that fails is one that does not.
 
         fits: whether its reader can use a state; one that it cannot is corrupt, however right its checksums are
@@ -149,7 +157,7 @@ class TieredStore:
             if state is not None:
                 await self._write(key, state, self._tiers[:depth])
                 return Lookup(state=state, tier=tier.name)
-            if result in ("declined", "given_up"):
+            if result in LEFT_ALONE:
                 left_alone.append(tier.name)
         return Lookup(state=None, tier=None, left_alone=tuple(left_alone))
 
@@ -160,16 +168,39 @@ class TieredStore:
         """
         await self._write(key, state, [tier for tier in self._tiers if tier.name not in left_alone])
 
-    async def delete(self, key: KVKey) -> None:
-        """Forget `key` in every tier, writes on their way included; raises StoreUnavailable where one could not."""
-        writes = [task for (_, digest), task in self._writes.items() if digest == key.digest]
+    async def get_embeddings(
+        self, key: KVKey, fits: Callable[[MediumTokens], bool]
+    ) -> tuple[MediumTokens | None, bool]:
+        """A medium's embeddings or None, and whether they are worth being put where there are none."""
+        if self._embeddings is None:
+            return None, False
+        medium, result = await self._attempt(
+            self._embeddings, "get", partial(_get_fitting, self._embeddings, key, fits)
+        )
+        return medium, result not in ("hit", *LEFT_ALONE)
+
+    def put_embeddings(self, key: KVKey, medium: MediumTokens) -> None:
+        """Keep a medium's embeddings where there is a store for them."""
+        if self._embeddings is not None:
+            self._write_soon(self._embeddings, key, medium)
+
+    async def delete(self, key: KVKey, embeddings: Collection[KVKey] = ()) -> None:
+        """Forget a state and its media's embeddings, writes on their way included; StoreUnavailable where one is left.
+
+        Every tier is asked, whichever cannot.
+        """
+        entries: list[tuple[Store[Any], KVKey]] = [(tier, key) for tier in self._tiers]
+        if self._embeddings is not None:
+            entries += [(self._embeddings, each) for each in embeddings]
+        slots = [(tier.name, each.digest) for tier, each in entries]
+        writes = [self._writes[slot] for slot in slots if slot in self._writes]
         for task in writes:
             task.cancel()
         await asyncio.gather(*writes, return_exceptions=True)
         failure = None
-        for tier in self._tiers:
+        for tier, each in entries:
             try:
-                await tier.delete(key)
+                await tier.delete(each)
             except StoreUnavailable as error:
                 failure = error
         if failure is not None:
@@ -182,8 +213,9 @@ class TieredStore:
     async def aclose(self) -> None:
         """Finish the writes, then close every tier."""
         await self.drain()
-        for tier in self._tiers:
-            await tier.aclose()
+        for tier in (*self._tiers, self._embeddings):
+            if tier is not None:
+                await tier.aclose()
 
     async def _write(self, key: KVKey, state: PrefixState, tiers: Sequence[KVStore]) -> None:
         for tier in tiers[:1]:
@@ -191,9 +223,9 @@ class TieredStore:
         for tier in tiers[1:]:
             self._write_soon(tier, key, state)
 
-    def _write_soon(self, tier: KVStore, key: KVKey, state: PrefixState) -> None:
+    def _write_soon(self, tier: Store[Kept], key: KVKey, value: Kept) -> None:
         """Write in the background, at most `max_backlog_bytes` at a time: a slow tier must not hold states alive."""
-        slot, nbytes = (tier.name, key.digest), state.nbytes
+        slot, nbytes = (tier.name, key.digest), value.nbytes
         if slot in self._writes:
             return
         if self._backlog_bytes + nbytes > self._max_backlog_bytes:
@@ -205,11 +237,11 @@ class TieredStore:
             self._backlog_bytes -= nbytes
 
         self._backlog_bytes += nbytes
-        self._writes[slot] = asyncio.create_task(self._attempt(tier, "put", partial(tier.put, key, state), nbytes))
+        self._writes[slot] = asyncio.create_task(self._attempt(tier, "put", partial(tier.put, key, value), nbytes))
         self._writes[slot].add_done_callback(ended)
 
     async def _attempt(
-        self, tier: KVStore, op: Literal["get", "put"], call: Callable[[], Awaitable[T]], nbytes: int = 0
+        self, tier: Store[Kept], op: Literal["get", "put"], call: Callable[[], Awaitable[T]], nbytes: int = 0
     ) -> tuple[T | None, Result]:
         """What `call` gives, or None, and its result: the one place where a failure becomes a miss."""
         started_s, outcome = self._clock(), None
@@ -227,7 +259,7 @@ class TieredStore:
             result = "declined"
         else:
             result = _result(op, outcome)
-        if isinstance(outcome, PrefixState):
+        if isinstance(outcome, PrefixState | MediumTokens):
             nbytes = outcome.nbytes
         moved = nbytes if result in ("hit", "done") else 0
         seconds = self._clock() - started_s
@@ -235,11 +267,11 @@ class TieredStore:
         return outcome, result
 
 
-async def _get_fitting(tier: KVStore, key: KVKey, fits: Fits) -> PrefixState | None:
-    state = await tier.get(key)
-    if state is not None and not fits(state):
-        raise CorruptState("The state is none that its reader could have written.")
-    return state
+async def _get_fitting(tier: Store[Kept], key: KVKey, fits: Callable[[Kept], bool]) -> Kept | None:
+    value = await tier.get(key)
+    if value is not None and not fits(value):
+        raise CorruptState("The entry is none that its reader could have written.")
+    return value
 
 
 def _result(op: Literal["get", "put"], outcome: object) -> Result:

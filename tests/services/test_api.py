@@ -169,16 +169,27 @@ def test_a_state_that_is_quicker_to_compute_is_not_fetched(play: Callable[..., N
         first = await service.query(video, "what?")
         for _ in range(7):
             prefixes._break_even.built(encoded=32, tokens=17, seconds=1e-6, prefill_s=0.0)
-        declined = count("occam_kv_requests_total", tier="redis", result="declined")
+        declined = {tier: results(tier)["declined"] for tier in ("redis", "embeddings")}
         errors = count("occam_kv_errors_total", tier="redis", reason="unavailable")
-        await service.query(video, "what?")  # tries once more, for the line was good until now
-        second = await service.query(video, "what?")
-        assert (first["occam"]["cache"], second["occam"]["cache"]) == ("redis", "none")
-        assert (second["answer"], second["usage"]["cached_tokens"]) == (first["answer"], 0)
-        assert count("occam_kv_requests_total", tier="redis", result="declined") == declined + 1
+        tried = [await service.query(video, "what?") for _ in range(2)]
+        last = await service.query(video, "what?")
+        assert first["occam"]["cache"] == "embeddings", "of a line that is not known, the smaller"
+        assert [each["occam"]["cache"] for each in tried] == ["redis", "embeddings"], "once each"
+        assert (last["occam"]["cache"], last["usage"]["cached_tokens"]) == ("none", 0)
+        assert {each["answer"] for each in tried} == {first["answer"], last["answer"]}
+        assert results("redis")["declined"] == declined["redis"] + 2
+        assert results("embeddings")["declined"] == declined["embeddings"] + 1
         assert count("occam_kv_errors_total", tier="redis", reason="unavailable") == errors
 
     play(scene, kv_url=own_redis.url, kv_memory_bytes=1)
+
+
+def results(tier: str) -> dict[str, float]:
+    """Lookups of a tier so far, by what became of them."""
+    return {
+        result: count("occam_kv_requests_total", tier=tier, result=result)
+        for result in ("hit", "miss", "declined", "given_up", "failed")
+    }
 
 
 def flip_a_byte(redis: RedisServer) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 import torch
 
-from occam.kv import codec
+from occam.kv import codec, layout
 from occam.kv.break_even import BreakEven, Fetch
 from occam.kv.store import TieredStore, TierEvent
 from services.redis_store import RedisStore
@@ -63,7 +63,7 @@ def play(redis: RedisServer, test: Callable[[Worker], Awaitable[None]]) -> None:
 def test_a_fast_line_is_used_a_slow_one_left_and_one_that_recovered_used_again(
     own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(codec, "PART_BYTES", 64 << 10)
+    monkeypatch.setattr(layout, "PART_BYTES", 64 << 10)
 
     def writes() -> int:
         return int(own_redis.client.info("commandstats")["cmdstat_hset"]["calls"])
@@ -87,7 +87,7 @@ def test_a_fast_line_is_used_a_slow_one_left_and_one_that_recovered_used_again(
 
 
 def test_a_fetch_is_told_of_every_byte(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec, "PART_BYTES", 64 << 10)
+    monkeypatch.setattr(layout, "PART_BYTES", 64 << 10)
     arrived: list[int] = []
     monkeypatch.setattr(Fetch, "arrived", lambda _, nbytes: arrived.append(nbytes))
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from occam.errors import CorruptState, InvalidInput, StoreUnavailable
-from occam.kv import codec
+from occam.kv import codec, layout
 from occam.kv.store import TieredStore, TierEvent
 from services.redis_store import Breaker, RedisStore
 from tests.redis_server import RedisServer
@@ -32,7 +32,7 @@ async def opened(url: str, **settings: object) -> AsyncIterator[RedisStore]:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small states in many parts."""
-    monkeypatch.setattr(codec, "PART_BYTES", 256)
+    monkeypatch.setattr(layout, "PART_BYTES", 256)
 
 
 def parts_of(server: RedisServer) -> list[bytes]:

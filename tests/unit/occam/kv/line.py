@@ -57,7 +57,7 @@ class Line:
             with self.chooser.asking():
                 self.now += self.latency_s * self.noisy()
             with self.chooser.fetching(self.offer) as fetch:
-                self._fetch(fetch)
+                self._fetch(fetch, self.nbytes)
         except FetchGivenUp:
             taken = "given up"
         except FetchDeclined:
@@ -78,10 +78,10 @@ class Line:
         """A factor that is 1 without noise."""
         return self.random.lognormvariate(0, self.noise) * (5 if self.random.random() < self.outliers else 1)
 
-    def _fetch(self, fetch: Fetch) -> None:
+    def _fetch(self, fetch: Fetch, total: int) -> None:
         line = self.noisy()
-        for start in range(0, self.nbytes, BATCH):
-            nbytes = min(BATCH, self.nbytes - start)
+        for start in range(0, total, BATCH):
+            nbytes = min(BATCH, total - start)
             patience_s = fetch.patience_s(nbytes)
             takes_s = self.latency_s * self.noisy() + nbytes / self.bandwidth * line * self.noisy()
             if patience_s is not None and takes_s > patience_s:
@@ -89,5 +89,5 @@ class Line:
                 raise FetchGivenUp("late")
             self.now += takes_s
             fetch.arrived(nbytes)
-        self.now += self.nbytes / CHECK_BYTES_PER_S
+        self.now += total / CHECK_BYTES_PER_S
         fetch.complete()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from occam.errors import CorruptState
-from occam.kv import codec
+from occam.kv import layout
 from occam.kv.codec import Manifest, decode, describe, encode
 from tests.states import assert_same, make_state
 
@@ -61,7 +61,7 @@ def test_restored_tensors_are_aligned_as_fresh_ones_are() -> None:
 
 
 def test_a_state_larger_than_a_part_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec, "PART_BYTES", 256)
+    monkeypatch.setattr(layout, "PART_BYTES", 256)
     state = make_state(tokens=50)
     manifest, parts = encode(state)
     assert len(parts) > 10
