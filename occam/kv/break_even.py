@@ -168,8 +168,8 @@ class BreakEven:
 
     def _rebuild_s(self, offer: Offer) -> float | None:
         """What the quickest way without this fetch would take, or None before anything was computed."""
-        compute_s, embeddings_s = self._compute_s(offer), self._embeddings_s(offer)
-        return compute_s if compute_s is None or embeddings_s is None else min(compute_s, embeddings_s)
+        ways = (self._compute_s(offer), self._embeddings_s(offer))
+        return min((seconds for seconds in ways if seconds is not None), default=None)
 
     def _embeddings_s(self, offer: Offer) -> float | None:
         """What the state would take over its media's embeddings, or None before any were fetched."""

@@ -1,4 +1,4 @@
-"""Exact follow-ups: a state restored in another process, and a state appended in other chunks."""
+"""Exact follow-ups: a state restored in another process or built there on embeddings, and appended in other chunks."""
 
 import asyncio
 import json
@@ -13,14 +13,15 @@ import pytest
 import torch
 
 from occam.engine.engine import Engine
-from occam.tensors import PrefixState
+from occam.tensors import MediumTokens, PrefixState
 from tests.parity.checkpoint import NEURONS, random_frames
 from tests.parity.checkpoint_llava import random_image
 from tests.parity.eye_llava import LlavaCase, state_of
-from tests.parity.harness import QUESTIONS, ask, build, load, pruning_of
+from tests.parity.harness import QUESTIONS, ask, build, load, pruning_of, video_of
 from tests.parity.oracle import Rule
 from tests.parity.resume import everything, key_of, store
 from tests.redis_server import RedisServer
+from tests.states import assert_same
 
 STEPS = 16
 FRAMES = random_frames(5, seed=2)
@@ -50,6 +51,27 @@ class Family:
         pruning = pruning_of(self.rule)
         return state_of(engine, IMAGES, pruning) if self.images else build(engine, FRAMES, pruning)
 
+    def media(self, engine: Engine) -> dict[str, MediumTokens]:
+        """What the tower gives of the same, by names: a video in chunks of two frames, or two images."""
+        video = video_of(FRAMES)
+        chunks = [video.chunk(start, min(start + 2, len(video))) for start in range(0, len(video), 2)]
+        media = {f"image {at}": [image] for at, image in enumerate(IMAGES)} if self.images else {"video": chunks}
+        pruning = pruning_of(self.rule)
+        return {
+            name: MediumTokens(chunks=tuple(engine.encode(chunk, pruning)[0] for chunk in batches))
+            for name, batches in media.items()
+        }
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What another process answers by dtype: over stored states (of the media alone, and with the first turn in), and
+    over a state that it built on stored embeddings; and that state's fields.
+    """
+
+    replies: dict[str, dict[str, list[dict[str, Any]]]]
+    states: dict[str, dict[str, Any]]
+
 
 @pytest.fixture(scope="module", params=RULES)
 def family(
@@ -61,18 +83,24 @@ def family(
 
 
 @pytest.fixture(scope="module")
-def resumed(
-    family: Family, shared_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """By dtype, what another process answers over two stored states: the media alone, and with the first turn in."""
+def resumed(family: Family, shared_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Resumed:
     folder = tmp_path_factory.mktemp("stored")
     rule, pruning = family.rule, pruning_of(family.rule)
+    names: list[str] = []
     for dtype in DTYPES:
         engine = load(family.checkpoint, dtype=dtype)
         media = family.state(engine)
         first = ask(engine, media, QUESTIONS[:1], pruning, STEPS)[0]
         states = {"media": media, "session": engine.replay(media, [first.answer.turn])}
-        asyncio.run(store(shared_redis.url, {key_of(engine, rule, name): state for name, state in states.items()}))
+        embeddings = family.media(engine)
+        names = list(embeddings)
+        asyncio.run(
+            store(
+                shared_redis.url,
+                {key_of(engine, rule, name): state for name, state in states.items()},
+                {key_of(engine, rule, name): medium for name, medium in embeddings.items()},
+            )
+        )
     job = {
         "redis": shared_redis.url,
         "checkpoint": str(family.checkpoint),
@@ -80,28 +108,30 @@ def resumed(
         "steps": STEPS,
         "dtypes": DTYPES,
         "questions": {"media": QUESTIONS, "session": QUESTIONS[1:]},
+        "media": names,
+        "embeddings": QUESTIONS,
     }
     (folder / "job.json").write_text(json.dumps(job))
     subprocess.run(
         [sys.executable, "-m", "tests.parity.resume", str(folder)], cwd=Path(__file__).parents[2], check=True
     )
-    replies: dict[str, dict[str, list[dict[str, Any]]]] = torch.load(folder / "replies.pt")
-    return replies
+    return Resumed(replies=torch.load(folder / "replies.pt"), states=torch.load(folder / "states.pt"))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_state_restored_in_another_process_is_bitwise_the_cold_run(
-    family: Family,
-    resumed: dict[str, dict[str, list[dict[str, Any]]]],
-    dtype: Literal["float32", "bfloat16"],
+def test_a_state_restored_or_built_on_embeddings_in_another_process_is_bitwise_the_cold_run(
+    family: Family, resumed: Resumed, dtype: Literal["float32", "bfloat16"]
 ) -> None:
     engine, pruning = load(family.checkpoint, dtype=dtype), pruning_of(family.rule)
-    replies = ask(engine, family.state(engine), QUESTIONS, pruning, STEPS)
+    state = family.state(engine)
+    replies = ask(engine, state, QUESTIONS, pruning, STEPS)
     for counts in (reply.answer.visual_tokens for reply in replies):
         assert 0 < counts.stage2 < counts.stage1 < counts.encoded
     cold = everything(replies)
-    _assert_bitwise(resumed[dtype]["media"], cold)
-    _assert_bitwise(resumed[dtype]["session"], cold[1:])
+    _assert_bitwise(resumed.replies[dtype]["media"], cold)
+    _assert_bitwise(resumed.replies[dtype]["session"], cold[1:])
+    assert_same(PrefixState(**resumed.states[dtype]), state)
+    _assert_bitwise(resumed.replies[dtype]["embeddings"], cold)
 
 
 def _assert_bitwise(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> None:
