@@ -1,16 +1,18 @@
 import asyncio
 from collections.abc import Awaitable
+from typing import Any
 
 import pytest
 
 from occam.errors import CorruptState, FetchDeclined, FetchGivenUp, StoreUnavailable
 from occam.kv.key import KVKey
 from occam.kv.store import KVStore, Lookup, MemoryStore, TieredStore, TierEvent
-from occam.tensors import PrefixState
-from tests.states import make_key, make_state
+from occam.tensors import MediumTokens, PrefixState
+from tests.states import make_key, make_medium, make_state
 
 A, B, C = make_key("a"), make_key("b"), make_key("c")
 STATE = make_state()
+MEDIUM = make_medium(tokens=[3, 4])
 SIZE = STATE.nbytes
 
 
@@ -242,5 +244,117 @@ def test_a_delete_that_a_tier_missed_says_so_and_does_the_others() -> None:
         with pytest.raises(StoreUnavailable):
             await tiers.store.delete(A)
         assert await tiers.memory.get(A) is None
+
+    run(test())
+
+
+class WithEmbeddings(Tiers):
+    """The same with embeddings beside the states."""
+
+    def __init__(self, **settings: int) -> None:
+        super().__init__(**settings)
+        self.embeddings: Any = FakeTier("embeddings")
+        tiers: list[KVStore] = [self.memory, self.far]
+        self.store = TieredStore(tiers, self.seen.append, clock=lambda: 0.0, embeddings=self.embeddings, **settings)
+
+    async def get_embeddings(self, key: KVKey) -> tuple[MediumTokens | None, bool]:
+        return await self.store.get_embeddings(key, fits=lambda medium: len(medium.chunks) == 2)
+
+
+def test_embeddings_are_kept_beside_the_states_and_written_in_the_background() -> None:
+    async def test() -> None:
+        tiers = WithEmbeddings()
+        tiers.embeddings.gate.clear()
+        assert await tiers.get_embeddings(A) == (None, True)
+        tiers.store.put_embeddings(A, MEDIUM)
+        await asyncio.sleep(0)
+        assert tiers.results == ["embeddings get miss"]
+        tiers.embeddings.gate.set()
+        await tiers.store.drain()
+        assert tiers.seen[-1].nbytes == MEDIUM.nbytes
+        assert await tiers.get_embeddings(A) == (MEDIUM, False)
+        assert tiers.seen[-1].nbytes == MEDIUM.nbytes
+        assert tiers.results == ["embeddings put done", "embeddings get hit"]
+        assert (await tiers.get(A)).state is None
+
+    run(test())
+
+
+def test_without_a_store_there_are_no_embeddings_and_none_are_wanted() -> None:
+    async def test() -> None:
+        tiers = Tiers()
+        assert await tiers.store.get_embeddings(A, fits=lambda _: True) == (None, False)
+        tiers.store.put_embeddings(A, MEDIUM)
+        await tiers.store.aclose()
+        assert tiers.results == []
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("failure", "result", "wanted"),
+    [
+        (StoreUnavailable("away"), "failed unavailable", True),
+        (CorruptState("bits"), "failed corrupt", True),
+        (FetchDeclined("slow"), "declined", False),
+        (FetchGivenUp("late"), "given_up", False),
+    ],
+)
+def test_embeddings_that_do_not_come_cost_a_miss_and_are_written_where_that_is_of_use(
+    failure: Exception, result: str, wanted: bool
+) -> None:
+    async def test() -> None:
+        tiers = WithEmbeddings()
+        tiers.embeddings.failure = failure
+        assert await tiers.get_embeddings(A) == (None, wanted)
+        assert tiers.results == [f"embeddings get {result}"]
+
+    run(test())
+
+
+def test_embeddings_that_their_reader_cannot_use_are_corrupt() -> None:
+    async def test() -> None:
+        tiers = WithEmbeddings()
+        await tiers.embeddings.put(A, make_medium())
+        assert await tiers.get_embeddings(A) == (None, True)
+        assert tiers.results == ["embeddings get failed corrupt"]
+
+    run(test())
+
+
+def test_embeddings_and_states_share_the_backlog() -> None:
+    async def test() -> None:
+        tiers = WithEmbeddings(max_backlog_bytes=SIZE + MEDIUM.nbytes)
+        for tier in (tiers.far, tiers.embeddings):
+            tier.gate.clear()
+        await tiers.store.put(A, STATE)
+        for key in (A, A, B):
+            tiers.store.put_embeddings(key, MEDIUM)
+        assert tiers.results == ["memory put done", "embeddings put failed backlog"]
+        for tier in (tiers.far, tiers.embeddings):
+            tier.gate.set()
+        await tiers.store.drain()
+        assert tiers.results == ["redis put done", "embeddings put done"]
+
+    run(test())
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_delete_takes_the_embeddings_along_and_their_writes(begun: bool) -> None:
+    async def test() -> None:
+        tiers = WithEmbeddings()
+        await tiers.embeddings.put(B, MEDIUM)
+        tiers.embeddings.gate.clear()
+        tiers.store.put_embeddings(C, MEDIUM)
+        if begun:
+            await asyncio.sleep(0)
+        await tiers.store.delete(A, [B, C])
+        tiers.embeddings.gate.set()
+        await tiers.store.drain()
+        for key in (B, C):
+            assert (await tiers.get_embeddings(key))[0] is None
+        tiers.embeddings.failure = StoreUnavailable("away")
+        with pytest.raises(StoreUnavailable):
+            await tiers.store.delete(A, [B])
 
     run(test())
