@@ -14,7 +14,7 @@ from occam.engine import Engine
 from occam.engine.sampling import draw, seeded
 from occam.errors import InvalidInput, NotCalibrated, QuestionTooLong, VideoTooLarge
 from occam.models.prompt import Prompt
-from occam.tensors import PrefixState
+from occam.tensors import MediumTokens, PrefixState
 from occam.types import Answer, Turn
 from tests.parity.checkpoint import PATCHES, random_frames, write_checkpoint
 from tests.parity.harness import build, load, video_of
@@ -196,3 +196,34 @@ def test_a_cached_state_fits_if_it_could_be_ones_own(engine: Engine) -> None:
         "out of time": replace(own, view_pts=own.view_pts * float("nan")),
     }
     assert not [name for name, state in other.items() if engine.fits(NEURONS, state)]
+
+
+def test_embeddings_out_of_a_cache_are_of_the_models_shape_or_of_none(engine: Engine) -> None:
+    tokens, _ = engine.encode(video_of(FRAMES), NEURONS)
+
+    def fits(**changes: Any) -> bool:
+        return engine.fits_media(MediumTokens(chunks=(tokens, replace(tokens, **changes))))
+
+    assert fits()
+    wide = tokens.embeddings.repeat(1, 2)
+    for changes in (
+        {"embeddings": wide},
+        {"embeddings": tokens.embeddings.bfloat16()},
+        {"positions": tokens.positions.repeat(3, 1)},
+        {"planes": (tokens.embeddings,)},
+        {"register_sum": tokens.register_sum.repeat(2, 1)},
+        {"pts_seconds": torch.full_like(tokens.pts_seconds, torch.inf)},
+        {"length": POSITIONS - tokens.length + 1},
+    ):
+        assert not fits(**changes), changes
+    assert fits(length=POSITIONS - tokens.length), "what fits by itself is a video that may be too long here"
+    with pytest.raises(VideoTooLarge, match="has 512"):
+        engine.extend(engine.begin(OFF), replace(tokens, length=POSITIONS), begins=True)
+
+
+def test_a_chunk_that_begins_none_goes_on_with_the_medium_before(engine: Engine) -> None:
+    tokens, _ = engine.encode(video_of(FRAMES), OFF)
+    state = engine.begin(OFF)
+    for begins in (True, False, True):
+        state, _ = engine.extend(state, tokens, begins)
+    assert state.view_medium.tolist() == [0, 0, 0, 0, 1, 1]
