@@ -13,7 +13,6 @@ at most 1 + `SAVED` times what computing every state takes, plus one computation
 that runs at the same time; embeddings may cost as much again of what the tower takes.
 """
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -153,7 +152,6 @@ class BreakEven:
     def fetching(self, offer: Offer) -> Iterator[Fetch]:
         """Time a fetch; raises FetchDeclined where computing is quicker."""
         rebuild_s = self._rebuild_s(offer)
-        self._credit_s = min(self._credit_s, self._compute_s(offer) or math.inf)
         fetch = Fetch(offer.nbytes, self._hoped_s(offer, rebuild_s), rebuild_s, self._clock)
         try:
             yield fetch
@@ -193,6 +191,7 @@ class BreakEven:
         """What a fetch shall take, None where nothing is known; raises FetchDeclined where computing is quicker."""
         if rebuild_s is None:
             return None
+        self._credit_s = min(self._credit_s, self._compute_s(offer) or rebuild_s)
         fetch_s = self.fetch_s(offer.nbytes)
         if fetch_s is not None and fetch_s < rebuild_s and not self._stale(fetch_s, rebuild_s):
             return fetch_s
@@ -221,7 +220,7 @@ class BreakEven:
         self._transfer.observe(max(seconds - (self._round_trip.seconds() or 0.0), 0.0), offer.nbytes)
         self._fetched_since_built += 1
         if rebuild_s is not None:
-            self._credit_s += (self._compute_s(offer) or rebuild_s) - seconds
+            self._credit_s += rebuild_s - seconds
             self._put_off_tries(was_worth_it=seconds < rebuild_s)
 
     def _lost(self, seconds: float, offer: Offer, rebuild_s: float | None) -> None:

@@ -14,6 +14,7 @@ from occam.config import CDPruner, OccamToken
 from occam.errors import CorruptState, StoreUnavailable
 from occam.kv import layout
 from occam.kv.break_even import BreakEven
+from occam.kv.embeddings import EMBEDDINGS_VERSION
 from occam.kv.store import TieredStore, TierEvent
 from services.answers import embeddings_keys, key_of
 from services.messages import Medium
@@ -228,6 +229,7 @@ def test_embeddings_are_known_by_all_that_the_tower_saw_and_by_nothing_else(tmp_
         return [each.digest for each in embeddings_keys(key_of(engine, media, pruning, system))]
 
     assert own.digest != key.digest
+    assert own.facts["embeddings"] == EMBEDDINGS_VERSION, "another version is another entry"
     assert digests(clip, system="briefly") == digests(clip, pruning=replace(occam, lambda2=9.0)) == [own.digest]
     assert digests(other, clip)[1] == own.digest
     for pruning in (replace(occam, lambda1=0.25), replace(occam, keep_cls=True), engine.pruning("none")):

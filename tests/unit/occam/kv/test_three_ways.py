@@ -54,7 +54,7 @@ def test_over_a_grid_the_fastest_of_three_is_taken_and_recomputing_is_never_lost
             f"time against computing: at most {max(ratios):.3f}, at least {min(ratios):.4f}"
         )
     assert min(best.values()) > 30
-    assert right >= 0.95 * len(cells)
+    assert right >= 0.97 * len(cells)
     assert max(ratios) <= 1.05
 
 
