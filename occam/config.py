@@ -10,6 +10,7 @@ Evaluators = Literal["question", "turn"]
 Rule = Literal["register", "mean", "first_token", "top_p", "top_k"]
 RegisterPlacement = Literal["after_norm", "before_norm"]
 Count = Literal["budget", "rank"]
+Wire = Literal["exact", "int8"]
 
 _MODES = {
     "register": get_args(RegisterMode),

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from occam.config import EngineConfig
+from occam.config import EngineConfig, Wire
 from occam.errors import InvalidInput
 
 PREFIX = "OCCAM_"
@@ -40,6 +40,7 @@ class Settings:
     max_body_bytes: of a request; images inside it are a third longer than their files: one of the largest fits
     workers: replicas per model; max_ongoing: requests that one replica takes at a time; max_queued: waiting behind them
     batch_sequences, batch_tokens: answers that one worker decodes together, and tokens of one prefill, at most
+    kv_wire: states reach the shared tier bit for bit (`exact`), or smaller and approximate (`int8`): answers say so
     kv_memory_bytes: states in one worker's memory; kv_entry_bytes: largest state that goes into the shared tier
     directory: node-local files (fetched videos and images, metrics); a fresh private one where empty
     kv_detail, state_detail: what `auto` came to, in words for `/readyz`; the launcher fills them in
@@ -48,6 +49,7 @@ class Settings:
     models: tuple[str, ...] = ("tiny-video-llava",)
     kv_url: str = "auto"
     kv_ttl_s: float = 86_400.0
+    kv_wire: Wire = "exact"
     kv_memory_bytes: int = 512 << 20
     kv_entry_bytes: int = 256 << 20
     state_url: str = "auto"
