@@ -1,7 +1,7 @@
 """Numbers as int8: symmetric, one float32 scale for each row, a row being one token of one head, or one token's width.
 
-A scale is float32 although float16 would do for most models: it costs 1.5 % more bytes where a row has 128 numbers, and
-has no range of its own to fall out of.
+Scales of float16 would save 2.6 % of the bytes of the embedded models' states and leave the error as it is, but have a
+range to fall out of; those of float32 take any row that is finite.
 """
 
 from collections.abc import Mapping

@@ -29,7 +29,7 @@ TOGETHER, NEW_TOKENS, A_CLIP = 16, 8, 4
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Those of this section alone."""
-    parser.add_argument("--questions", type=int, default=1000, help="of flips (1000)")
+    parser.add_argument("--questions", type=int, default=1000, help="of flips, and of wire (1000)")
 
 
 @dataclass
