@@ -44,6 +44,7 @@ def test_settings_come_from_file_and_environment(tmp_path: Path) -> None:
         ("OCCAM_WORKERS", "two"),
         ("OCCAM_WORKERS", "0"),
         ("OCCAM_DTYPE", "int8"),
+        ("OCCAM_KV_WIRE", "int4"),
         ("OCCAM_MODELS", ""),
         ("OCCAM_PORT", "99999"),
         ("OCCAM_PORT", "0"),
