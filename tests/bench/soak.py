@@ -25,6 +25,7 @@ from pipelines.evaluation.clips import clean_frames_of
 from pipelines.evaluation.renderer import FIRST_TUNING_SEED, SceneConfig, draw_scene
 from tests.bench.machine import described, held_bytes
 from tests.bench.report import Report, Table
+from tests.bench.subject import precision
 
 if TYPE_CHECKING:  # the service's packages are needed to run this section, not to import it
     from services.engine_thread import EngineThread
@@ -108,7 +109,9 @@ def measure(model: str, args: argparse.Namespace) -> Report:
     """Run one model's load; the report says what became of memory."""
     from services.engine_thread import EngineThread
 
-    config = EngineConfig(model=model, device=args.device, dtype=args.dtype, threads=args.threads)
+    config = EngineConfig(
+        model=model, device=args.device, dtype=args.dtype, quantization=args.quantization, threads=args.threads
+    )
     engine = Engine.load(config)
     seconds = 60 * args.minutes
     load = Load(
@@ -121,7 +124,7 @@ def measure(model: str, args: argparse.Namespace) -> Report:
     )
     asyncio.run(_run(load, args.clients))
     title = f"{args.minutes:g} minutes, {args.clients} clients at once, {CLIPS} clips of {LENGTHS} frames"
-    facts = described(args.device) | {"dtype": args.dtype, "memory tier": f"{args.cache_mib:g} MiB"}
+    facts = described(args.device) | {"dtype": precision(args), "memory tier": f"{args.cache_mib:g} MiB"}
     return Report(section="soak", model=model, device=args.device, facts=facts, tables=(_table(load, title, seconds),))
 
 
