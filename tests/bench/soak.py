@@ -1,7 +1,7 @@
 """A load of many clients for minutes: new clips and known ones, first questions and follow-ups, on one engine thread.
 
-States live in a memory tier smaller than all of them, so that they come and go. A leak shows as memory that grows
-between the second tenth of the run and the last: the first is warming up.
+Some leave in the middle of an answer. States live in a memory tier smaller than all of them, so that they come and go.
+A leak shows as memory that grows between the second tenth of the run and the last: the first is warming up.
 """
 
 import argparse
@@ -35,6 +35,8 @@ LENGTHS = (2, 4, 8)
 """Frames of a clip, in turn."""
 CLIPS, TURNS, TOKENS = 64, 3, (1, 12)
 """Clips in all; turns of a conversation at most; range of an answer's tokens."""
+LEAVES = 0.1
+"""How likely a client leaves with any piece of an answer."""
 SHARES = (0.1, 0.2, 0.9, 1.0)
 """Where the windows that are compared begin and end, of the whole run."""
 
@@ -78,7 +80,12 @@ class Load:
             sampling = SamplingParams(max_new_tokens=draw.randint(*TOKENS))
             generation = await self.thread.run(self.engine.generation, replayed, question, self.pruning, sampling)
             async with aclosing(self.thread.answer(generation)) as events:
-                turns += [event.turn async for event in events if isinstance(event, Answer)]
+                async for event in events:
+                    if isinstance(event, Answer):
+                        turns.append(event.turn)
+                    elif draw.random() < LEAVES:
+                        self.done["left in the middle"] += 1
+                        return
             self.done["follow-ups" if len(turns) > 1 else "first questions"] += 1
 
     async def _state(self, frames: FrameBatch) -> PrefixState:
