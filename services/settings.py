@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from occam.config import EngineConfig, Wire
+from occam.config import Dtype, EngineConfig, Quantization, Wire
 from occam.errors import InvalidInput
 
 PREFIX = "OCCAM_"
@@ -21,8 +21,6 @@ _ABOVE_ZERO = (
 )  # fmt: skip
 
 _KUBERNETES = re.compile(PREFIX + r"(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
-
-Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +37,7 @@ class Settings:
     max_fetches, max_decodes: files that one node fetches, and reads in children, at a time; others wait
     max_body_bytes: of a request; images inside it are a third longer than their files: one of the largest fits
     workers: replicas per model; max_ongoing: requests that one replica takes at a time; max_queued: waiting behind them
+    quantization: `int8` holds and multiplies linear maps in 8 bits, on CPUs
     batch_sequences, batch_tokens: answers that one worker decodes together, and tokens of one prefill, at most
     kv_wire: states reach the shared tier bit for bit (`exact`), or smaller and approximate (`int8`): answers say so
     kv_memory_bytes: states in one worker's memory; kv_entry_bytes: largest state that goes into the shared tier
@@ -72,6 +71,7 @@ class Settings:
     deadline_s: float = 120.0
     device: str = "cpu"
     dtype: Dtype = "float32"
+    quantization: Quantization = "none"
     threads: int = 2
     chunk_frames: int = 2
     batch_sequences: int = 16
@@ -113,6 +113,7 @@ class Settings:
             model=model,
             device=self.device,
             dtype=self.dtype,
+            quantization=self.quantization,
             chunk_frames=self.chunk_frames,
             threads=self.threads,
             batch_sequences=self.batch_sequences,

@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--model", action="append", help="in place of the section's own; may be given several times")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--quantization", default="none", choices=("none", "int8"), help="of linear maps, both sides'")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch (what it takes itself)")
     parser.add_argument("--layers", type=int, default=6, help="of a real decoder at most, which have 32 and 36 (6)")

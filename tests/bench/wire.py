@@ -19,6 +19,7 @@ from pipelines.evaluation.renderer import FIRST_TUNING_SEED
 from tests.bench.flips import A_CLIP, Asked, answers_of, kept_margin
 from tests.bench.machine import described
 from tests.bench.report import Report, Table
+from tests.bench.subject import precision
 
 MODELS = ("tiny-video-llava", "tiny-qwen3-vl")
 
@@ -49,14 +50,18 @@ class Pair:
 
 def measure(model: str, args: argparse.Namespace) -> Report:
     """Ask one model."""
-    engine = Engine.load(EngineConfig(model=model, device=args.device, dtype=args.dtype, threads=args.threads))
+    engine = Engine.load(
+        EngineConfig(
+            model=model, device=args.device, dtype=args.dtype, quantization=args.quantization, threads=args.threads
+        )
+    )
     pruning = engine.pruning()
     assert isinstance(pruning, OccamToken), "an embedded model is calibrated"
     pairs, manifests = [], []
     for pair, both in islice(_asked(engine, pruning), args.questions):
         pairs.append(pair)
         manifests.append(both)
-    facts = described(args.device) | {"dtype": args.dtype}
+    facts = described(args.device) | {"dtype": precision(args)}
     tables = (_sides(pairs, manifests), _differences(pairs))
     return Report(section="wire", model=model, device=args.device, facts=facts, tables=tables)
 
