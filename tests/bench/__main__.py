@@ -9,10 +9,18 @@ from pathlib import Path
 
 import torch
 
-from tests.bench import flips, overhead, questions, soak, speed, wire
+from tests.bench import flips, overhead, quantized, questions, soak, speed, wire
 from tests.bench.report import publish
 
-SECTIONS = {"questions": questions, "overhead": overhead, "speed": speed, "flips": flips, "wire": wire, "soak": soak}
+SECTIONS = {
+    "questions": questions,
+    "overhead": overhead,
+    "speed": speed,
+    "flips": flips,
+    "wire": wire,
+    "quantized": quantized,
+    "soak": soak,
+}
 
 
 def main() -> None:
@@ -31,7 +39,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(480, 640), help="rows and columns of a frame (480 640)")
     parser.add_argument("--frames", type=int, help="of the clip (what the model samples)")
     parser.add_argument("--chunk-frames", type=int, default=8, help="that the tower takes at once (8)")
-    parser.add_argument("--json", type=Path, help="file for all tables of speed, flips, wire and soak")
+    parser.add_argument("--json", type=Path, help="file for all tables but those of questions and overhead")
     parser.add_argument("--document", type=Path, help="Markdown file whose markers get the same tables")
     for section in SECTIONS.values():
         section.add_options(parser)

@@ -9,14 +9,13 @@ import pytest
 import torch
 
 from occam.errors import InvalidInput
-from occam.kv import codec
 from occam.stats import VisualTokenCounts
 from occam.types import Answer, Evidence, FrameEvidence, Turn
+from tests.bench.approximation import Pair, compared, differences_table, sides_table
 from tests.bench.flips import Asked, kept_margin, text_margin
 from tests.bench.report import Report, Table, figure, publish
 from tests.bench.rounds import Rounds
-from tests.bench.wire import Pair, _differences, _sides, compared
-from tests.states import finite, make_state
+from tests.states import make_state
 
 TABLE = Table(title="Speed", columns=("", "s"), rows=(("ours", 0.12345), ("stock", None)), note="Beside each other.")
 REPORT = Report(section="speed", model="small", device="cpu", facts={"threads": "1"}, tables=(TABLE,))
@@ -49,7 +48,7 @@ def test_margins_are_those_of_what_differs() -> None:
     assert text_margin(alone, answer((3, 1), [[False, False], [True, True]]), logits) == 3.0
 
 
-def test_what_a_wire_changed_is_compared_up_to_where_the_texts_part() -> None:
+def test_what_int8_changed_is_compared_up_to_where_the_texts_part() -> None:
     exact = answer((3, 1, 2), [[False, False], [True, True]])
     other = answer((3, 0, 2), [[False, True], [True, False]])
     steps = [torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0]), torch.tensor([0.0, 0.0])]
@@ -62,11 +61,10 @@ def test_what_a_wire_changed_is_compared_up_to_where_the_texts_part() -> None:
     assert pair == Pair(
         exact=False, int8=True, text=True, kept=2, flipped=2, distance=pytest.approx(0.15 / 0.5), logits=2.0
     )
-    sizes = [tuple(codec.describe(finite(make_state()), wire) for wire in ("exact", "int8"))] * 2
-    right, nbytes = _sides([same, pair], sizes).rows
+    right, nbytes = sides_table("", [same, pair], "a state", (8, 2)).rows
     assert right[1:3] == (50.0, 100.0)
-    assert nbytes[1:3] == tuple(manifest.nbytes for manifest in sizes[0])
-    differences = _differences([same, pair])
+    assert nbytes == ("bytes of a state", 8, 2, 0.25)
+    differences = differences_table([same, pair])
     assert [count for _, count, _ in differences.rows] == [1, 1, 0, 1]
     assert "1 a question, of 2 kept; at most 3.00e-01" in differences.note
 
