@@ -41,6 +41,9 @@ class Settings:
     workers: replicas per model; max_ongoing: requests that one replica takes at a time; max_queued: waiting behind them
     batch_sequences, batch_tokens: answers that one worker decodes together, and tokens of one prefill, at most
     kv_memory_bytes: states in one worker's memory; kv_entry_bytes: largest state that goes into the shared tier
+    kv_node_bytes: states in files that all workers of a node share, and those that are started anew; 0: none, since a
+    private server gives as much. For several workers of a node whose shared tier is elsewhere, or none
+    kv_node_directory: of those files, this user's alone, made if its parent is there; `kv` in `directory` where empty
     directory: node-local files (fetched videos and images, metrics); a fresh private one where empty
     kv_detail, state_detail: what `auto` came to, in words for `/readyz`; the launcher fills them in
     """
@@ -50,6 +53,8 @@ class Settings:
     kv_ttl_s: float = 86_400.0
     kv_memory_bytes: int = 512 << 20
     kv_entry_bytes: int = 256 << 20
+    kv_node_bytes: int = 0
+    kv_node_directory: str = ""
     state_url: str = "auto"
     session_ttl_s: float = 7 * 86_400.0
     session_first_ttl_s: float = 3600.0
@@ -104,6 +109,11 @@ class Settings:
     def metrics_directory(self) -> Path:
         """The folder in which the processes of this node keep their metrics."""
         return Path(self.directory, "metrics")
+
+    @property
+    def node_directory(self) -> Path:
+        """The folder in which the workers of this node share states."""
+        return Path(self.kv_node_directory or Path(self.directory, "kv"))
 
     def engine(self, model: str) -> EngineConfig:
         """How a worker of `model` runs its engine."""

@@ -165,7 +165,7 @@ def test_a_state_that_is_quicker_to_compute_is_not_fetched(play: Callable[..., N
         await prefixes._tiers.drain()
         took = prefixes._break_even._rebuild_s(Offer(nbytes=1, encoded=32, tokens=17))
         assert took > 0.4, "the wait for four chunks"
-        assert prefixes._break_even._prefill.seconds(17) == 0, "as the fake says"
+        assert prefixes._break_even._builds.prefill.seconds(17) == 0, "as the fake says"
         first = await service.query(video, "what?")
         for _ in range(7):
             prefixes._break_even.built(encoded=32, tokens=17, seconds=1e-6, prefill_s=0.0)
