@@ -94,7 +94,7 @@ def _live(settings: Settings) -> Iterator[Settings]:
         yield replace(
             settings,
             kv_url=kv.url,
-            kv_detail=kv.detail,
+            kv_detail=f"files of each node, and {kv.detail}" if settings.kv_node_bytes else kv.detail,
             state_url=state_url,
             state_detail=state_detail,
             directory=directory,

@@ -181,6 +181,34 @@ def test_a_state_that_is_quicker_to_compute_is_not_fetched(play: Callable[..., N
     play(scene, kv_url=own_redis.url, kv_memory_bytes=1)
 
 
+def test_workers_of_a_node_share_states_in_files_that_are_forgotten_with_their_video(
+    play: Callable[..., None], tmp_path: Path
+) -> None:
+    node = {"kv_url": "memory://", "kv_memory_bytes": 1, "kv_node_bytes": 1 << 20}
+    clip = "fake://node?delay=0.2"
+    answers = []
+
+    async def one(service: World) -> None:
+        first = await service.query(await service.post_video(clip), "what?")
+        await service.worker.target._prefixes._tiers.drain()
+        answers.append(first["answer"])
+
+    async def another(service: World) -> None:
+        hits = count("occam_kv_requests_total", tier="node", result="hit")
+        video = await service.post_video(clip)
+        found = await service.query(video, "what?")
+        assert (found["occam"]["cache"], found["usage"]["cached_tokens"]) == ("node", 17)
+        assert count("occam_kv_requests_total", tier="node", result="hit") == hits + 2, "when it was posted, too"
+        answers.append(found["answer"])
+        assert [path.suffix for path in (tmp_path / "kv").iterdir()] == [".state"]
+        assert (await service.http.delete(f"/v1/videos/{video}")).status_code == 204
+        assert list((tmp_path / "kv").iterdir()) == []
+
+    play(one, **node)
+    play(another, **node)
+    assert answers[0] == answers[1]
+
+
 def flip_a_byte(redis: RedisServer) -> None:
     """In a part, not the manifest, of every state that lies in the Redis."""
     for key in redis.client.keys("occam:kv:*"):

@@ -22,6 +22,7 @@ from occam.kv.break_even import BreakEven
 from occam.kv.store import MemoryStore, TieredStore, TierEvent
 from occam.tensors import PrefixState
 from services import node_folder
+from services.node_folder import NodeFolder
 from services.node_store import NodeStore
 from tests.states import assert_same, make_key, make_state
 
@@ -31,8 +32,10 @@ ROOM = 64 << 20
 
 
 class Clock:
+    """Goes on by a second whenever somebody looks; ahead of the kernel's, which sets access times too."""
+
     def __init__(self) -> None:
-        self.now = 1e9
+        self.now = time.time() + 1e7
 
     def __call__(self) -> float:
         self.now += 1.0
@@ -264,6 +267,16 @@ def test_what_is_no_entry_of_ours_is_counted_removed_and_healed(folder: Path, sm
     run(test)
 
 
+@pytest.mark.parametrize("name", ["a pipe", "larger than the tier"])
+def test_what_is_no_entry_of_ours_is_not_even_read(folder: Path, name: str) -> None:
+    store = NodeFolder(folder, ROOM, ttl_s=100)
+    assert store.write(KEY.digest, [b"bytes"])
+    assert store.read(KEY.digest, lambda file: file.read()) == b"bytes"
+    HOSTILE[name](path_of(folder))
+    with pytest.raises(CorruptState):
+        store.read(KEY.digest, lambda _: pytest.fail("read"))
+
+
 def test_a_file_of_another_user_is_removed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         store = NodeStore(folder, ROOM)
@@ -422,6 +435,26 @@ def test_a_read_that_fails_is_an_outage_and_removes_nothing(folder: Path, monkey
             with pytest.raises(StoreUnavailable, match="Input/output error"):
                 await store.get(KEY)
         assert await store.get(KEY) is not None
+
+    run(test)
+
+
+def test_a_file_that_is_cut_short_while_it_is_read_is_corrupt(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        monkeypatch.setattr(codec, "PART_BYTES", 64 << 10)
+        check = codec.Reader.check
+
+        def cut(reader: codec.Reader, index: int) -> None:
+            check(reader, index)
+            if path_of(folder).exists():
+                os.truncate(path_of(folder), 80 << 10)
+
+        monkeypatch.setattr(codec.Reader, "check", cut)
+        store = NodeStore(folder, ROOM)
+        await store.put(KEY, make_state(tokens=3000))
+        with pytest.raises(CorruptState, match="ends within part 1 of"):
+            await store.get(KEY)
+        assert list(folder.iterdir()) == []
 
     run(test)
 

@@ -241,6 +241,7 @@ def test_a_killed_worker_ends_no_request_and_loses_no_number(http: httpx.Client,
 
 
 def test_a_worker_that_is_started_anew_finds_the_states_of_its_node(http: httpx.Client) -> None:
+    assert http.get("/readyz").json()["kv"] == "files of each node, and a private Redis on this machine"
     written = totals(http, "occam_kv_bytes_total").get(("written", "node"), 0)
     video = post_video(http, "fake://restart")
 
