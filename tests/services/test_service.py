@@ -249,7 +249,7 @@ def test_a_worker_that_is_started_anew_finds_the_states_of_its_node(http: httpx.
         answer = query(http, video, "what pid?")
         return int(answer["answer"].split("pid ")[1]), answer["occam"]["cache"]
 
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     known: set[int] = set()
     while len(known) < 2 or totals(http, "occam_kv_bytes_total")[("written", "node")] == written:
         known.add(ask()[0])
