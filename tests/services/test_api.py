@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -200,7 +202,12 @@ def test_workers_of_a_node_share_states_in_files_that_are_forgotten_with_their_v
         assert (found["occam"]["cache"], found["usage"]["cached_tokens"]) == ("node", 17)
         assert count("occam_kv_requests_total", tier="node", result="hit") == hits + 2, "when it was posted, too"
         answers.append(found["answer"])
-        assert [path.suffix for path in (tmp_path / "kv").iterdir()] == [".state"]
+        (path,) = (tmp_path / "kv").iterdir()
+        for hours, tier in ((23, "node"), (25, "none")):  # a state lives for a day
+            os.utime(path, (time.time(), time.time() - 3600 * hours))
+            assert (await service.query(video, "what?"))["occam"]["cache"] == tier
+        await service.worker.target._prefixes._tiers.drain()
+        assert path.exists(), "written anew"
         assert (await service.http.delete(f"/v1/videos/{video}")).status_code == 204
         assert list((tmp_path / "kv").iterdir()) == []
 
