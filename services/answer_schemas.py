@@ -30,7 +30,14 @@ EXAMPLE_ANSWER: dict[str, Any] = {
         "ttft_s": 0.046,
         "total_s": 0.071,
     },
-    "occam": {"cache": "memory", "strategy": "occam", "lambda1": 1.0, "lambda2": 1.0, "finish_reason": "stop"},
+    "occam": {
+        "cache": "memory",
+        "approximate": False,
+        "strategy": "occam",
+        "lambda1": 1.0,
+        "lambda2": 1.0,
+        "finish_reason": "stop",
+    },
 }
 
 
@@ -142,6 +149,7 @@ class OccamBody(BaseModel):
     """What Occam did for an answer: where the video's state came from, and how it was pruned."""
 
     cache: Tier = Field(description="Tier that had the media's state; `none`: it was computed for this answer.")
+    approximate: bool = Field(description="Whether that state once came over a lossy wire (`OCCAM_KV_WIRE=int8`).")
     strategy: str
     lambda1: float | None
     lambda2: float | None
@@ -154,6 +162,7 @@ class OccamBody(BaseModel):
         finished, pruning = reply.finished, reply.finished.pruning
         return cls(
             cache=finished.cache,
+            approximate=finished.approximate,
             strategy=pruning.strategy or "",
             lambda1=pruning.number("lambda1"),
             lambda2=pruning.number("lambda2"),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
-from occam.config import Pruning
+from occam.config import Pruning, Wire
 from occam.engine import Engine
 from occam.kv.key import KVKey, MediumKey
 from occam.stats import StageStats, Usage
@@ -26,7 +26,7 @@ class Prefix:
     stats: tuple[StageStats, ...] = ()
 
 
-def key_of(engine: Engine, media: Sequence[Medium], pruning: Pruning, system: str) -> KVKey:
+def key_of(engine: Engine, media: Sequence[Medium], pruning: Pruning, system: str, wire: Wire = "exact") -> KVKey:
     """The key of the state behind media: what every tier knows it by."""
     return KVKey(
         media=tuple(
@@ -36,6 +36,7 @@ def key_of(engine: Engine, media: Sequence[Medium], pruning: Pruning, system: st
             for medium in media
         ),
         facts={**engine.key_facts(pruning), "system": system},
+        wire=wire,
     )
 
 
@@ -73,6 +74,7 @@ def finish(
         pruning=choice_of(pruning),
         key=prefix.key,
         cache=prefix.tier,
+        approximate=prefix.state.approximate,
         usage=usage,
         stats=(*prefix.stats, *answer.stats),
     )

@@ -130,7 +130,8 @@ class Finished:
     """The end of an answer.
 
     turns: the whole conversation as ids, this turn included; pruning: as resolved; key: of the media's cached state
-    cache: the tier that the media's state came from; stats: what this request made the node do
+    cache: the tier that the media's state came from; approximate: whether the state went over a lossy wire
+    stats: what this request made the node do
     """
 
     answer: Answer
@@ -138,6 +139,7 @@ class Finished:
     pruning: PruningChoice
     key: KVKey
     cache: Tier
+    approximate: bool
     usage: Usage
     stats: tuple[StageStats, ...]
 

@@ -8,7 +8,7 @@ from functools import partial
 from hashlib import sha256
 from typing import cast
 
-from occam.config import Pruning
+from occam.config import Pruning, Wire
 from occam.engine import Engine
 from occam.kv.break_even import BreakEven
 from occam.kv.key import KVKey
@@ -37,8 +37,12 @@ class Prefixes:
         tiers: TieredStore,
         break_even: BreakEven,
         chunks: Chunks,
+        wire: Wire,
     ) -> None:
-        """name: of the model, in metrics; break_even: learns what building takes; chunks: frames, by the decoder."""
+        """name: of the model, in metrics; break_even: learns what building takes; chunks: frames, by the decoder.
+
+        wire: of all keys
+        """
         self._name = name
         self._engine = engine
         self._thread = thread
@@ -46,13 +50,14 @@ class Prefixes:
         self._tiers = tiers
         self._break_even = break_even
         self._chunks = chunks
+        self._wire = wire
         self._flights: SingleFlight[Prefix] = SingleFlight()
 
     async def conversation(
         self, media: Sequence[Medium], pruning: Pruning, system: str, turns: Sequence[Turn]
     ) -> Prefix:
         """The state behind finished turns: of this replica's memory, else the media's state and the turns replayed."""
-        key = key_of(self._engine, media, pruning, system)
+        key = key_of(self._engine, media, pruning, system, self._wire)
         if not turns:
             return await self.media(media, pruning, system)
         conversation_key = _behind(key, turns)
@@ -75,7 +80,7 @@ class Prefixes:
 
     async def media(self, media: Sequence[Medium], pruning: Pruning, system: str) -> Prefix:
         """The state behind the media; requests for one key that come together build it once."""
-        key = key_of(self._engine, media, pruning, system)
+        key = key_of(self._engine, media, pruning, system, self._wire)
         prefix, own = await self._flights.run(key.digest, lambda: self._find_or_build(key, media, pruning, system))
         if own:
             return prefix

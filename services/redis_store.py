@@ -117,11 +117,12 @@ class RedisStore:
             return state
 
     async def put(self, key: KVKey, state: PrefixState) -> bool:
-        """Keep `state`; False where it has more than `max_entry_bytes`."""
-        if describe(state).nbytes > self._max_entry_bytes:
+        """Keep `state`, encoded for the key's wire; False where it then has more than `max_entry_bytes`."""
+        planned = await asyncio.to_thread(describe, state, key.wire)
+        if planned.nbytes > self._max_entry_bytes:
             return False
         async with self._answering():
-            manifest, parts = await asyncio.to_thread(encode, state)
+            manifest, parts = await asyncio.to_thread(encode, state, planned.wire)
             fields: list[tuple[str, Part]] = [*zip(manifest.parts, parts, strict=True)]
             fields.append((_MANIFEST, manifest.to_bytes()))
             for batch in _batches(fields):

@@ -1,6 +1,7 @@
 """Prefix states of random bits, and what it means that two of them are the same."""
 
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -54,6 +55,28 @@ def make_state(
         next_position=tokens + 9,
         encoded=6 * views,
         turns=1,
+    )
+
+
+def finite(state: PrefixState) -> PrefixState:
+    """The same, with another finite number of any size in place of NaNs and infinities, and a row of zeros."""
+
+    def tame(tensor: Tensor) -> Tensor:
+        tensor = torch.nan_to_num(tensor, nan=-0.75, posinf=2.5)
+        tensor[..., :1, :] = 0
+        return tensor
+
+    return with_wide(state, tame)
+
+
+def with_wide(state: PrefixState, change: Callable[[Tensor], Tensor]) -> PrefixState:
+    """The state with its keys, values, hidden and planes changed."""
+    return replace(
+        state,
+        hidden=change(state.hidden),
+        keys=tuple(map(change, state.keys)),
+        values=tuple(map(change, state.values)),
+        planes=tuple(map(change, state.planes)),
     )
 
 

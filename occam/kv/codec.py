@@ -1,4 +1,7 @@
-"""PrefixState <-> bytes, bit for bit: a small manifest, and the tensors as one buffer cut into parts.
+"""PrefixState <-> bytes: a small manifest, and the tensors as one buffer cut into parts.
+
+Over wire `exact` a state comes back bit for bit. Over `int8` keys, values, hidden and planes come back approximately
+(`occam/kv/int8.py`), all else bit for bit, and the state says so; one that is not finite has no scale and goes exactly.
 
 The manifest holds dimensions, not shapes: every tensor's dtype, shape and place in the buffer follows from them, so
 bytes from outside have no layout of their own to bring. It is JSON under its own checksum, and each part is named by
@@ -12,15 +15,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from hashlib import blake2b
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from occam.config import Wire
 from occam.errors import CorruptState
+from occam.kv import int8
 from occam.tensors import PrefixState
 
-CODEC_VERSION = 3
+CODEC_VERSION = 4
 PART_BYTES = 4 << 20
 
 Part = bytes | memoryview
@@ -41,10 +46,11 @@ class Manifest:
 
     dtype: of keys, values, hidden and planes; tokens N, axes A, layers l, heads H_kv, head_dim D, width C, views V,
     levels (DeepStack's), planes (those of them above the cut): the dimensions that `PrefixState` names; the other
-    integers are its scalars; parts: checksums in order
+    integers are its scalars; approximate: whether it was before it was encoded; parts: checksums in order
     """
 
     version: int = CODEC_VERSION
+    wire: Wire
     dtype: str
     tokens: int
     axes: int
@@ -59,6 +65,7 @@ class Manifest:
     next_position: int
     encoded: int
     turns: int
+    approximate: bool
     parts: tuple[str, ...]
 
     @property
@@ -92,7 +99,7 @@ class Manifest:
         return _validated(values)
 
 
-def describe(state: PrefixState) -> Manifest:
+def describe(state: PrefixState, wire: Wire = "exact") -> Manifest:
     """The manifest of `state` before its parts have checksums; its `nbytes` is what encoding will take."""
     shape = asdict(state.shape)
     dtype = str(shape.pop("dtype")).removeprefix("torch.")
@@ -100,6 +107,7 @@ def describe(state: PrefixState) -> Manifest:
         raise ValueError(f"hidden must be one of {', '.join(_DTYPES)}, got {dtype}")
     return Manifest(
         **shape,
+        wire=wire if wire == "exact" or _is_finite(state) else "exact",
         dtype=dtype,
         tokens=len(state),
         views=state.view_pts.shape[0],
@@ -107,27 +115,29 @@ def describe(state: PrefixState) -> Manifest:
         next_position=state.next_position,
         encoded=state.encoded,
         turns=state.turns,
+        approximate=state.approximate,
         parts=(),
     )
 
 
-def encode(state: PrefixState) -> tuple[Manifest, list[memoryview]]:
+def encode(state: PrefixState, wire: Wire = "exact") -> tuple[Manifest, list[memoryview]]:
     """The manifest of `state` and its parts, views of one buffer; raises ValueError on a state it cannot hold."""
-    manifest = describe(state)
+    manifest = describe(state, wire)
     buffer = torch.zeros(manifest.nbytes, dtype=torch.uint8)
-    for slot, view in zip(_slots(manifest), _views(manifest, buffer), strict=True):
+    views = _views(manifest, buffer)
+    for slot in _slots(replace(manifest, wire="exact")):
         tensor = _tensor(state, slot)
         if tensor.dtype != slot.dtype or tensor.shape != slot.shape:
             raise ValueError(
                 f"{slot.name} must be {slot.dtype} {list(slot.shape)}, got {tensor.dtype} {list(tensor.shape)}"
             )
-        view.copy_(tensor)
+        int8.store(views, slot.name, tensor)
     parts = _cut(buffer, manifest.part_sizes)
     return replace(manifest, parts=tuple(_checksum(part) for part in parts)), parts
 
 
 def decode(manifest: Manifest, parts: Sequence[Part]) -> PrefixState:
-    """The state in `parts`, on the CPU, every bit checked; raises CorruptState."""
+    """The state in `parts`, on the CPU, in its own dtype, every bit checked; raises CorruptState."""
     reader = Reader(manifest)
     for index, part in enumerate(parts):
         reader.take(index, part)
@@ -160,11 +170,12 @@ class Reader:
         self._unchecked.discard(index)
 
     def state(self) -> PrefixState:
-        """The state, on the CPU; raises CorruptState unless every part is there and was checked."""
+        """The state, on the CPU, in its own dtype; raises CorruptState unless every part is there and was checked."""
         manifest = self._manifest
         if self._unchecked:
             raise CorruptState(f"{len(self._unchecked)} of {len(self.places)} parts are missing.")
-        tensors = dict(zip((slot.name for slot in _slots(manifest)), _views(manifest, self._buffer), strict=True))
+        views, slots = _views(manifest, self._buffer), _slots(replace(manifest, wire="exact"))
+        tensors = {slot.name: int8.load(views, slot.name, slot.dtype) for slot in slots}
         _check_indices(tensors["view"], tensors["patch"], tensors["view_grid"])
         return PrefixState(
             keys=tuple(tensors.pop(f"keys.{layer}") for layer in range(manifest.layers)),
@@ -174,6 +185,7 @@ class Reader:
             next_position=manifest.next_position,
             encoded=manifest.encoded,
             turns=manifest.turns,
+            approximate=manifest.approximate or manifest.wire != "exact",
             **tensors,
         )
 
@@ -189,9 +201,14 @@ class _Slot(NamedTuple):
 
 
 def _slots(manifest: Manifest) -> list[_Slot]:
-    """Every tensor of a state in the order of the buffer."""
-    dtype, tokens = _DTYPES[manifest.dtype], manifest.tokens
-    layer = (manifest.heads, tokens, manifest.head_dim)
+    """Every tensor of the buffer in its order; over wire `exact` they are the state's own."""
+    tokens = manifest.tokens
+    row, layer = (tokens, manifest.width), (manifest.heads, tokens, manifest.head_dim)
+    wide = [
+        ("hidden", row),
+        *((f"planes.{level}", row) for level in range(manifest.planes)),
+        *((f"{kind}.{index}", layer) for index in range(manifest.layers) for kind in ("keys", "values")),
+    ]
     return [
         _Slot("ids", torch.int64, (tokens,)),
         _Slot("positions", torch.int64, (manifest.axes, tokens)),
@@ -202,10 +219,19 @@ def _slots(manifest: Manifest) -> list[_Slot]:
         _Slot("view_index", torch.int64, (manifest.views,)),
         _Slot("view_grid", torch.int64, (manifest.views, 2)),
         _Slot("register_sum", torch.float32, (1 + manifest.levels, manifest.width)),
-        _Slot("hidden", dtype, (tokens, manifest.width)),
-        *(_Slot(f"planes.{level}", dtype, (tokens, manifest.width)) for level in range(manifest.planes)),
-        *(_Slot(f"{kind}.{index}", dtype, layer) for index in range(manifest.layers) for kind in ("keys", "values")),
+        *(slot for name, shape in wide for slot in _wired(manifest, name, shape)),
     ]
+
+
+def _wired(manifest: Manifest, name: str, shape: tuple[int, ...]) -> list[_Slot]:
+    """What the wire makes of one of the wide tensors."""
+    if manifest.wire == "exact":
+        return [_Slot(name, _DTYPES[manifest.dtype], shape)]
+    return [_Slot(name, torch.int8, shape), _Slot(name + int8.SCALES, torch.float32, (*shape[:-1], 1))]
+
+
+def _is_finite(state: PrefixState) -> bool:
+    return all(map(int8.is_finite, (state.hidden, *state.planes, *state.keys, *state.values)))
 
 
 def _tensor(state: PrefixState, slot: _Slot) -> Tensor:
@@ -224,13 +250,13 @@ def _aligned(nbytes: int) -> int:
     return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
 
 
-def _views(manifest: Manifest, buffer: Tensor) -> list[Tensor]:
-    """The slots of `buffer` as tensors that share its memory."""
+def _views(manifest: Manifest, buffer: Tensor) -> dict[str, Tensor]:
+    """The slots of `buffer` by name, as tensors that share its memory."""
     slots = _slots(manifest)
-    return [
-        buffer[start : start + slot.nbytes].view(slot.dtype).view(slot.shape)
+    return {
+        slot.name: buffer[start : start + slot.nbytes].view(slot.dtype).view(slot.shape)
         for start, slot in zip(_offsets(slots), slots, strict=False)
-    ]
+    }
 
 
 def _cut(buffer: Tensor, sizes: Sequence[int]) -> list[memoryview]:
@@ -249,12 +275,15 @@ def _validated(values: object) -> Manifest:
         raise CorruptState(f"The manifest is not one of version {CODEC_VERSION}.")
     if values.keys() != {field.name for field in fields(Manifest)}:
         raise CorruptState("The manifest does not have the fields of its version.")
-    parts, dtype = values["parts"], values["dtype"]
-    if not isinstance(dtype, str) or dtype not in _DTYPES:
-        raise CorruptState(f"The manifest names none of the dtypes {', '.join(_DTYPES)}.")
+    parts = values["parts"]
+    for name, known in (("dtype", tuple(_DTYPES)), ("wire", get_args(Wire))):
+        if values[name] not in known:
+            raise CorruptState(f"The manifest's {name} is none of {', '.join(known)}.")
+    if type(values["approximate"]) is not bool:
+        raise CorruptState("The manifest's approximate is neither true nor false.")
     if not isinstance(parts, list) or not all(isinstance(part, str) and _CHECKSUM.fullmatch(part) for part in parts):
         raise CorruptState("The manifest's parts are not a list of checksums.")
-    for name in values.keys() - {"parts", "dtype"}:
+    for name in values.keys() - {"parts", "dtype", "wire", "approximate"}:
         limit = _MAX_LAYERS if name in ("layers", "levels", "planes") else _MAX_INTEGER
         if type(values[name]) is not int or not 0 <= values[name] <= limit:
             raise CorruptState(f"The manifest's {name} is not an integer in 0..{limit}.")

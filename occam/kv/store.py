@@ -33,7 +33,7 @@ class KVStore(Protocol):
         """The tier's name in answers and metrics."""
 
     async def get(self, key: KVKey) -> PrefixState | None:
-        """The state of `key`, bit for bit what was put, or None."""
+        """The state of `key`, bit for bit what was put, or approximate by the key's wire; or None."""
 
     async def put(self, key: KVKey, state: PrefixState) -> bool:
         """Keep `state`; False where it is larger than this tier takes."""
@@ -242,6 +242,8 @@ async def _get_fitting(tier: KVStore, key: KVKey, fits: Fits) -> PrefixState | N
     state = await tier.get(key)
     if state is not None and not fits(state):
         raise CorruptState("The state is none that its reader could have written.")
+    if state is not None and state.approximate and key.wire == "exact":
+        raise CorruptState("The state is approximate and its key is not.")
     return state
 
 

@@ -40,3 +40,18 @@ def test_a_restored_state_answers_as_the_first_one_bit_for_bit(
     for one, other in zip(cold, warm, strict=True):
         assert one.answer.turn == other.answer.turn
         assert torch.equal(one.logits, other.logits)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["checkpoint", "qwen_checkpoint"])
+def test_a_state_from_an_int8_wire_answers_nearly_as_the_first_one(
+    request: pytest.FixtureRequest, family: str, dtype: Literal["float32", "bfloat16"]
+) -> None:
+    """Nothing is pruned, so no kept set can flip."""
+    engine = load(request.getfixturevalue(family), dtype=dtype)
+    pruning = engine.pruning("none")
+    state = build(engine, random_frames(3), pruning)
+    restored = decode(*encode(state, "int8"))
+    assert engine.fits(pruning, restored)
+    [cold], [warm] = (ask(engine, each, QUESTIONS[:1], pruning, steps=1) for each in (state, restored))
+    assert 0 < (cold.logits - warm.logits).abs().max() < 0.1 * cold.logits.std()

@@ -160,6 +160,50 @@ def test_a_follow_up_is_exact_wherever_its_state_comes_from(play: Callable[..., 
     assert answers[0] == answers[1] == answers[2]
 
 
+def test_what_came_over_a_lossy_wire_is_labelled_wherever_it_goes(
+    play: Callable[..., None], own_redis: RedisServer
+) -> None:
+    """Two replicas with int8 between them, then one that knows the exact wire alone."""
+    clip = "fake://lossy?delay=0.2"  # far slower to compute than any fetch
+
+    def said(answer: dict[str, Any]) -> tuple[str, bool]:
+        return answer["occam"]["cache"], answer["occam"]["approximate"]
+
+    async def converse(service: World) -> tuple[dict[str, Any], ...]:
+        content = [{"type": "video_url", "video_url": {"url": clip}}, text_part("what?")]
+        first = (await service.http.post("/v1/chat/completions", json=chat(("user", content)))).json()
+        session = {"session_id": first["occam"]["session_id"]}
+        second = await service.http.post("/v1/chat/completions", json=chat(("user", "and then?"), occam=session))
+        third = await service.http.post("/v1/chat/completions", json=chat(("user", "and then?"), occam=session))
+        streamed = await service.http.post("/v1/chat/completions", json=chat(("user", content), stream=True))
+        await service.worker.target._prefixes._tiers.drain()
+        return first, second.json(), third.json(), events(streamed.text)[-1]
+
+    async def writer(service: World) -> None:
+        first, *others = map(said, await converse(service))
+        assert first == ("none", False), "computed here, exactly"
+        assert others == [("memory", False)] * 3
+
+    async def reader(service: World) -> None:
+        first, second, third, streamed = await converse(service)
+        assert said(first) == ("redis", True)
+        assert [said(each) for each in (second, third, streamed)] == [("memory", True)] * 3
+        assert len(service.worker.target._prefixes._memory._states) == 3, "the clip's state, and those behind two turns"
+        video = await service.post_video(clip)
+        assert said(await service.query(video, "what?")) == ("memory", True), "in our own dialect as well"
+        other = await service.post_video("fake://other")
+        assert said(await service.query(other, "what?")) == ("memory", False), "computed here"
+
+    async def exact(service: World) -> None:
+        first, *others = map(said, await converse(service))
+        assert first == ("none", False), "states of a lossy wire are not its own"
+        assert others == [("memory", False)] * 3
+
+    play(writer, kv_url=own_redis.url, kv_wire="int8")
+    play(reader, kv_url=own_redis.url, kv_wire="int8")
+    play(exact, kv_url=own_redis.url)
+
+
 def test_a_state_that_is_quicker_to_compute_is_not_fetched(play: Callable[..., None], own_redis: RedisServer) -> None:
     async def scene(service: World) -> None:
         prefixes = service.worker.target._prefixes

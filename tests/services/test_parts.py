@@ -29,12 +29,14 @@ def test_settings_come_from_file_and_environment(tmp_path: Path) -> None:
             "OCCAM_WORKERS": "3",
             "OCCAM_MODELS": "a, b",
             "OCCAM_DTYPE": "bfloat16",
+            "OCCAM_QUANTIZATION": "int8",
             "HOME": "x",
         }
     )
     assert (settings.workers, settings.max_video_bytes, settings.dtype) == (3, 1000, "bfloat16")
     assert settings.allowed_hosts == ("example.org", "example.com")
     assert settings.models == ("a", "b")
+    assert (settings.engine("a").dtype, settings.engine("a").quantization) == ("bfloat16", "int8")
 
 
 @pytest.mark.parametrize(
@@ -44,6 +46,8 @@ def test_settings_come_from_file_and_environment(tmp_path: Path) -> None:
         ("OCCAM_WORKERS", "two"),
         ("OCCAM_WORKERS", "0"),
         ("OCCAM_DTYPE", "int8"),
+        ("OCCAM_QUANTIZATION", "int4"),
+        ("OCCAM_KV_WIRE", "int4"),
         ("OCCAM_MODELS", ""),
         ("OCCAM_PORT", "99999"),
         ("OCCAM_PORT", "0"),

@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import Awaitable
+from dataclasses import replace
 
 import pytest
 
@@ -94,6 +95,22 @@ def test_memory_counts_its_bytes() -> None:
         await store.delete(A)
         assert store.nbytes == 0
         assert await store.get(A) is None
+
+    run(test())
+
+
+def test_an_approximate_state_is_corrupt_under_an_exact_key_and_goes_no_higher() -> None:
+    async def test() -> None:
+        tiers, state = Tiers(), replace(STATE, approximate=True)
+        await tiers.far.put(A, state)
+        assert (await tiers.get(A)).state is None
+        assert tiers.results == ["memory get miss", "redis get failed corrupt"]
+        lossy = replace(A, wire="int8")
+        assert (await tiers.get(lossy)).state is None, "the keys differ"
+        await tiers.far.put(lossy, state)
+        for tier in ("redis", "memory"):
+            found = await tiers.get(lossy)
+            assert (found.state, found.tier) == (state, tier)
 
     run(test())
 
