@@ -10,7 +10,7 @@ from occam.kv.key import KVKey
 from occam.stats import StageStats, Usage
 from occam.types import Answer, FrameBatch, MediaKind, Turn
 
-Tier = Literal["memory", "redis", "none"]
+Tier = Literal["memory", "node", "redis", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
+from typing import cast
 
 from occam.config import Pruning, Wire
 from occam.engine import Engine
@@ -93,8 +94,7 @@ class Prefixes:
     async def _find_or_build(self, key: KVKey, media: Sequence[Medium], pruning: Pruning, system: str) -> Prefix:
         found = await self._tiers.get(key, partial(self._engine.fits, pruning))
         if found.state is not None:
-            tier: Tier = "memory" if found.tier == "memory" else "redis"
-            return Prefix(state=found.state, key=key, tier=tier, cached_tokens=len(found.state))
+            return Prefix(state=found.state, key=key, tier=cast(Tier, found.tier), cached_tokens=len(found.state))
         try:
             prefix = await self._build(key, media, pruning, system)
         except ReplicaLost:

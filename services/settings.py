@@ -41,6 +41,9 @@ class Settings:
     batch_sequences, batch_tokens: answers that one worker decodes together, and tokens of one prefill, at most
     kv_wire: states reach the shared tier bit for bit (`exact`), or smaller and approximate (`int8`): answers say so
     kv_memory_bytes: states in one worker's memory; kv_entry_bytes: largest state that goes into the shared tier
+    kv_node_bytes: states in files that all workers of a node share, and those that are started anew; 0: none, since a
+    private server gives as much. For several workers of a node whose shared tier is elsewhere, or none
+    kv_node_directory: of those files, this user's alone, made if its parent is there; `kv` in `directory` where empty
     directory: node-local files (fetched videos and images, metrics); a fresh private one where empty
     kv_detail, state_detail: what `auto` came to, in words for `/readyz`; the launcher fills them in
     """
@@ -51,6 +54,8 @@ class Settings:
     kv_wire: Wire = "exact"
     kv_memory_bytes: int = 512 << 20
     kv_entry_bytes: int = 256 << 20
+    kv_node_bytes: int = 0
+    kv_node_directory: str = ""
     state_url: str = "auto"
     session_ttl_s: float = 7 * 86_400.0
     session_first_ttl_s: float = 3600.0
@@ -106,6 +111,11 @@ class Settings:
     def metrics_directory(self) -> Path:
         """The folder in which the processes of this node keep their metrics."""
         return Path(self.directory, "metrics")
+
+    @property
+    def node_directory(self) -> Path:
+        """The folder in which the workers of this node share states."""
+        return Path(self.kv_node_directory or Path(self.directory, "kv"))
 
     def engine(self, model: str) -> EngineConfig:
         """How a worker of `model` runs its engine."""

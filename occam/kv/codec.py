@@ -138,28 +138,56 @@ def encode(state: PrefixState, wire: Wire = "exact") -> tuple[Manifest, list[mem
 
 def decode(manifest: Manifest, parts: Sequence[Part]) -> PrefixState:
     """The state in `parts`, on the CPU, in its own dtype, every bit checked; raises CorruptState."""
-    if [len(part) for part in parts] != list(manifest.part_sizes):
-        raise CorruptState(f"{len(parts)} parts do not have the sizes that the manifest gives.")
-    for index, (name, part) in enumerate(zip(manifest.parts, parts, strict=True)):
-        if _checksum(part) != name:
-            raise CorruptState(f"Part {index} of {len(parts)} does not match its checksum.")
-    buffer = torch.empty(manifest.nbytes, dtype=torch.uint8)
-    for place, part in zip(_cut(buffer, manifest.part_sizes), parts, strict=True):
-        place[:] = part
-    views = _views(manifest, buffer)
-    tensors = {slot.name: int8.load(views, slot.name, slot.dtype) for slot in _slots(replace(manifest, wire="exact"))}
-    _check_indices(tensors["view"], tensors["patch"], tensors["view_grid"])
-    return PrefixState(
-        keys=tuple(tensors.pop(f"keys.{layer}") for layer in range(manifest.layers)),
-        values=tuple(tensors.pop(f"values.{layer}") for layer in range(manifest.layers)),
-        planes=tuple(tensors.pop(f"planes.{level}") for level in range(manifest.planes)),
-        register_count=manifest.register_count,
-        next_position=manifest.next_position,
-        encoded=manifest.encoded,
-        turns=manifest.turns,
-        approximate=manifest.approximate or manifest.wire != "exact",
-        **tensors,
-    )
+    reader = Reader(manifest)
+    for index, part in enumerate(parts):
+        reader.take(index, part)
+    return reader.state()
+
+
+class Reader:
+    """One encoded state as its parts come: each lies at once in the buffer that becomes the tensors.
+
+    places: where the bytes of each part go, for whoever can read straight into them
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._buffer = torch.empty(manifest.nbytes, dtype=torch.uint8)
+        self._unchecked = set(range(len(manifest.parts)))
+        self.places = _cut(self._buffer, manifest.part_sizes)
+
+    def take(self, index: int, part: Part) -> None:
+        """Copy part `index` into its place; raises CorruptState unless these are its bytes."""
+        if index >= len(self.places) or len(part) != len(self.places[index]):
+            raise CorruptState(f"Part {index} of {len(part)} bytes does not have the sizes that the manifest gives.")
+        self.places[index][:] = part
+        self.check(index)
+
+    def check(self, index: int) -> None:
+        """Check the bytes that lie in place `index`; raises CorruptState."""
+        if _checksum(self.places[index]) != self._manifest.parts[index]:
+            raise CorruptState(f"Part {index} of {len(self.places)} does not match its checksum.")
+        self._unchecked.discard(index)
+
+    def state(self) -> PrefixState:
+        """The state, on the CPU, in its own dtype; raises CorruptState unless every part is there and was checked."""
+        manifest = self._manifest
+        if self._unchecked:
+            raise CorruptState(f"{len(self._unchecked)} of {len(self.places)} parts are missing.")
+        views, slots = _views(manifest, self._buffer), _slots(replace(manifest, wire="exact"))
+        tensors = {slot.name: int8.load(views, slot.name, slot.dtype) for slot in slots}
+        _check_indices(tensors["view"], tensors["patch"], tensors["view_grid"])
+        return PrefixState(
+            keys=tuple(tensors.pop(f"keys.{layer}") for layer in range(manifest.layers)),
+            values=tuple(tensors.pop(f"values.{layer}") for layer in range(manifest.layers)),
+            planes=tuple(tensors.pop(f"planes.{level}") for level in range(manifest.planes)),
+            register_count=manifest.register_count,
+            next_position=manifest.next_position,
+            encoded=manifest.encoded,
+            turns=manifest.turns,
+            approximate=manifest.approximate or manifest.wire != "exact",
+            **tensors,
+        )
 
 
 class _Slot(NamedTuple):

@@ -120,8 +120,8 @@ class Lookup:
 class TieredStore:
     """Tiers as one, nearest first: a get asks them in turn, and a hit is copied into those above.
 
-    The first tier is written before `put` returns, the others in the background. `observe` is called once for every
-    get and put of a tier. For one event loop.
+    The first tier is written before `put` returns, the others in the background; what was too slow to read from is not
+    written. `observe` is called once for every get and put of a tier. For one event loop.
     """
 
     def __init__(
@@ -143,11 +143,11 @@ class TieredStore:
 
         fits: whether its reader can use a state; one that it cannot is corrupt, however right its checksums are
         """
-        left_alone = []
+        left_alone: list[str] = []
         for depth, tier in enumerate(self._tiers):
             state, result = await self._attempt(tier, "get", partial(_get_fitting, tier, key, fits))
             if state is not None:
-                await self._write(key, state, self._tiers[:depth])
+                await self._write(key, state, self._tiers[:depth], left_alone)
                 return Lookup(state=state, tier=tier.name)
             if result in ("declined", "given_up"):
                 left_alone.append(tier.name)
@@ -158,7 +158,7 @@ class TieredStore:
 
         left_alone: by the lookup before, tiers that are too slow to read from and so to write to; they have it, mostly
         """
-        await self._write(key, state, [tier for tier in self._tiers if tier.name not in left_alone])
+        await self._write(key, state, self._tiers, left_alone)
 
     async def delete(self, key: KVKey) -> None:
         """Forget `key` in every tier, writes on their way included; raises StoreUnavailable where one could not."""
@@ -185,10 +185,13 @@ class TieredStore:
         for tier in self._tiers:
             await tier.aclose()
 
-    async def _write(self, key: KVKey, state: PrefixState, tiers: Sequence[KVStore]) -> None:
-        for tier in tiers[:1]:
+    async def _write(
+        self, key: KVKey, state: PrefixState, tiers: Sequence[KVStore], left_alone: Collection[str]
+    ) -> None:
+        wanted = [tier for tier in tiers if tier.name not in left_alone]
+        for tier in wanted[:1]:
             await self._attempt(tier, "put", partial(tier.put, key, state), state.nbytes)
-        for tier in tiers[1:]:
+        for tier in wanted[1:]:
             self._write_soon(tier, key, state)
 
     def _write_soon(self, tier: KVStore, key: KVKey, state: PrefixState) -> None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -209,7 +211,7 @@ def test_a_state_that_is_quicker_to_compute_is_not_fetched(play: Callable[..., N
         await prefixes._tiers.drain()
         took = prefixes._break_even._rebuild_s(Offer(nbytes=1, encoded=32, tokens=17))
         assert took > 0.4, "the wait for four chunks"
-        assert prefixes._break_even._prefill.seconds(17) == 0, "as the fake says"
+        assert prefixes._break_even._builds.prefill.seconds(17) == 0, "as the fake says"
         first = await service.query(video, "what?")
         for _ in range(7):
             prefixes._break_even.built(encoded=32, tokens=17, seconds=1e-6, prefill_s=0.0)
@@ -223,6 +225,39 @@ def test_a_state_that_is_quicker_to_compute_is_not_fetched(play: Callable[..., N
         assert count("occam_kv_errors_total", tier="redis", reason="unavailable") == errors
 
     play(scene, kv_url=own_redis.url, kv_memory_bytes=1)
+
+
+def test_workers_of_a_node_share_states_in_files_that_are_forgotten_with_their_video(
+    play: Callable[..., None], tmp_path: Path
+) -> None:
+    node = {"kv_url": "memory://", "kv_memory_bytes": 1, "kv_node_bytes": 1 << 20}
+    clip = "fake://node?delay=0.2"
+    answers = []
+
+    async def one(service: World) -> None:
+        first = await service.query(await service.post_video(clip), "what?")
+        await service.worker.target._prefixes._tiers.drain()
+        answers.append(first["answer"])
+
+    async def another(service: World) -> None:
+        hits = count("occam_kv_requests_total", tier="node", result="hit")
+        video = await service.post_video(clip)
+        found = await service.query(video, "what?")
+        assert (found["occam"]["cache"], found["usage"]["cached_tokens"]) == ("node", 17)
+        assert count("occam_kv_requests_total", tier="node", result="hit") == hits + 2, "when it was posted, too"
+        answers.append(found["answer"])
+        (path,) = (tmp_path / "kv").iterdir()
+        for hours, tier in ((23, "node"), (25, "none")):  # a state lives for a day
+            os.utime(path, (time.time(), time.time() - 3600 * hours))
+            assert (await service.query(video, "what?"))["occam"]["cache"] == tier
+        await service.worker.target._prefixes._tiers.drain()
+        assert path.exists(), "written anew"
+        assert (await service.http.delete(f"/v1/videos/{video}")).status_code == 204
+        assert list((tmp_path / "kv").iterdir()) == []
+
+    play(one, **node)
+    play(another, **node)
+    assert answers[0] == answers[1]
 
 
 def flip_a_byte(redis: RedisServer) -> None:

@@ -93,6 +93,14 @@ def test_a_port_in_use_is_said_so() -> None:
             pass
 
 
+def test_a_folder_of_the_node_that_cannot_be_used_is_said_so(tmp_path: Path) -> None:
+    (tmp_path / "kv").mkdir(mode=0o755)
+    for folder in (tmp_path / "kv", tmp_path / "absent" / "kv"):
+        settings = Settings(kv_node_bytes=1 << 20, kv_node_directory=str(folder), kv_url="memory://")
+        with pytest.raises(InvalidInput, match="OCCAM_KV_NODE_DIRECTORY: The node's cache folder"), running(settings):
+            pass
+
+
 def test_a_flight_is_shared_and_ends_with_its_last_waiter() -> None:
     ended: list[str] = []
 

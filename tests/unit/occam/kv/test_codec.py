@@ -70,8 +70,16 @@ def test_a_state_larger_than_a_part_is_cut(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(parts) > 10
     assert {len(part) for part in parts[:-1]} == {256}
     assert_same(decode(manifest, parts), state)
-    with pytest.raises(CorruptState, match="sizes"):
+    with pytest.raises(CorruptState, match=f"1 of {len(parts)} parts are missing"):
         decode(manifest, parts[:-1])
+    for wrong in (
+        [*parts, b""],
+        [*parts, parts[0]],
+        [*parts[:-1], bytes(parts[-1]) + b"x"],
+        [parts[0][:-1], *parts[1:]],
+    ):
+        with pytest.raises(CorruptState, match="sizes"):
+            decode(manifest, wrong)
     with pytest.raises(CorruptState, match="checksum"):
         decode(manifest, [parts[1], parts[0], *parts[2:]])
 

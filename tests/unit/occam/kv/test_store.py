@@ -195,6 +195,26 @@ def test_a_tier_that_is_not_worth_its_time_is_a_miss_and_no_failure(declined: Ex
     run(test())
 
 
+def test_a_hit_below_is_not_copied_into_a_tier_that_was_too_slow_to_be_read() -> None:
+    async def test() -> None:
+        node, far = FakeTier("node"), FakeTier()
+        node.failure = FetchDeclined("slow")
+        await far.put(A, STATE)
+        seen: list[TierEvent] = []
+        store = TieredStore([MemoryStore(10 * SIZE), node, far], seen.append)
+        found = await store.get(A, fits=lambda _: True)
+        await store.drain()
+        assert (found.tier, found.left_alone) == ("redis", ())
+        assert [(each.tier, each.op) for each in seen] == [
+            ("memory", "get"),
+            ("node", "get"),
+            ("redis", "get"),
+            ("memory", "put"),
+        ]
+
+    run(test())
+
+
 def test_a_mistake_of_ours_is_not_a_miss() -> None:
     async def test() -> None:
         tiers = Tiers()
