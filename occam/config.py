@@ -10,6 +10,9 @@ Evaluators = Literal["question", "turn"]
 Rule = Literal["register", "mean", "first_token", "top_p", "top_k"]
 RegisterPlacement = Literal["after_norm", "before_norm"]
 Count = Literal["budget", "rank"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Quantization = Literal["none", "int8"]
+Wire = Literal["exact", "int8"]
 
 _MODES = {
     "register": get_args(RegisterMode),
@@ -368,6 +371,8 @@ class EngineConfig:
     """Which model runs, and how.
 
     model: the name of an embedded model, or a path or hub name of a checkpoint
+    dtype: of what is computed, and of weights that are not quantized
+    quantization: int8 holds and multiplies linear maps in 8 bits (a CPU only), which moves answers a little
     chunk_frames: frames that one `append` takes; part of the cache key, since batching moves the last bits
     threads: torch threads; part of what makes warm and cold runs bitwise equal
     batch_sequences: answers that are decoded together at most
@@ -376,7 +381,8 @@ class EngineConfig:
 
     model: str = "tiny-video-llava"
     device: str = "cpu"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Dtype = "float32"
+    quantization: Quantization = "none"
     chunk_frames: int = 2
     threads: int = 2
     batch_sequences: int = 16

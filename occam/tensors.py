@@ -141,6 +141,7 @@ class PrefixState:
     view_pts: float64 [V], seconds; view_index: int64 [V], first frame in the source; view_grid: int64 [V, 2]
     next_position: the unpruned end, from which the next token goes on; encoded: patches the tower produced
     turns: finished turns of conversation in it
+    approximate: some of it went over a lossy wire; what is built on it goes on saying so
     """
 
     ids: Tensor
@@ -160,6 +161,7 @@ class PrefixState:
     next_position: int
     encoded: int
     turns: int
+    approximate: bool = False
 
     def __post_init__(self) -> None:
         count = self.ids.shape[0]

@@ -30,7 +30,14 @@ EXAMPLE_ANSWER: dict[str, Any] = {
         "ttft_s": 0.046,
         "total_s": 0.071,
     },
-    "occam": {"cache": "memory", "strategy": "occam", "lambda1": 1.0, "lambda2": 1.0, "finish_reason": "stop"},
+    "occam": {
+        "cache": "memory",
+        "approximate": False,
+        "strategy": "occam",
+        "lambda1": 1.0,
+        "lambda2": 1.0,
+        "finish_reason": "stop",
+    },
 }
 
 
@@ -145,6 +152,7 @@ class OccamBody(BaseModel):
         description="Tier that had the media's state; `embeddings`: the shared tier had what the vision tower gives of "
         "all of them, and the state was computed on that; `none`: it was computed for this answer."
     )
+    approximate: bool = Field(description="Whether that state once came over a lossy wire (`OCCAM_KV_WIRE=int8`).")
     strategy: str
     lambda1: float | None
     lambda2: float | None
@@ -157,6 +165,7 @@ class OccamBody(BaseModel):
         finished, pruning = reply.finished, reply.finished.pruning
         return cls(
             cache=finished.cache,
+            approximate=finished.approximate,
             strategy=pruning.strategy or "",
             lambda1=pruning.number("lambda1"),
             lambda2=pruning.number("lambda2"),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
-from occam.config import Pruning
+from occam.config import Pruning, Wire
 from occam.engine import Engine
 from occam.kv.embeddings import EMBEDDINGS_VERSION
 from occam.kv.key import KVKey, MediumKey
@@ -28,7 +28,7 @@ class Prefix:
     stats: tuple[StageStats, ...] = ()
 
 
-def key_of(engine: Engine, media: Sequence[Medium], pruning: Pruning, system: str) -> KVKey:
+def key_of(engine: Engine, media: Sequence[Medium], pruning: Pruning, system: str, wire: Wire = "exact") -> KVKey:
     """The key of the state behind media: what every tier knows it by."""
     return KVKey(
         media=tuple(
@@ -38,13 +38,17 @@ def key_of(engine: Engine, media: Sequence[Medium], pruning: Pruning, system: st
             for medium in media
         ),
         facts={**engine.key_facts(pruning), "system": system},
+        wire=wire,
     )
 
 
 def embeddings_keys(key: KVKey) -> tuple[KVKey, ...]:
-    """The keys of the embeddings of a state's media, one for each: the tower saw neither the text nor the others."""
+    """The keys of the embeddings of a state's media, one for each: the tower saw neither the text nor the others.
+
+    They go exactly over any wire.
+    """
     facts = {name: fact for name, fact in key.facts.items() if name != "system"} | {"embeddings": EMBEDDINGS_VERSION}
-    return tuple(replace(key, media=(medium,), facts=facts) for medium in key.media)
+    return tuple(replace(key, media=(medium,), facts=facts, wire="exact") for medium in key.media)
 
 
 def choice_of(pruning: Pruning) -> PruningChoice:
@@ -81,6 +85,7 @@ def finish(
         pruning=choice_of(pruning),
         key=prefix.key,
         cache=prefix.tier,
+        approximate=prefix.state.approximate,
         usage=usage,
         stats=(*prefix.stats, *answer.stats),
     )

@@ -24,6 +24,7 @@ EXAMPLE_COMPLETION = {
     "occam": {
         "session_id": "session-3KfLq0mZ5cV1bY8d",
         "cache": "memory",
+        "approximate": False,
         "strategy": "occam",
         "finish_reason": "stop",
     },

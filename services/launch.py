@@ -16,13 +16,14 @@ from ray.serve.schema import LoggingConfig
 
 from occam.config import EngineConfig
 from occam.engine import Engine
-from occam.errors import InvalidInput
+from occam.errors import InvalidInput, StoreUnavailable
 from services import metrics
 from services.app import APP_NAME, build_app
 from services.catalogue import models
 from services.decoder import Media
 from services.kv import resolve
 from services.media import LocalMedia
+from services.node_folder import NodeFolder
 from services.private_folder import private_folder
 from services.private_redis import PrivateRedis
 from services.settings import Settings
@@ -60,6 +61,7 @@ def running(
     _check_port(settings)
     with _live(settings) as live:
         metrics.prepare(live.metrics_directory)
+        _check_node_directory(live)
         with _cluster():
             _check_nodes(settings)
             if stop is not None:
@@ -92,7 +94,7 @@ def _live(settings: Settings) -> Iterator[Settings]:
         yield replace(
             settings,
             kv_url=kv.url,
-            kv_detail=kv.detail,
+            kv_detail=f"files of each node, and {kv.detail}" if settings.kv_node_bytes else kv.detail,
             state_url=state_url,
             state_detail=state_detail,
             directory=directory,
@@ -123,6 +125,15 @@ def _check_nodes(settings: Settings) -> None:
     """A private server is on this machine, and workers on another could not reach it."""
     if "auto" in (settings.kv_url, settings.state_url) and len(ray.nodes()) > 1:
         raise InvalidInput("On a cluster of several nodes OCCAM_KV_URL and OCCAM_STATE_URL must name Redis servers.")
+
+
+def _check_node_directory(settings: Settings) -> None:
+    """A folder that cannot be used would only cost time, and nobody would know."""
+    if settings.kv_node_bytes:
+        try:
+            NodeFolder(settings.node_directory, settings.kv_node_bytes, settings.kv_ttl_s).check()
+        except StoreUnavailable as error:
+            raise InvalidInput(f"OCCAM_KV_NODE_DIRECTORY: {error.message}", "kv_node_directory") from error
 
 
 def _check_port(settings: Settings) -> None:

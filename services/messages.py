@@ -10,7 +10,7 @@ from occam.kv.key import KVKey
 from occam.stats import StageStats, Usage
 from occam.types import Answer, FrameBatch, MediaKind, Turn
 
-Tier = Literal["memory", "redis", "embeddings", "none"]
+Tier = Literal["memory", "node", "redis", "embeddings", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,8 @@ class Finished:
     """The end of an answer.
 
     turns: the whole conversation as ids, this turn included; pruning: as resolved; key: of the media's cached state
-    cache: the tier that the media's state, or all of their embeddings, came from
+    cache: the tier that the media's state, or all of their embeddings, came from; approximate: whether the state went
+    over a lossy wire
     stats: what this request made the node do
     """
 
@@ -139,6 +140,7 @@ class Finished:
     pruning: PruningChoice
     key: KVKey
     cache: Tier
+    approximate: bool
     usage: Usage
     stats: tuple[StageStats, ...]
 

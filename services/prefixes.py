@@ -6,8 +6,9 @@ from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
+from typing import cast
 
-from occam.config import Pruning
+from occam.config import Pruning, Wire
 from occam.engine import Engine
 from occam.kv.break_even import BreakEven
 from occam.kv.key import KVKey
@@ -37,8 +38,12 @@ class Prefixes:
         tiers: TieredStore,
         break_even: BreakEven,
         chunks: Chunks,
+        wire: Wire,
     ) -> None:
-        """name: of the model, in metrics; break_even: learns what building takes; chunks: frames, by the decoder."""
+        """name: of the model, in metrics; break_even: learns what building takes; chunks: frames, by the decoder.
+
+        wire: of all keys
+        """
         self._name = name
         self._engine = engine
         self._thread = thread
@@ -46,13 +51,14 @@ class Prefixes:
         self._tiers = tiers
         self._break_even = break_even
         self._chunks = chunks
+        self._wire = wire
         self._flights: SingleFlight[Prefix] = SingleFlight()
 
     async def conversation(
         self, media: Sequence[Medium], pruning: Pruning, system: str, turns: Sequence[Turn]
     ) -> Prefix:
         """The state behind finished turns: of this replica's memory, else the media's state and the turns replayed."""
-        key = key_of(self._engine, media, pruning, system)
+        key = key_of(self._engine, media, pruning, system, self._wire)
         if not turns:
             return await self.media(media, pruning, system)
         conversation_key = _behind(key, turns)
@@ -75,7 +81,7 @@ class Prefixes:
 
     async def media(self, media: Sequence[Medium], pruning: Pruning, system: str) -> Prefix:
         """The state behind the media; requests for one key that come together build it once."""
-        key = key_of(self._engine, media, pruning, system)
+        key = key_of(self._engine, media, pruning, system, self._wire)
         prefix, own = await self._flights.run(key.digest, lambda: self._find_or_build(key, media, pruning, system))
         if own:
             return prefix
@@ -89,8 +95,7 @@ class Prefixes:
     async def _find_or_build(self, key: KVKey, media: Sequence[Medium], pruning: Pruning, system: str) -> Prefix:
         found = await self._tiers.get(key, partial(self._engine.fits, pruning))
         if found.state is not None:
-            tier: Tier = "memory" if found.tier == "memory" else "redis"
-            return Prefix(state=found.state, key=key, tier=tier, cached_tokens=len(found.state))
+            return Prefix(state=found.state, key=key, tier=cast(Tier, found.tier), cached_tokens=len(found.state))
         try:
             prefix = await self._build(key, media, pruning, system)
         except ReplicaLost:

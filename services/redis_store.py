@@ -120,11 +120,12 @@ class RedisEntries(Generic[M, T]):
             return value
 
     async def put(self, key: KVKey, value: T, /) -> bool:
-        """Keep `value`; False where it has more than `max_entry_bytes`."""
-        if self._codec.describe(value).nbytes > self._max_entry_bytes:
+        """Keep `value`, encoded for the key's wire; False where it then has more than `max_entry_bytes`."""
+        planned = await asyncio.to_thread(self._codec.describe, value, key.wire)
+        if planned.nbytes > self._max_entry_bytes:
             return False
         async with self._answering():
-            manifest, parts = await asyncio.to_thread(self._codec.encode, value)
+            manifest, parts = await asyncio.to_thread(self._codec.encode, value, key.wire)
             fields: list[tuple[str, Part]] = [*zip(manifest.parts, parts, strict=True)]
             fields.append((_MANIFEST, manifest.to_bytes()))
             for batch in _batches(fields):

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from occam.config import EngineConfig
+from occam.config import Dtype, EngineConfig, Quantization, Wire
 from occam.errors import InvalidInput
 
 PREFIX = "OCCAM_"
@@ -21,8 +21,6 @@ _ABOVE_ZERO = (
 )  # fmt: skip
 
 _KUBERNETES = re.compile(PREFIX + r"(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
-
-Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +37,13 @@ class Settings:
     max_fetches, max_decodes: files that one node fetches, and reads in children, at a time; others wait
     max_body_bytes: of a request; images inside it are a third longer than their files: one of the largest fits
     workers: replicas per model; max_ongoing: requests that one replica takes at a time; max_queued: waiting behind them
+    quantization: `int8` holds and multiplies linear maps in 8 bits, on CPUs
     batch_sequences, batch_tokens: answers that one worker decodes together, and tokens of one prefill, at most
+    kv_wire: states reach the shared tier bit for bit (`exact`), or smaller and approximate (`int8`): answers say so
     kv_memory_bytes: states in one worker's memory; kv_entry_bytes: largest state that goes into the shared tier
+    kv_node_bytes: states in files that all workers of a node share, and those that are started anew; 0: none, since a
+    private server gives as much. For several workers of a node whose shared tier is elsewhere, or none
+    kv_node_directory: of those files, this user's alone, made if its parent is there; `kv` in `directory` where empty
     directory: node-local files (fetched videos and images, metrics); a fresh private one where empty
     kv_detail, state_detail: what `auto` came to, in words for `/readyz`; the launcher fills them in
     """
@@ -48,8 +51,11 @@ class Settings:
     models: tuple[str, ...] = ("tiny-video-llava",)
     kv_url: str = "auto"
     kv_ttl_s: float = 86_400.0
+    kv_wire: Wire = "exact"
     kv_memory_bytes: int = 512 << 20
     kv_entry_bytes: int = 256 << 20
+    kv_node_bytes: int = 0
+    kv_node_directory: str = ""
     state_url: str = "auto"
     session_ttl_s: float = 7 * 86_400.0
     session_first_ttl_s: float = 3600.0
@@ -70,6 +76,7 @@ class Settings:
     deadline_s: float = 120.0
     device: str = "cpu"
     dtype: Dtype = "float32"
+    quantization: Quantization = "none"
     threads: int = 2
     chunk_frames: int = 2
     batch_sequences: int = 16
@@ -105,12 +112,18 @@ class Settings:
         """The folder in which the processes of this node keep their metrics."""
         return Path(self.directory, "metrics")
 
+    @property
+    def node_directory(self) -> Path:
+        """The folder in which the workers of this node share states."""
+        return Path(self.kv_node_directory or Path(self.directory, "kv"))
+
     def engine(self, model: str) -> EngineConfig:
         """How a worker of `model` runs its engine."""
         return EngineConfig(
             model=model,
             device=self.device,
             dtype=self.dtype,
+            quantization=self.quantization,
             chunk_frames=self.chunk_frames,
             threads=self.threads,
             batch_sequences=self.batch_sequences,

@@ -1,4 +1,4 @@
-"""The cache of one worker: its memory, then the shared tier, with every operation entered into the work ledger."""
+"""The cache of one worker: its memory, its node's files, then the shared tier; each operation is in the work ledger."""
 
 from typing import Any, TypeVar
 
@@ -6,6 +6,7 @@ from occam.kv.break_even import BreakEven
 from occam.kv.store import KVStore, MemoryStore, TieredStore, TierEvent
 from services import metrics
 from services.kv import MEMORY_URL
+from services.node_store import NodeStore
 from services.redis_store import Breaker, RedisEmbeddings, RedisEntries, RedisStore
 from services.settings import Settings
 
@@ -27,6 +28,14 @@ def open_tiers(settings: Settings) -> tuple[MemoryStore, TieredStore, BreakEven]
         )
 
     tiers: list[KVStore] = [memory]
+    if settings.kv_node_bytes:
+        node = NodeStore(
+            settings.node_directory,
+            max_bytes=settings.kv_node_bytes,
+            ttl_s=settings.kv_ttl_s,
+            break_even=BreakEven(beside=break_even),
+        )
+        tiers.append(node)
     embeddings = None
     if settings.kv_url != MEMORY_URL:
         tiers.append(shared(RedisStore, break_even))

@@ -38,7 +38,9 @@ class Worker:
         self._thread = EngineThread(self._engine)
         memory, tiers, break_even = open_tiers(settings)
         chunks = partial(stream, decoder, "decode")
-        self._prefixes = Prefixes(self._name, self._engine, self._thread, memory, tiers, break_even, chunks)
+        self._prefixes = Prefixes(
+            self._name, self._engine, self._thread, memory, tiers, break_even, chunks, settings.kv_wire
+        )
 
     async def describe(self) -> ServedModel:
         """What is served here."""

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,8 @@ class FakeEngine:
 
     def replay(self, state: PrefixState, turns: Sequence[Turn]) -> PrefixState:
         ids = [i for turn in turns for i in (*turn.suffix_ids, *turn.generated_ids, *turn.closing_ids)]
-        return _state(torch.cat([state.ids, torch.tensor(ids)]), _visual(state), frames=len(state.view_pts))
+        grown = _state(torch.cat([state.ids, torch.tensor(ids)]), _visual(state), frames=len(state.view_pts))
+        return replace(grown, approximate=state.approximate)
 
     def turn_of(self, question: str, answer: str, first: bool) -> Turn:
         return Turn(suffix_ids=tuple(_ids(question)), generated_ids=(*_ids(answer), END))

@@ -1,7 +1,7 @@
 """Prefix states and embeddings of random bits, and what it means that two of them are the same."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -88,6 +88,28 @@ def assert_same_media(a: MediumTokens, b: MediumTokens) -> None:
     """As many chunks, every field equal, tensors bit for bit."""
     for one, other in zip(a.chunks, b.chunks, strict=True):
         _assert_same_fields(one, other)
+
+
+def finite(state: PrefixState) -> PrefixState:
+    """The same, with another finite number of any size in place of NaNs and infinities, and a row of zeros."""
+
+    def tame(tensor: Tensor) -> Tensor:
+        tensor = torch.nan_to_num(tensor, nan=-0.75, posinf=2.5)
+        tensor[..., :1, :] = 0
+        return tensor
+
+    return with_wide(state, tame)
+
+
+def with_wide(state: PrefixState, change: Callable[[Tensor], Tensor]) -> PrefixState:
+    """The state with its keys, values, hidden and planes changed."""
+    return replace(
+        state,
+        hidden=change(state.hidden),
+        keys=tuple(map(change, state.keys)),
+        values=tuple(map(change, state.values)),
+        planes=tuple(map(change, state.planes)),
+    )
 
 
 def assert_same(a: PrefixState, b: PrefixState) -> None:

@@ -20,6 +20,7 @@ def key_facts(info: ModelInfo, config: EngineConfig, pruning: Pruning) -> dict[s
         "device": torch.device(config.device).type,
         "hardware": _hardware(torch.device(config.device)),
         "dtype": config.dtype,
+        "quantization": config.quantization,
         "threads": config.threads,
         "chunk_frames": "whole" if strategy_for(pruning).whole else config.chunk_frames,
         "torch": str(torch.__version__),

@@ -10,14 +10,15 @@ begins and with every batch that arrives. A line that was too slow is tried agai
 paid from a credit that starts with one computation, grows by `SAVED` of every other and by what fetches gain, and holds
 one computation at most when a fetch begins. While it is overdrawn the tier is left alone. So all lookups together take
 at most 1 + `SAVED` times what computing every state takes, plus one computation and one fetch given up for each lookup
-that runs at the same time; embeddings may cost as much again of what the tower takes.
+that runs at the same time; with several tiers, that much more for each. Embeddings may cost as much again of what the
+tower takes.
 """
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 
 from occam.errors import FetchDeclined, FetchGivenUp, StoreUnavailable
@@ -107,19 +108,35 @@ class Fetch:
         return self._clock() - self._started_s
 
 
+@dataclass
+class _Builds:
+    """What computing took one engine: `earned_s` of credit for each tier, and the seconds fetched since by any."""
+
+    encode: Pace = field(default_factory=Pace)
+    prefill: Pace = field(default_factory=Pace)
+    count: int = 0
+    earned_s: float = 0.0
+    fetched_since_s: float = 0.0
+
+
 class BreakEven:
     """The choice between one tier and one engine, from the seconds that both took; for one event loop.
 
+    beside: the choice for another tier of the same engine; of computing, what one of them is told all know
     embeddings: the choice for those of the same tier, where it keeps them; it is told what the tower took
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, embeddings: "BreakEven | None" = None) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        beside: "BreakEven | None" = None,
+        embeddings: "BreakEven | None" = None,
+    ) -> None:
         self._clock = clock
         self._embeddings = embeddings
         self._round_trip, self._transfer = Pace(), Pace()
-        self._encode, self._prefill = Pace(), Pace()
-        self._credit_s = 0.0
-        self._built = self._fetched_since_built = 0
+        self._builds: _Builds = _Builds() if beside is None else beside._builds
+        self._spent_s = 0.0
         self._declined, self._declines_before_try = 0, 1
 
     def built(self, *, encoded: int, tokens: int, seconds: float, prefill_s: float) -> None:
@@ -127,18 +144,19 @@ class BreakEven:
 
         encoded, seconds: without those of media whose embeddings were fetched
         """
-        self._encode.observe(seconds - prefill_s, encoded)
-        self._prefill.observe(prefill_s, tokens)
-        self._credit_s += SAVED * seconds if self._built else seconds
-        self._built += 1
-        self._fetched_since_built = 0
+        builds = self._builds
+        builds.encode.observe(seconds - prefill_s, encoded)
+        builds.prefill.observe(prefill_s, tokens)
+        builds.earned_s += SAVED * seconds if builds.count else seconds
+        builds.count += 1
+        builds.fetched_since_s = 0.0
         if self._embeddings is not None and encoded:
             self._embeddings.built(encoded=encoded, tokens=0, seconds=seconds - prefill_s, prefill_s=0.0)
 
     @contextmanager
     def asking(self) -> Iterator[None]:
         """Time a question of a few bytes to the tier; raises FetchDeclined while the credit is overdrawn."""
-        if self._credit_s < 0:
+        if self._spent_s > self._builds.earned_s:
             self._declined += 1
             raise FetchDeclined("Asking the tier has cost more lately than it has saved.")
         started_s = self._clock()
@@ -173,14 +191,15 @@ class BreakEven:
         """What the state would take over its media's embeddings, or None before any were fetched."""
         if self._embeddings is None or offer.embeddings is None:
             return None
-        fetch_s, prefill_s = self._embeddings.fetch_s(offer.embeddings), self._prefill.seconds(offer.tokens)
+        fetch_s, prefill_s = self._embeddings.fetch_s(offer.embeddings), self._builds.prefill.seconds(offer.tokens)
         asking_s = self._round_trip.seconds()
         return None if fetch_s is None or prefill_s is None or asking_s is None else asking_s + fetch_s + prefill_s
 
     def _compute_s(self, offer: Offer) -> float | None:
         """What computing would take, or None before anything was computed."""
-        encode_s, prefill_s = self._encode.seconds(offer.encoded), self._prefill.seconds(offer.tokens)
-        return None if not self._built or encode_s is None or prefill_s is None else encode_s + prefill_s
+        builds = self._builds
+        encode_s, prefill_s = builds.encode.seconds(offer.encoded), builds.prefill.seconds(offer.tokens)
+        return None if not builds.count or encode_s is None or prefill_s is None else encode_s + prefill_s
 
     def fetch_s(self, nbytes: int) -> float | None:
         """What fetching `nbytes` would take, or None before anything was fetched."""
@@ -191,7 +210,7 @@ class BreakEven:
         """What a fetch shall take, None where nothing is known; raises FetchDeclined where computing is quicker."""
         if rebuild_s is None:
             return None
-        self._credit_s = min(self._credit_s, self._compute_s(offer) or rebuild_s)
+        self._spent_s = max(self._spent_s, self._builds.earned_s - (self._compute_s(offer) or rebuild_s))
         fetch_s = self.fetch_s(offer.nbytes)
         if fetch_s is not None and fetch_s < rebuild_s and not self._stale(fetch_s, rebuild_s):
             return fetch_s
@@ -210,17 +229,18 @@ class BreakEven:
         """Whether to compute although fetching looks quicker, because it was long ago that anything was computed.
 
         That costs `SAVED` of what fetches take, or as much as they take while few states were computed: of two paces
-        the wrong one would stay if nothing ever tested it.
+        the wrong one would stay if nothing ever tested it. What other tiers gave counts too, so that all of them say
+        so together: else a lookup would only go on to the next.
         """
-        share = 1.0 if self._built < FEW_BUILT else SAVED
-        return share * self._fetched_since_built * fetch_s > rebuild_s - fetch_s
+        share = 1.0 if self._builds.count < FEW_BUILT else SAVED
+        return share * self._builds.fetched_since_s > rebuild_s - fetch_s
 
     def _won(self, seconds: float, offer: Offer, rebuild_s: float | None) -> None:
         """A fetch came through."""
         self._transfer.observe(max(seconds - (self._round_trip.seconds() or 0.0), 0.0), offer.nbytes)
-        self._fetched_since_built += 1
+        self._builds.fetched_since_s += seconds
         if rebuild_s is not None:
-            self._credit_s += rebuild_s - seconds
+            self._spent_s -= rebuild_s - seconds
             self._put_off_tries(was_worth_it=seconds < rebuild_s)
 
     def _lost(self, seconds: float, offer: Offer, rebuild_s: float | None) -> None:
@@ -234,5 +254,5 @@ class BreakEven:
 
     def _spend(self, seconds: float) -> None:
         """Pay from the credit, once there is one."""
-        if self._built:
-            self._credit_s -= seconds
+        if self._builds.count:
+            self._spent_s += seconds

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from occam.config import Wire
 from occam.errors import CorruptState
 from occam.kv import layout
 from occam.kv.break_even import Offer
@@ -74,7 +75,7 @@ class MediumManifest(Sealed):
     def from_bytes(cls, raw: bytes) -> "MediumManifest":
         """The manifest in `raw`, every field checked; raises CorruptState."""
         values = layout.opened(cls, EMBEDDINGS_VERSION, raw)
-        layout.check_dtype(values["dtype"])
+        layout.check_choice("dtype", values["dtype"], layout.DTYPES)
         for name in ("axes", "width", "levels"):
             layout.check_integer(name, values[name], layout.MAX_INTEGER if name == "width" else layout.MAX_LAYERS)
         chunks = ("tokens", "views", "length", "encoded", "register_count")
@@ -90,8 +91,9 @@ class MediumManifest(Sealed):
         return manifest
 
 
-def describe(medium: MediumTokens) -> MediumManifest:
-    """The manifest of `medium` before its parts have checksums; its `nbytes` is what encoding will take."""
+def describe(medium: MediumTokens, wire: Wire = "exact") -> MediumManifest:
+    """The manifest of `medium` before its parts have checksums; over every wire it goes bit for bit."""
+    del wire
     first = medium.chunks[0]
     return MediumManifest(
         dtype=layout.dtype_name(first.embeddings.dtype, "embeddings"),
@@ -106,9 +108,9 @@ def describe(medium: MediumTokens) -> MediumManifest:
     )
 
 
-def encode(medium: MediumTokens) -> tuple[MediumManifest, list[memoryview]]:
+def encode(medium: MediumTokens, wire: Wire = "exact") -> tuple[MediumManifest, list[memoryview]]:
     """The manifest of `medium` and its parts, views of one buffer; raises ValueError on one it cannot hold."""
-    manifest = describe(medium)
+    manifest = describe(medium, wire)
     slots = manifest.slots()
     checksums, parts = layout.pack(slots, {slot.name: _tensor(medium, slot.name) for slot in slots})
     return replace(manifest, parts=checksums), parts

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 
+from occam.config import Wire
 from occam.kv.codec import CODEC_VERSION
 from occam.types import MediaKind
 
@@ -34,11 +35,13 @@ class KVKey:
     facts: what the engine says of itself: model, tokenizer and template digests, dtype, device kind, threads, cut,
     strategy and its parameters (lambda2 acts after the state and is none), register artefact, chunking, preprocessing
     tenant_salt: separates tenants, so that none can probe what another has asked about
+    wire: how states go to tiers that others share; over a lossy one a state may come back approximate, and says so
     """
 
     media: tuple[MediumKey, ...]
     facts: Mapping[str, Fact]
     tenant_salt: str = ""
+    wire: Wire = "exact"
     codec_version: int = CODEC_VERSION
 
     def __repr__(self) -> str:
@@ -60,6 +63,7 @@ class KVKey:
             ],
             "facts": {name: _tagged(fact) for name, fact in self.facts.items()},
             "tenant_salt": _tagged(self.tenant_salt),
+            "wire": _tagged(self.wire),
             "codec_version": _tagged(self.codec_version),
         }
         return sha256(json.dumps(canonical, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from hashlib import blake2b
 from itertools import accumulate, pairwise
@@ -18,6 +18,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from occam.config import Wire
 from occam.errors import CorruptState
 from occam.kv.break_even import Offer
 
@@ -91,13 +92,14 @@ T = TypeVar("T")
 class Codec(Generic[M, T]):
     """How values of one kind become entries of a tier and come back.
 
-    read: the manifest in bytes, every field checked, or CorruptState; describe: that of a value whose parts have no
-    checksums yet; encode: the manifest and its parts; decode: the value in them, every bit checked, or CorruptState
+    read: the manifest in bytes, every field checked, or CorruptState; describe: that of a value for a wire, whose parts
+    have no checksums yet; encode: the manifest and its parts; decode: the value in them, every bit checked, or
+    CorruptState
     """
 
     read: Callable[[bytes], M]
-    describe: Callable[[T], M]
-    encode: Callable[[T], tuple[M, list[memoryview]]]
+    describe: Callable[[T, Wire], M]
+    encode: Callable[[T, Wire], tuple[M, list[memoryview]]]
     decode: Callable[[M, Sequence[Part]], T]
 
 
@@ -122,10 +124,10 @@ def opened(kind: type[Sealed], version: int, raw: bytes) -> dict[str, Any]:
     return values | {"parts": tuple(parts)}
 
 
-def check_dtype(dtype: object) -> None:
-    """CorruptState where it names none."""
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise CorruptState(f"The manifest names none of the dtypes {', '.join(DTYPES)}.")
+def check_choice(name: str, value: object, known: Collection[str]) -> None:
+    """CorruptState where it is none of these."""
+    if not isinstance(value, str) or value not in known:
+        raise CorruptState(f"The manifest's {name} is none of {', '.join(known)}.")
 
 
 def check_integer(name: str, value: object, limit: int = MAX_INTEGER) -> None:
@@ -159,33 +161,64 @@ def dtype_name(dtype: torch.dtype, of: str) -> str:
     return name
 
 
+def check_fits(slot: Slot, tensor: Tensor) -> None:
+    """ValueError where the tensor is none for its slot."""
+    if tensor.dtype != slot.dtype or tensor.shape != slot.shape:
+        raise ValueError(
+            f"{slot.name} must be {slot.dtype} {list(slot.shape)}, got {tensor.dtype} {list(tensor.shape)}"
+        )
+
+
 def pack(slots: Sequence[Slot], tensors: Mapping[str, Tensor]) -> tuple[tuple[str, ...], list[memoryview]]:
     """Tensors by their slots' names as checksums and parts, views of one buffer; ValueError where one does not fit."""
     buffer = torch.zeros(_offsets(slots)[-1], dtype=torch.uint8)
     for slot, view in zip(slots, _views(slots, buffer), strict=True):
-        tensor = tensors[slot.name]
-        if tensor.dtype != slot.dtype or tensor.shape != slot.shape:
-            raise ValueError(
-                f"{slot.name} must be {slot.dtype} {list(slot.shape)}, got {tensor.dtype} {list(tensor.shape)}"
-            )
-        view.copy_(tensor)
+        check_fits(slot, tensors[slot.name])
+        view.copy_(tensors[slot.name])
     whole = len(buffer)
     parts = _cut(buffer, [min(PART_BYTES, whole - start) for start in range(0, whole, PART_BYTES)])
     return tuple(_checksum(part) for part in parts), parts
 
 
+class Reader:
+    """One entry as its parts come: each lies at once in the buffer that becomes the tensors.
+
+    places: where the bytes of each part go, for whoever can read straight into them
+    """
+
+    def __init__(self, manifest: Sealed) -> None:
+        self._manifest = manifest
+        self._buffer = torch.empty(manifest.nbytes, dtype=torch.uint8)
+        self._unchecked = set(range(len(manifest.parts)))
+        self.places = _cut(self._buffer, manifest.part_sizes)
+
+    def take(self, index: int, part: Part) -> None:
+        """Copy part `index` into its place; raises CorruptState unless these are its bytes."""
+        if index >= len(self.places) or len(part) != len(self.places[index]):
+            raise CorruptState(f"Part {index} of {len(part)} bytes does not have the sizes that the manifest gives.")
+        self.places[index][:] = part
+        self.check(index)
+
+    def check(self, index: int) -> None:
+        """Check the bytes that lie in place `index`; raises CorruptState."""
+        if _checksum(self.places[index]) != self._manifest.parts[index]:
+            raise CorruptState(f"Part {index} of {len(self.places)} does not match its checksum.")
+        self._unchecked.discard(index)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by their slots' names, on the CPU, contiguous and aligned; CorruptState where any is missing."""
+        if self._unchecked:
+            raise CorruptState(f"{len(self._unchecked)} of {len(self.places)} parts are missing.")
+        slots = self._manifest.slots()
+        return {slot.name: view for slot, view in zip(slots, _views(slots, self._buffer), strict=True)}
+
+
 def unpack(manifest: Sealed, parts: Sequence[Part]) -> dict[str, Tensor]:
-    """The tensors in the parts by name, on the CPU, contiguous and aligned, every bit checked; CorruptState."""
-    if [len(part) for part in parts] != list(manifest.part_sizes):
-        raise CorruptState(f"{len(parts)} parts do not have the sizes that the manifest gives.")
-    for index, (name, part) in enumerate(zip(manifest.parts, parts, strict=True)):
-        if _checksum(part) != name:
-            raise CorruptState(f"Part {index} of {len(parts)} does not match its checksum.")
-    buffer = torch.empty(manifest.nbytes, dtype=torch.uint8)
-    for place, part in zip(_cut(buffer, manifest.part_sizes), parts, strict=True):
-        place[:] = part
-    slots = manifest.slots()
-    return {slot.name: view for slot, view in zip(slots, _views(slots, buffer), strict=True)}
+    """The tensors in the parts by name, every bit checked; raises CorruptState."""
+    reader = Reader(manifest)
+    for index, part in enumerate(parts):
+        reader.take(index, part)
+    return reader.tensors()
 
 
 def _offsets(slots: Sequence[Slot]) -> list[int]:

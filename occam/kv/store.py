@@ -35,7 +35,7 @@ class Store(Protocol[Kept]):
         """The tier's name in answers and metrics."""
 
     async def get(self, key: KVKey) -> Kept | None:
-        """The value of `key`, bit for bit what was put, or None."""
+        """The value of `key`, bit for bit what was put, or approximate by the key's wire; or None."""
 
     async def put(self, key: KVKey, value: Kept, /) -> bool:
         """Keep `value`; False where it is larger than this tier takes."""
@@ -126,8 +126,8 @@ class TieredStore:
     """Tiers as one, nearest first: a get asks them in turn, and a hit is copied into those above.
 
     The first tier is written before `put` returns, the others in the background, and so are the embeddings, which lie
-    beside the states in a store of their own. `observe` is called once for every get and put of a tier. For one event
-    loop.
+    beside the states in a store of their own; what was too slow to read from is not written. `observe` is called once
+    for every get and put of a tier. For one event loop.
     """
 
     def __init__(
@@ -151,11 +151,11 @@ class TieredStore:
 
         fits: whether its reader can use a state; one that it cannot is corrupt, however right its checksums are
         """
-        left_alone = []
+        left_alone: list[str] = []
         for depth, tier in enumerate(self._tiers):
             state, result = await self._attempt(tier, "get", partial(_get_fitting, tier, key, fits))
             if state is not None:
-                await self._write(key, state, self._tiers[:depth])
+                await self._write(key, state, self._tiers[:depth], left_alone)
                 return Lookup(state=state, tier=tier.name)
             if result in LEFT_ALONE:
                 left_alone.append(tier.name)
@@ -166,7 +166,7 @@ class TieredStore:
 
         left_alone: by the lookup before, tiers that are too slow to read from and so to write to; they have it, mostly
         """
-        await self._write(key, state, [tier for tier in self._tiers if tier.name not in left_alone])
+        await self._write(key, state, self._tiers, left_alone)
 
     async def get_embeddings(
         self, key: KVKey, fits: Callable[[MediumTokens], bool]
@@ -217,10 +217,13 @@ class TieredStore:
             if tier is not None:
                 await tier.aclose()
 
-    async def _write(self, key: KVKey, state: PrefixState, tiers: Sequence[KVStore]) -> None:
-        for tier in tiers[:1]:
+    async def _write(
+        self, key: KVKey, state: PrefixState, tiers: Sequence[KVStore], left_alone: Collection[str]
+    ) -> None:
+        wanted = [tier for tier in tiers if tier.name not in left_alone]
+        for tier in wanted[:1]:
             await self._attempt(tier, "put", partial(tier.put, key, state), state.nbytes)
-        for tier in tiers[1:]:
+        for tier in wanted[1:]:
             self._write_soon(tier, key, state)
 
     def _write_soon(self, tier: Store[Kept], key: KVKey, value: Kept) -> None:
@@ -271,6 +274,8 @@ async def _get_fitting(tier: Store[Kept], key: KVKey, fits: Callable[[Kept], boo
     value = await tier.get(key)
     if value is not None and not fits(value):
         raise CorruptState("The entry is none that its reader could have written.")
+    if isinstance(value, PrefixState) and value.approximate and key.wire == "exact":
+        raise CorruptState("The state is approximate and its key is not.")
     return value
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from occam.config import EngineConfig
 from occam.errors import InvalidInput, UnknownModel
+from occam.models.quantized import quantize
 from occam.types import MediaKind
 
 M = TypeVar("M", bound=PreTrainedModel)
@@ -147,10 +148,15 @@ def check_pixels(settings: Settings, supported: Mapping[str, object]) -> None:
 
 
 def load_stock(cls: type[M], directory: Path, config: EngineConfig) -> M:
-    """A stock `transformers` model from safetensors (whole or sharded), frozen, on the configured device and dtype.
+    """A stock `transformers` model from safetensors (whole or sharded), frozen, as the configuration says.
 
-    InvalidInput where `device` is not one device that this machine has.
+    InvalidInput where `device` is not one device that this machine has, or is none for int8.
     """
+    if config.quantization == "int8" and not config.device.startswith("cpu"):
+        raise InvalidInput(
+            f"quantization int8 runs on a CPU only, got device {config.device!r}; take dtype bfloat16 there.",
+            "quantization",
+        )
     try:
         device = torch.device(config.device)
         torch.zeros(1, device=device).cpu()
@@ -160,9 +166,22 @@ def load_stock(cls: type[M], directory: Path, config: EngineConfig) -> M:
             "a model is not spread over several.",
             "device",
         ) from error
-    model = cls.from_pretrained(directory, dtype=getattr(torch, config.dtype), attn_implementation="sdpa")
+    if config.quantization == "none":
+        model = cls.from_pretrained(directory, dtype=getattr(torch, config.dtype), attn_implementation="sdpa")
+    else:
+        model = _quantized(cls, directory, config)
     loaded: M = model.eval().requires_grad_(False).to(device)
     return loaded
+
+
+def _quantized(cls: type[M], directory: Path, config: EngineConfig) -> M:
+    """The model with its linear maps in int8, never whole in float32, which may have no room."""
+    stored = "auto" if config.dtype == "float32" else getattr(torch, config.dtype)
+    model: M = cls.from_pretrained(directory, dtype=stored, attn_implementation="sdpa")
+    quantize(model)
+    if config.dtype == "float32":
+        model.float()
+    return model
 
 
 def _digest(files: list[Path], more: bytes = b"") -> str:

@@ -9,10 +9,18 @@ from pathlib import Path
 
 import torch
 
-from tests.bench import flips, overhead, questions, soak, speed
+from tests.bench import flips, overhead, quantized, questions, soak, speed, wire
 from tests.bench.report import publish
 
-SECTIONS = {"questions": questions, "overhead": overhead, "speed": speed, "flips": flips, "soak": soak}
+SECTIONS = {
+    "questions": questions,
+    "overhead": overhead,
+    "speed": speed,
+    "flips": flips,
+    "wire": wire,
+    "quantized": quantized,
+    "soak": soak,
+}
 
 
 def main() -> None:
@@ -24,13 +32,14 @@ def main() -> None:
     parser.add_argument("--model", action="append", help="in place of the section's own; may be given several times")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--quantization", default="none", choices=("none", "int8"), help="of linear maps, both sides'")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch (what it takes itself)")
     parser.add_argument("--layers", type=int, default=6, help="of a real decoder at most, which have 32 and 36 (6)")
     parser.add_argument("--size", type=int, nargs=2, default=(480, 640), help="rows and columns of a frame (480 640)")
     parser.add_argument("--frames", type=int, help="of the clip (what the model samples)")
     parser.add_argument("--chunk-frames", type=int, default=8, help="that the tower takes at once (8)")
-    parser.add_argument("--json", type=Path, help="file for all tables of speed, flips and soak")
+    parser.add_argument("--json", type=Path, help="file for all tables but those of questions and overhead")
     parser.add_argument("--document", type=Path, help="Markdown file whose markers get the same tables")
     for section in SECTIONS.values():
         section.add_options(parser)

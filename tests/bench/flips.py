@@ -22,6 +22,7 @@ from pipelines.evaluation.clips import clean_frames_of, scenes, state_of
 from pipelines.evaluation.renderer import FIRST_TUNING_SEED
 from tests.bench.machine import described
 from tests.bench.report import Report, Table
+from tests.bench.subject import precision
 
 MODELS = ("tiny-video-llava", "tiny-qwen3-vl")
 TOGETHER, NEW_TOKENS, A_CLIP = 16, 8, 4
@@ -29,7 +30,7 @@ TOGETHER, NEW_TOKENS, A_CLIP = 16, 8, 4
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Those of this section alone."""
-    parser.add_argument("--questions", type=int, default=1000, help="of flips (1000)")
+    parser.add_argument("--questions", type=int, default=1000, help="of flips, and of wire (1000)")
 
 
 @dataclass
@@ -43,7 +44,11 @@ class Asked:
 
 def measure(model: str, args: argparse.Namespace) -> Report:
     """Count and print one model's flips."""
-    engine = Engine.load(EngineConfig(model=model, device=args.device, dtype=args.dtype, threads=args.threads))
+    engine = Engine.load(
+        EngineConfig(
+            model=model, device=args.device, dtype=args.dtype, quantization=args.quantization, threads=args.threads
+        )
+    )
     pruning = engine.pruning()
     assert isinstance(pruning, OccamToken), "an embedded model is calibrated"
     rows: list[tuple[str, float | None, float | None]] = []
@@ -58,7 +63,7 @@ def measure(model: str, args: argparse.Namespace) -> Report:
             text = None if one.turn == other.turn else text_margin(one, other, logits[number])
             if kept is not None or text is not None:
                 rows.append((f"question {first + number}", kept, text))
-    facts = described(args.device) | {"dtype": args.dtype}
+    facts = described(args.device) | {"dtype": precision(args)}
     tables = _tables(rows, args.questions)
     return Report(section="flips", model=model, device=args.device, facts=facts, tables=tables)
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from torch import nn
 
 from occam.engine import Engine
+from occam.models.quantized import Int8Linear
 
 
 class Operations(NamedTuple):
@@ -89,7 +90,7 @@ def our_operations(engine: Engine, views: Views, cut: int, lengths: Sequence[int
 
 def linear(module: nn.Module) -> int:
     """Operations for a token that goes through all linear maps and patch convolutions below a module."""
-    kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
+    kinds = (nn.Linear, Int8Linear, nn.Conv2d, nn.Conv3d)
     return sum(2 * part.weight.numel() for part in module.modules() if isinstance(part, kinds))
 
 

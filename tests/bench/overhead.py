@@ -31,7 +31,7 @@ from pipelines.evaluation.clips import state_of
 from pipelines.evaluation.material import Sample
 from tests.bench.frames import noise
 from tests.bench.stopwatch import Stopwatch
-from tests.bench.subject import engine_of
+from tests.bench.subject import engine_of, precision
 from tests.real_checkpoints import FAMILIES
 
 MODELS = tuple(FAMILIES)
@@ -76,7 +76,8 @@ def measure(model: str, args: argparse.Namespace) -> None:
         rounds.append(seconds)
     tokens, info = answer.visual_tokens, subject.engine.info
     print(
-        f"{args.dtype} on {args.device}, {torch.get_num_threads()} threads, {info.layers} of {subject.layers} decoder "
+        f"{precision(args)} on {args.device}, {torch.get_num_threads()} threads, "
+        f"{info.layers} of {subject.layers} decoder "
         f"layers, cut at {subject.pruning.cut}, {len(subject.frames)} frames, {tokens.encoded} patches encoded, "
         f"{tokens.stage1} after stage I, {tokens.stage2} after stage II; medians of {args.repeats} runs"
     )

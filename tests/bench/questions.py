@@ -16,6 +16,7 @@ from occam.kv.codec import decode, encode
 from occam.types import FrameBatch
 from pipelines.evaluation.clips import state_of
 from tests.bench.frames import noise
+from tests.bench.subject import precision
 
 MODELS = ("tiny-video-llava",)
 QUESTION, FOLLOW_UP = "what color is the star", "how many objects are there"
@@ -28,7 +29,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def measure(model: str, args: argparse.Namespace) -> None:
     """Measure and print one table."""
-    engine = Engine.load(EngineConfig(model=model, device=args.device, dtype=args.dtype, chunk_frames=8))
+    engine = Engine.load(
+        EngineConfig(model=model, device=args.device, dtype=args.dtype, quantization=args.quantization, chunk_frames=8)
+    )
     sampling = SamplingParams(max_new_tokens=args.new_tokens)
     edge = engine.lm.pixels.crop
     frames = noise(engine.info.frames, (edge, edge))
@@ -39,7 +42,7 @@ def measure(model: str, args: argparse.Namespace) -> None:
     rows["floor: no video at all"] = lambda: engine.ask(text_only, FOLLOW_UP, NoPruning(), sampling)
     seconds = {name: median_seconds(run, args.repeats) for name, run in rows.items()}
     rival = next(iter(seconds.values()))
-    print(f"{model}, {args.dtype} on {args.device}, {torch.get_num_threads()} threads, {args.repeats} repeats")
+    print(f"{model}, {precision(args)} on {args.device}, {torch.get_num_threads()} threads, {args.repeats} repeats")
     for name, value in seconds.items():
         print(f"{name:<48} {value * 1000:9.1f} ms   {value / rival:6.3f} of stock")
 

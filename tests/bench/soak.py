@@ -1,7 +1,7 @@
 """A load of many clients for minutes: new clips and known ones, first questions and follow-ups, on one engine thread.
 
-States live in a memory tier smaller than all of them, so that they come and go. A leak shows as memory that grows
-between the second tenth of the run and the last: the first is warming up.
+Some leave in the middle of an answer. States live in a memory tier smaller than all of them, so that they come and go.
+A leak shows as memory that grows between the second tenth of the run and the last: the first is warming up.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from pipelines.evaluation.clips import clean_frames_of
 from pipelines.evaluation.renderer import FIRST_TUNING_SEED, SceneConfig, draw_scene
 from tests.bench.machine import described, held_bytes
 from tests.bench.report import Report, Table
+from tests.bench.subject import precision
 
 if TYPE_CHECKING:  # the service's packages are needed to run this section, not to import it
     from services.engine_thread import EngineThread
@@ -34,6 +35,8 @@ LENGTHS = (2, 4, 8)
 """Frames of a clip, in turn."""
 CLIPS, TURNS, TOKENS = 64, 3, (1, 12)
 """Clips in all; turns of a conversation at most; range of an answer's tokens."""
+LEAVES = 0.1
+"""How likely a client leaves with any piece of an answer."""
 SHARES = (0.1, 0.2, 0.9, 1.0)
 """Where the windows that are compared begin and end, of the whole run."""
 
@@ -77,7 +80,12 @@ class Load:
             sampling = SamplingParams(max_new_tokens=draw.randint(*TOKENS))
             generation = await self.thread.run(self.engine.generation, replayed, question, self.pruning, sampling)
             async with aclosing(self.thread.answer(generation)) as events:
-                turns += [event.turn async for event in events if isinstance(event, Answer)]
+                async for event in events:
+                    if isinstance(event, Answer):
+                        turns.append(event.turn)
+                    elif draw.random() < LEAVES:
+                        self.done["left in the middle"] += 1
+                        return
             self.done["follow-ups" if len(turns) > 1 else "first questions"] += 1
 
     async def _state(self, frames: FrameBatch) -> PrefixState:
@@ -108,7 +116,9 @@ def measure(model: str, args: argparse.Namespace) -> Report:
     """Run one model's load; the report says what became of memory."""
     from services.engine_thread import EngineThread
 
-    config = EngineConfig(model=model, device=args.device, dtype=args.dtype, threads=args.threads)
+    config = EngineConfig(
+        model=model, device=args.device, dtype=args.dtype, quantization=args.quantization, threads=args.threads
+    )
     engine = Engine.load(config)
     seconds = 60 * args.minutes
     load = Load(
@@ -121,7 +131,7 @@ def measure(model: str, args: argparse.Namespace) -> Report:
     )
     asyncio.run(_run(load, args.clients))
     title = f"{args.minutes:g} minutes, {args.clients} clients at once, {CLIPS} clips of {LENGTHS} frames"
-    facts = described(args.device) | {"dtype": args.dtype, "memory tier": f"{args.cache_mib:g} MiB"}
+    facts = described(args.device) | {"dtype": precision(args), "memory tier": f"{args.cache_mib:g} MiB"}
     return Report(section="soak", model=model, device=args.device, facts=facts, tables=(_table(load, title, seconds),))
 
 

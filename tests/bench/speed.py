@@ -13,7 +13,7 @@ from tests.bench.forced import forced_masks
 from tests.bench.machine import described
 from tests.bench.report import Report
 from tests.bench.stock import Stock
-from tests.bench.subject import Subject, unhurried
+from tests.bench.subject import Subject, precision, unhurried
 
 MODELS = ("tiny-video-llava",)
 PARTS = {
@@ -46,7 +46,7 @@ def measure(model: str, args: argparse.Namespace) -> Report:
         stock = Stock(engine)
         tables = [table for part in args.parts for table in PARTS[part](subject, stock, args)]
     facts = described(args.device) | {
-        "dtype": args.dtype,
+        "dtype": precision(args),
         "decoder layers": f"{engine.info.layers}, cut at {pruning.cut}",
         "clip": f"{len(subject.clips[0])} frames, {subject.views.count} views of {subject.views.patches} patches",
         "chunk": f"{engine.config.chunk_frames} frames",

@@ -15,7 +15,7 @@ from tests.bench.report import Cell, Table
 from tests.bench.rounds import Run, alternating
 from tests.bench.speed_question import llm_alone
 from tests.bench.stock import Stock
-from tests.bench.subject import Subject, weights_bytes
+from tests.bench.subject import Subject, multiplied, weights_bytes
 
 KEPT = (1.0, 0.4, 0.1)
 """Shares of the patches that stage I leaves to the prefill; stage II drops none of them."""
@@ -39,7 +39,7 @@ def encoder(subject: Subject, stock: Stock, args: argparse.Namespace) -> Iterato
         stock.model.model.get_video_features(**{name: value for name, value in media.items() if value is not None})
 
     rounds = alternating(args.device, {"ours": ours, "stock": rival}, args.repeats)
-    rate = matrix_rate(args.device, engine.lm.model.dtype)
+    rate = matrix_rate(args.device, multiplied(engine))
     counts = {"ours": subject.operations().encode, "stock": theirs}
     yield Table(
         title="Encoder",
@@ -48,7 +48,7 @@ def encoder(subject: Subject, stock: Stock, args: argparse.Namespace) -> Iterato
             (name, rounds.median(name) / len(frames), *_rate(count / rounds.median(name), rate))
             for name, count in counts.items()
         ),
-        note=_rate_note(rate, args.dtype),
+        note=_rate_note(rate, multiplied(subject.engine)),
     )
 
 
@@ -65,7 +65,7 @@ def prefill(subject: Subject, stock: Stock, args: argparse.Namespace) -> Iterato
     runs = {name: llm_alone(each) for name, each in kept.items()} | {"stock": stock.llm(inputs)}
     counts = {name: each.operations().llm for name, each in kept.items()} | {"stock": theirs.llm}
     rounds = alternating(args.device, runs, args.repeats)
-    rate = matrix_rate(args.device, subject.engine.lm.model.dtype)
+    rate = matrix_rate(args.device, multiplied(subject.engine))
     yield Table(
         title="Prefill by kept tokens",
         columns=("", "s", "stock / ours", "operations a second", "% of the matrix rate"),
@@ -73,7 +73,7 @@ def prefill(subject: Subject, stock: Stock, args: argparse.Namespace) -> Iterato
             (name, rounds.median(name), rounds.ratio("stock", name), *_rate(count / rounds.median(name), rate))
             for name, count in counts.items()
         ),
-        note=f"All of what stage I keeps goes through all layers. {_rate_note(rate, args.dtype)}",
+        note=f"All of what stage I keeps goes through all layers. {_rate_note(rate, multiplied(subject.engine))}",
     )
 
 
@@ -113,7 +113,8 @@ def _rate(achieved: float, rate: float) -> tuple[str, float]:
     return f"{achieved / 1e9:,.3g} G", 100 * achieved / rate
 
 
-def _rate_note(rate: float, dtype: str) -> str:
+def _rate_note(rate: float, dtype: torch.dtype) -> str:
+    name = str(dtype).removeprefix("torch.")
     return (
-        f"The matrix rate is that of a large {dtype} product in the same run: {rate / 1e9:,.3g} G operations a second."
+        f"The matrix rate is that of a large {name} product in the same run: {rate / 1e9:,.3g} G operations a second."
     )

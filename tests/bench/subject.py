@@ -37,7 +37,8 @@ def engine_of(model: str, folder: Path, args: argparse.Namespace, **config: Any)
     real = FAMILIES.get(model)
     if real:
         real.write(folder, min(args.layers, real.layers))
-    config = {"device": args.device, "dtype": args.dtype, "threads": args.threads, **config}
+    how = ("device", "dtype", "quantization", "threads")
+    config = {name: getattr(args, name) for name in how} | config
     engine = Engine.load(EngineConfig(model=str(folder) if real else model, **config))
     info = engine.info
     if real:
@@ -133,4 +134,15 @@ def weights_bytes(engine: Engine) -> int:
     """What one decoding step has to read: layers, last norm and head."""
     decoder = engine.lm.decoder
     parts: tuple[torch.nn.Module, ...] = (*decoder.model.layers, decoder.model.norm, decoder.head)
-    return sum(parameter.nbytes for part in parts for parameter in part.parameters())
+    return sum(tensor.nbytes for part in parts for tensor in (*part.parameters(), *part.buffers()))
+
+
+def precision(args: argparse.Namespace) -> str:
+    """In words, what both sides compute in."""
+    return str(args.dtype) if args.quantization == "none" else f"{args.dtype}, linear maps {args.quantization}"
+
+
+def multiplied(engine: Engine) -> torch.dtype:
+    """What its linear maps multiply."""
+    dtype: torch.dtype = torch.int8 if engine.config.quantization == "int8" else engine.lm.model.dtype
+    return dtype

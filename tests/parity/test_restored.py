@@ -81,3 +81,16 @@ def test_embeddings_that_went_through_the_codec_make_the_state_of_the_frames_bit
         again, _ = engine.extend(again, tokens, begins=tokens is medium.chunks[0])
     assert again.media == 2
     assert_same(again, state)
+
+
+def test_a_state_from_an_int8_wire_answers_nearly_as_the_first_one(
+    request: pytest.FixtureRequest, family: str, dtype: Literal["float32", "bfloat16"]
+) -> None:
+    """Nothing is pruned, so no kept set can flip."""
+    engine = load(request.getfixturevalue(family), dtype=dtype)
+    pruning = engine.pruning("none")
+    state = build(engine, random_frames(3), pruning)
+    restored = decode(*encode(state, "int8"))
+    assert engine.fits(pruning, restored)
+    [cold], [warm] = (ask(engine, each, QUESTIONS[:1], pruning, steps=1) for each in (state, restored))
+    assert 0 < (cold.logits - warm.logits).abs().max() < 0.1 * cold.logits.std()

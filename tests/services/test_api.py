@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -158,6 +160,50 @@ def test_a_follow_up_is_exact_wherever_its_state_comes_from(play: Callable[..., 
     assert answers[0] == answers[1] == answers[2]
 
 
+def test_what_came_over_a_lossy_wire_is_labelled_wherever_it_goes(
+    play: Callable[..., None], own_redis: RedisServer
+) -> None:
+    """Two replicas with int8 between them, then one that knows the exact wire alone."""
+    clip = "fake://lossy?delay=0.2"  # far slower to compute than any fetch
+
+    def said(answer: dict[str, Any]) -> tuple[str, bool]:
+        return answer["occam"]["cache"], answer["occam"]["approximate"]
+
+    async def converse(service: World) -> tuple[dict[str, Any], ...]:
+        content = [{"type": "video_url", "video_url": {"url": clip}}, text_part("what?")]
+        first = (await service.http.post("/v1/chat/completions", json=chat(("user", content)))).json()
+        session = {"session_id": first["occam"]["session_id"]}
+        second = await service.http.post("/v1/chat/completions", json=chat(("user", "and then?"), occam=session))
+        third = await service.http.post("/v1/chat/completions", json=chat(("user", "and then?"), occam=session))
+        streamed = await service.http.post("/v1/chat/completions", json=chat(("user", content), stream=True))
+        await service.worker.target._prefixes._tiers.drain()
+        return first, second.json(), third.json(), events(streamed.text)[-1]
+
+    async def writer(service: World) -> None:
+        first, *others = map(said, await converse(service))
+        assert first == ("none", False), "computed here, exactly"
+        assert others == [("memory", False)] * 3
+
+    async def reader(service: World) -> None:
+        first, second, third, streamed = await converse(service)
+        assert said(first) == ("redis", True)
+        assert [said(each) for each in (second, third, streamed)] == [("memory", True)] * 3
+        assert len(service.worker.target._prefixes._memory._states) == 3, "the clip's state, and those behind two turns"
+        video = await service.post_video(clip)
+        assert said(await service.query(video, "what?")) == ("memory", True), "in our own dialect as well"
+        other = await service.post_video("fake://other")
+        assert said(await service.query(other, "what?")) == ("memory", False), "computed here"
+
+    async def exact(service: World) -> None:
+        first, *others = map(said, await converse(service))
+        assert first == ("none", False), "states of a lossy wire are not its own"
+        assert others == [("memory", False)] * 3
+
+    play(writer, kv_url=own_redis.url, kv_wire="int8")
+    play(reader, kv_url=own_redis.url, kv_wire="int8")
+    play(exact, kv_url=own_redis.url)
+
+
 def test_a_state_that_is_quicker_to_compute_is_not_fetched(play: Callable[..., None], own_redis: RedisServer) -> None:
     async def scene(service: World) -> None:
         prefixes = service.worker.target._prefixes
@@ -165,7 +211,7 @@ def test_a_state_that_is_quicker_to_compute_is_not_fetched(play: Callable[..., N
         await prefixes._tiers.drain()
         took = prefixes._break_even._rebuild_s(Offer(nbytes=1, encoded=32, tokens=17))
         assert took > 0.4, "the wait for four chunks"
-        assert prefixes._break_even._prefill.seconds(17) == 0, "as the fake says"
+        assert prefixes._break_even._builds.prefill.seconds(17) == 0, "as the fake says"
         first = await service.query(video, "what?")
         for _ in range(7):
             prefixes._break_even.built(encoded=32, tokens=17, seconds=1e-6, prefill_s=0.0)
@@ -190,6 +236,39 @@ def results(tier: str) -> dict[str, float]:
         result: count("occam_kv_requests_total", tier=tier, result=result)
         for result in ("hit", "miss", "declined", "given_up", "failed")
     }
+
+
+def test_workers_of_a_node_share_states_in_files_that_are_forgotten_with_their_video(
+    play: Callable[..., None], tmp_path: Path
+) -> None:
+    node = {"kv_url": "memory://", "kv_memory_bytes": 1, "kv_node_bytes": 1 << 20}
+    clip = "fake://node?delay=0.2"
+    answers = []
+
+    async def one(service: World) -> None:
+        first = await service.query(await service.post_video(clip), "what?")
+        await service.worker.target._prefixes._tiers.drain()
+        answers.append(first["answer"])
+
+    async def another(service: World) -> None:
+        hits = count("occam_kv_requests_total", tier="node", result="hit")
+        video = await service.post_video(clip)
+        found = await service.query(video, "what?")
+        assert (found["occam"]["cache"], found["usage"]["cached_tokens"]) == ("node", 17)
+        assert count("occam_kv_requests_total", tier="node", result="hit") == hits + 2, "when it was posted, too"
+        answers.append(found["answer"])
+        (path,) = (tmp_path / "kv").iterdir()
+        for hours, tier in ((23, "node"), (25, "none")):  # a state lives for a day
+            os.utime(path, (time.time(), time.time() - 3600 * hours))
+            assert (await service.query(video, "what?"))["occam"]["cache"] == tier
+        await service.worker.target._prefixes._tiers.drain()
+        assert path.exists(), "written anew"
+        assert (await service.http.delete(f"/v1/videos/{video}")).status_code == 204
+        assert list((tmp_path / "kv").iterdir()) == []
+
+    play(one, **node)
+    play(another, **node)
+    assert answers[0] == answers[1]
 
 
 def flip_a_byte(redis: RedisServer) -> None:

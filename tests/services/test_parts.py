@@ -29,12 +29,14 @@ def test_settings_come_from_file_and_environment(tmp_path: Path) -> None:
             "OCCAM_WORKERS": "3",
             "OCCAM_MODELS": "a, b",
             "OCCAM_DTYPE": "bfloat16",
+            "OCCAM_QUANTIZATION": "int8",
             "HOME": "x",
         }
     )
     assert (settings.workers, settings.max_video_bytes, settings.dtype) == (3, 1000, "bfloat16")
     assert settings.allowed_hosts == ("example.org", "example.com")
     assert settings.models == ("a", "b")
+    assert (settings.engine("a").dtype, settings.engine("a").quantization) == ("bfloat16", "int8")
 
 
 @pytest.mark.parametrize(
@@ -44,6 +46,8 @@ def test_settings_come_from_file_and_environment(tmp_path: Path) -> None:
         ("OCCAM_WORKERS", "two"),
         ("OCCAM_WORKERS", "0"),
         ("OCCAM_DTYPE", "int8"),
+        ("OCCAM_QUANTIZATION", "int4"),
+        ("OCCAM_KV_WIRE", "int4"),
         ("OCCAM_MODELS", ""),
         ("OCCAM_PORT", "99999"),
         ("OCCAM_PORT", "0"),
@@ -86,6 +90,14 @@ def test_a_port_in_use_is_said_so() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         settings = Settings(port=taken.getsockname()[1])
         with pytest.raises(InvalidInput, match="cannot be used"), running(settings):
+            pass
+
+
+def test_a_folder_of_the_node_that_cannot_be_used_is_said_so(tmp_path: Path) -> None:
+    (tmp_path / "kv").mkdir(mode=0o755)
+    for folder in (tmp_path / "kv", tmp_path / "absent" / "kv"):
+        settings = Settings(kv_node_bytes=1 << 20, kv_node_directory=str(folder), kv_url="memory://")
+        with pytest.raises(InvalidInput, match="OCCAM_KV_NODE_DIRECTORY: The node's cache folder"), running(settings):
             pass
 
 

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from occam.kv import codec, layout
 from occam.kv.store import TieredStore, TierEvent
 from services.redis_store import Breaker, RedisStore
 from tests.redis_server import RedisServer
-from tests.states import assert_same, make_key, make_state
+from tests.states import assert_same, finite, make_key, make_state, with_wide
 
 KEY = make_key()
 HASH = f"occam:kv:{KEY.digest}"
@@ -72,6 +73,43 @@ def test_whole_parts_of_a_larger_state_arrive(redis_server: RedisServer) -> None
             assert torch.equal(restored.hidden.view(torch.int32), state.hidden.view(torch.int32))
             assert torch.equal(restored.values[1].view(torch.int32), state.values[1].view(torch.int32))
         assert len(parts_of(redis_server)) == 4
+
+    asyncio.run(test())
+
+
+def test_an_int8_wire_holds_fewer_bytes_and_what_comes_back_says_that_it_is_approximate(
+    redis_server: RedisServer,
+) -> None:
+    async def test() -> None:
+        state, lossy = finite(make_state(tokens=40, head_dim=32, width=64)), replace(KEY, wire="int8")
+        held: dict[str, int] = {}
+        for key in (KEY, lossy):
+            redis_server.client.flushall()
+            async with opened(redis_server.url) as store:
+                assert await store.put(key, state)
+                other = KEY if key is lossy else lossy
+                assert await store.get(other) is None, "one wire's entry is not the other's"
+                restored = await store.get(key)
+            assert restored is not None
+            assert_same(restored, codec.decode(*codec.encode(state, key.wire)))
+            assert restored.approximate == (key is lossy)
+            name = f"occam:kv:{key.digest}"
+            fields = [field for field in redis_server.client.hkeys(name) if field != b"manifest"]
+            held[key.wire] = sum(redis_server.client.hstrlen(name, field) for field in fields)
+            assert held[key.wire] == codec.describe(state, key.wire).nbytes
+        assert held["int8"] < 0.4 * held["exact"]
+
+    asyncio.run(test())
+
+
+def test_the_limit_on_an_entry_is_one_of_bytes_on_the_wire(redis_server: RedisServer) -> None:
+    async def test() -> None:
+        state, lossy = finite(make_state(tokens=100)), replace(KEY, wire="int8")
+        infinite = with_wide(state, lambda tensor: torch.full_like(tensor, torch.inf))
+        async with opened(redis_server.url, max_entry_bytes=codec.describe(state, "int8").nbytes) as store:
+            assert not await store.put(KEY, state)
+            assert not await store.put(lossy, infinite), "what has no scale goes exactly"
+            assert await store.put(lossy, state)
 
     asyncio.run(test())
 

@@ -27,11 +27,20 @@ CLIP = {"type": "video_url", "video_url": {"url": "fake://openai"}}
 
 
 @pytest.fixture(scope="session")
-def base_url() -> Iterator[str]:
+def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    settings = Settings(models=(MODEL, OTHER), workers=2, max_ongoing=8, max_queued=16, port=port, deadline_s=60)
+    settings = Settings(
+        models=(MODEL, OTHER),
+        workers=2,
+        max_ongoing=8,
+        max_queued=16,
+        port=port,
+        deadline_s=60,
+        kv_node_bytes=64 << 20,
+        kv_node_directory=str(tmp_path_factory.mktemp("node") / "kv"),
+    )
     with running(settings, load=FakeEngine.load, media=FakeMedia):
         yield f"http://127.0.0.1:{port}"
 
@@ -77,7 +86,7 @@ def test_a_session_goes_on_on_every_replica(http: httpx.Client) -> None:
         assert f" turn {turn} " in answer
         pids.add(answer.split("pid ")[1])
     assert len(pids) == 2, "both workers took part"
-    assert query(http, video, "what?")["occam"]["cache"] in ("memory", "redis")
+    assert query(http, video, "what?")["occam"]["cache"] in ("memory", "node")
 
 
 def test_a_deleted_video_is_gone_from_every_process(http: httpx.Client) -> None:
@@ -229,6 +238,27 @@ def test_a_killed_worker_ends_no_request_and_loses_no_number(http: httpx.Client,
         assert after[(MODEL, stage, "occam")] - before[stage] == spent
     assert totals(http, "occam_token_retention_ratio_count")[(MODEL, "stage2", "occam")] - ratios == 13
     assert totals(http, "occam_queue_depth") == {(): 0.0}, "the gauge of the dead is gone"
+
+
+def test_a_worker_that_is_started_anew_finds_the_states_of_its_node(http: httpx.Client) -> None:
+    assert http.get("/readyz").json()["kv"] == "files of each node, and a private Redis on this machine"
+    written = totals(http, "occam_kv_bytes_total").get(("written", "node"), 0)
+    video = post_video(http, "fake://restart")
+
+    def ask() -> tuple[int, str]:
+        answer = query(http, video, "what pid?")
+        return int(answer["answer"].split("pid ")[1]), answer["occam"]["cache"]
+
+    deadline = time.monotonic() + 180
+    known: set[int] = set()
+    while len(known) < 2 or totals(http, "occam_kv_bytes_total")[("written", "node")] == written:
+        known.add(ask()[0])
+        assert time.monotonic() < deadline, "there are two workers, and what one computes is written"
+    os.kill(known.copy().pop(), signal.SIGKILL)
+    while (found := ask())[0] in known:
+        assert time.monotonic() < deadline, "no worker took its place"
+        time.sleep(0.1)
+    assert found[1] == "node"
 
 
 def test_slow_fetches_hold_up_nobody_else(http: httpx.Client, base_url: str) -> None:

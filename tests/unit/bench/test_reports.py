@@ -1,6 +1,7 @@
 """What is printed of the bench's figures, and the margins of what flipped."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,11 @@ import torch
 from occam.errors import InvalidInput
 from occam.stats import VisualTokenCounts
 from occam.types import Answer, Evidence, FrameEvidence, Turn
-from tests.bench.flips import kept_margin, text_margin
+from tests.bench.approximation import Pair, compared, differences_table, sides_table
+from tests.bench.flips import Asked, kept_margin, text_margin
 from tests.bench.report import Report, Table, figure, publish
 from tests.bench.rounds import Rounds
+from tests.states import make_state
 
 TABLE = Table(title="Speed", columns=("", "s"), rows=(("ours", 0.12345), ("stock", None)), note="Beside each other.")
 REPORT = Report(section="speed", model="small", device="cpu", facts={"threads": "1"}, tables=(TABLE,))
@@ -43,6 +46,27 @@ def test_margins_are_those_of_what_differs() -> None:
     logits = [torch.tensor([0.0, 0.5, 0.25, 9.0]), torch.tensor([0.25, 1.0, -1.0, 0.0]), torch.tensor([0.0, 0, 4, 1])]
     assert text_margin(alone, other, logits) == 0.75
     assert text_margin(alone, answer((3, 1), [[False, False], [True, True]]), logits) == 3.0
+
+
+def test_what_int8_changed_is_compared_up_to_where_the_texts_part() -> None:
+    exact = answer((3, 1, 2), [[False, False], [True, True]])
+    other = answer((3, 0, 2), [[False, True], [True, False]])
+    steps = [torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0]), torch.tensor([0.0, 0.0])]
+    changes = [torch.tensor([0.0, 0.5]), torch.tensor([-2.0, 0.0]), torch.tensor([9.0, 0.0])]
+    moved = [step + change for step, change in zip(steps, changes, strict=True)]
+    sides = [Asked(make_state(), "what", logits) for logits in (steps, moved)]
+    same = compared([exact, exact], [sides[0], sides[0]], "", lambda2=0.5)
+    assert same == Pair(exact=True, int8=True, text=False, kept=2, flipped=0, distance=None, logits=0.0)
+    pair = compared([exact, replace(other, text="red")], sides, "red", lambda2=0.5)
+    assert pair == Pair(
+        exact=False, int8=True, text=True, kept=2, flipped=2, distance=pytest.approx(0.15 / 0.5), logits=2.0
+    )
+    right, nbytes = sides_table("", [same, pair], "a state", (8, 2)).rows
+    assert right[1:3] == (50.0, 100.0)
+    assert nbytes == ("bytes of a state", 8, 2, 0.25)
+    differences = differences_table([same, pair])
+    assert [count for _, count, _ in differences.rows] == [1, 1, 0, 1]
+    assert "1 a question, of 2 kept; at most 3.00e-01" in differences.note
 
 
 def test_a_ratio_is_that_of_the_rounds() -> None:

@@ -74,6 +74,15 @@ def test_operations_are_those_that_torch_counts(subject: Subject) -> None:
     assert counted(lambda: unscored(subject)) == subject.operations().total < expected
 
 
+def test_operations_are_the_same_in_int8(subject: Subject) -> None:
+    """Which torch's count does not know."""
+    engine = subject.engine
+    int8 = Engine.load(replace(engine.config, quantization="int8")).lm.calibrated(engine.info.calibration)
+    quantized = replace(subject, engine=engine.over(int8))
+    assert quantized.operations() == subject.operations()
+    assert stock_operations(quantized.engine, subject.views, 2, 9) == stock_operations(engine, subject.views, 2, 9)
+
+
 def test_forced_masks_keep_what_they_say(subject: Subject) -> None:
     generation = subject.cold()
     state, mask = generation.asked.state, generation.prefilled.mask

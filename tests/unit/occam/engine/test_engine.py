@@ -22,6 +22,7 @@ from tests.parity.harness import build, load, video_of
 POSITIONS = 512
 OFF = NoPruning()
 NEURONS = OccamToken(lambda1=0.5, lambda2=1.0, cut=3, register="neurons")
+ZERO = OccamToken(lambda1=0.5, lambda2=1.0, cut=3, register="zero_token")
 FRAMES = random_frames(2)
 
 
@@ -52,6 +53,14 @@ def test_a_question_may_take_every_position_and_not_one_more(engine: Engine, sta
     with pytest.raises(QuestionTooLong, match=f"513 positions unpruned .{room + 1} of them.*has 512") as caught:
         engine.ask(state, "what is", OFF, SamplingParams(max_new_tokens=room + 1))
     assert caught.value.param == "question"
+
+
+def test_what_is_built_on_an_approximate_state_is_approximate(engine: Engine) -> None:
+    for pruning in (OFF, ZERO):
+        begun = engine.begin(pruning)
+        for approximate in (False, True):
+            state, _ = engine.append(replace(begun, approximate=approximate), video_of(FRAMES), pruning)
+            assert engine.replay(state, [turn(3), turn(2)]).approximate == approximate
 
 
 def test_a_turn_that_passes_the_positions_is_not_replayed(engine: Engine, state: PrefixState) -> None:

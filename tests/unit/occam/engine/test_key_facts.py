@@ -59,7 +59,10 @@ def test_what_prunes_behind_it_is_none(engine: Engine, facts: Facts, change: dic
     assert engine.key_facts(replace(PRUNING, **change)) == facts
 
 
-@pytest.mark.parametrize("change", [{"dtype": "bfloat16"}, {"chunk_frames": 4}, {"threads": 2}], ids=str)
+CHANGES: list[dict[str, Any]] = [{"dtype": "bfloat16"}, {"quantization": "int8"}, {"chunk_frames": 4}, {"threads": 2}]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
 def test_how_the_engine_runs_is_a_fact(
     engine: Engine, facts: Facts, config: EngineConfig, change: dict[str, Any]
 ) -> None:

@@ -189,6 +189,47 @@ def test_the_time_of_computing_follows_patches_and_tokens() -> None:
         pass
 
 
+def test_tiers_beside_one_another_know_the_same_of_computing_and_have_a_credit_each() -> None:
+    near = known(quick())
+    far = BreakEven(lambda: near.now, beside=near.chooser)
+    dear = Offer(nbytes=MB, encoded=near.offer.encoded, tokens=near.offer.tokens)
+    with far.fetching(dear) as fetch:
+        assert fetch.patience_s(MB) == pytest.approx(near.rebuild_s), "twice what a try is hoped to take"
+    with far.asking():
+        near.now += 100.0
+    with pytest.raises(FetchDeclined), far.asking():
+        pass
+    assert near.lookup().taken == "fetched"
+    for _ in range(100):
+        far.built(encoded=near.offer.encoded, tokens=near.offer.tokens, seconds=100.0, prefill_s=0.0)
+    with far.asking():
+        pass
+
+
+def test_when_it_is_time_to_compute_every_tier_says_so() -> None:
+    """Else lookups would go on to the next, slower tier for as long as that one takes to say so."""
+    near = known(quick())
+    far = BreakEven(lambda: near.now, beside=near.chooser)
+
+    def fetch(chooser: BreakEven, seconds: float) -> None:
+        with chooser.asking(), chooser.fetching(near.offer) as fetch:
+            near.now += seconds
+            fetch.complete()
+
+    fetch(far, 0.2)
+    fetched_s = 0.2
+    with pytest.raises(FetchDeclined):  # noqa: PT012 - how often it is let is what is counted
+        while True:
+            fetch(near.chooser, 0.1)
+            fetched_s += 0.1
+    assert fetched_s == pytest.approx(0.9 / SAVED, rel=0.05)
+    with pytest.raises(FetchDeclined):
+        fetch(far, 0.2)
+    near.compute()
+    fetch(far, 0.2)
+    fetch(near.chooser, 0.1)
+
+
 def test_the_round_trip_is_no_part_of_a_bytes_price() -> None:
     line = known(quick(nbytes=MB, bandwidth=1e6 * MB, latency_s=0.1))
     with line.chooser.fetching(Offer(nbytes=10 * MB, encoded=line.offer.encoded, tokens=100)) as fetch:

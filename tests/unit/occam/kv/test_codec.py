@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
 
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from occam.errors import CorruptState
 from occam.kv import layout
 from occam.kv.codec import Manifest, decode, describe, encode
-from tests.states import assert_same, make_state
+from occam.kv.int8 import quantise, restore
+from tests.states import assert_same, finite, make_state, with_wide
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -32,6 +34,7 @@ def test_round_trip_keeps_every_bit(**shape: Any) -> None:
     state = make_state(**shape)
     manifest, parts = encode(state)
     assert sum(map(len, parts)) == describe(state).nbytes
+    assert not state.approximate
     assert_same(decode(Manifest.from_bytes(manifest.to_bytes()), [bytes(part) for part in parts]), state)
 
 
@@ -67,10 +70,67 @@ def test_a_state_larger_than_a_part_is_cut(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(parts) > 10
     assert {len(part) for part in parts[:-1]} == {256}
     assert_same(decode(manifest, parts), state)
-    with pytest.raises(CorruptState, match="sizes"):
+    with pytest.raises(CorruptState, match=f"1 of {len(parts)} parts are missing"):
         decode(manifest, parts[:-1])
+    for wrong in (
+        [*parts, b""],
+        [*parts, parts[0]],
+        [*parts[:-1], bytes(parts[-1]) + b"x"],
+        [parts[0][:-1], *parts[1:]],
+    ):
+        with pytest.raises(CorruptState, match="sizes"):
+            decode(manifest, wrong)
     with pytest.raises(CorruptState, match="checksum"):
         decode(manifest, [parts[1], parts[0], *parts[2:]])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    tokens=st.integers(0, 9),
+    planes=st.integers(0, 2),
+    layers=st.integers(0, 3),
+    dtype=st.sampled_from(DTYPES),
+)
+def test_over_int8_the_wide_tensors_come_back_quantised_and_the_rest_bit_for_bit(**shape: Any) -> None:
+    state = finite(make_state(**shape))
+    manifest, parts = encode(state, "int8")
+    restored = decode(Manifest.from_bytes(manifest.to_bytes()), [bytes(part) for part in parts])
+    expected = with_wide(state, lambda tensor: restore(*quantise(tensor), tensor.dtype))
+    assert_same(restored, replace(expected, approximate=True))
+
+
+def test_bytes_over_int8_are_those_of_its_numbers_and_scales() -> None:
+    shape = {"tokens": 64, "layers": 2, "heads": 4, "head_dim": 32, "width": 128, "planes": 1, "dtype": torch.bfloat16}
+    state = finite(make_state(**shape))  # type: ignore[arg-type]
+    exact, int8 = (encode(state, wire)[0].nbytes for wire in ("exact", "int8"))  # type: ignore[arg-type]
+    numbers, rows = 64 * (2 * 128 + 2 * 2 * 4 * 32), 64 * (2 + 2 * 2 * 4)
+    assert exact - int8 == 2 * numbers - (numbers + 4 * rows)
+    assert describe(state, "int8").nbytes == int8
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["hidden", "planes", "keys", "values"])
+def test_a_state_that_is_not_finite_goes_exactly(name: str, odd: float) -> None:
+    state = finite(make_state())
+    tensors = getattr(state, name)
+    (tensors if name == "hidden" else tensors[-1])[..., 1, 1] = odd
+    manifest, parts = encode(state, "int8")
+    assert (manifest.wire, manifest.nbytes) == ("exact", describe(state, "int8").nbytes)
+    assert_same(decode(manifest, parts), state)
+
+
+def test_an_approximate_state_says_so_after_an_exact_wire_too() -> None:
+    state = replace(make_state(), approximate=True)
+    assert_same(decode(*encode(state)), state)
+
+
+def test_a_manifest_that_names_another_wire_than_its_parts_went_over_is_refused() -> None:
+    state = finite(make_state())
+    for wire, other in (("exact", "int8"), ("int8", "exact")):
+        manifest, parts = encode(state, wire)  # type: ignore[arg-type]
+        with pytest.raises(CorruptState, match="sizes"):
+            decode(replace(manifest, wire=other), parts)  # type: ignore[arg-type]
 
 
 def test_encoding_is_deterministic() -> None:
@@ -118,6 +178,10 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "null": lambda m: m | {"width": None},
     "unknown dtype": lambda m: m | {"dtype": "object"},
     "unhashable dtype": lambda m: m | {"dtype": ["float32"]},
+    "unknown wire": lambda m: m | {"wire": "int4"},
+    "no wire": lambda m: m | {"wire": None},
+    "unhashable wire": lambda m: m | {"wire": ["exact"]},
+    "a number for approximate": lambda m: m | {"approximate": 0},
     "part not a checksum": lambda m: m | {"parts": ["../../etc/passwd"]},
     "parts not a list": lambda m: m | {"parts": "a" * 64},
     "part not text": lambda m: m | {"parts": [1]},

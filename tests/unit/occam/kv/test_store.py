@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import Awaitable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -100,6 +101,22 @@ def test_memory_counts_its_bytes() -> None:
     run(test())
 
 
+def test_an_approximate_state_is_corrupt_under_an_exact_key_and_goes_no_higher() -> None:
+    async def test() -> None:
+        tiers, state = Tiers(), replace(STATE, approximate=True)
+        await tiers.far.put(A, state)
+        assert (await tiers.get(A)).state is None
+        assert tiers.results == ["memory get miss", "redis get failed corrupt"]
+        lossy = replace(A, wire="int8")
+        assert (await tiers.get(lossy)).state is None, "the keys differ"
+        await tiers.far.put(lossy, state)
+        for tier in ("redis", "memory"):
+            found = await tiers.get(lossy)
+            assert (found.state, found.tier) == (state, tier)
+
+    run(test())
+
+
 def test_a_put_reaches_every_tier_and_waits_for_the_first_alone() -> None:
     async def test() -> None:
         tiers = Tiers()
@@ -176,6 +193,26 @@ def test_a_tier_that_is_not_worth_its_time_is_a_miss_and_no_failure(declined: Ex
         await tiers.store.drain()
         assert tiers.results == ["memory get miss", f"redis get {result}", "memory put done"]
         assert (await tiers.get(B)).left_alone == ()
+
+    run(test())
+
+
+def test_a_hit_below_is_not_copied_into_a_tier_that_was_too_slow_to_be_read() -> None:
+    async def test() -> None:
+        node, far = FakeTier("node"), FakeTier()
+        node.failure = FetchDeclined("slow")
+        await far.put(A, STATE)
+        seen: list[TierEvent] = []
+        store = TieredStore([MemoryStore(10 * SIZE), node, far], seen.append)
+        found = await store.get(A, fits=lambda _: True)
+        await store.drain()
+        assert (found.tier, found.left_alone) == ("redis", ())
+        assert [(each.tier, each.op) for each in seen] == [
+            ("memory", "get"),
+            ("node", "get"),
+            ("redis", "get"),
+            ("memory", "put"),
+        ]
 
     run(test())
 

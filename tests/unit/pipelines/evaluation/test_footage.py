@@ -82,7 +82,7 @@ def test_a_clip_is_decoded_when_it_is_read_and_not_held(folder: Path) -> None:
     def peak(read: Callable[[], object]) -> int:
         """The least of some readings: threads that earlier tests left also allocate now and then, and are traced."""
         peaks = []
-        for _ in range(5):
+        for _ in range(3):
             tracemalloc.start()
             try:
                 read()

@@ -1,0 +1,67 @@
+"""Linear maps in 8 bits, weights and activations: several times as fast as float32 where a CPU multiplies int8 well.
+
+Symmetric, a scale for each output channel of the weights and one for each row of the input, taken when it comes
+(W8A8, dynamic, per token). Products are summed in int32, so that a row's bits do not depend on the rows beside it.
+"""
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+LEVELS = 127
+KEPT = "lm_head"
+"""The map whose outputs are compared at their last bits; it stays as it is."""
+
+
+class Int8Linear(nn.Module):
+    """A linear map of int8 weights.
+
+    weight: int8 [out, in]; scale: float32 [out]; bias: [out] or None
+    """
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", bias)
+
+    @classmethod
+    def of(cls, linear: nn.Linear) -> Self:
+        """The map that is nearest to a floating one."""
+        weight, scale = quantize_rows(linear.weight.detach())
+        return cls(weight, scale.squeeze(-1), None if linear.bias is None else linear.bias.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] to [..., out] of its dtype; a row that is not finite stays that, and spoils no other."""
+        rows, row_scale = quantize_rows(x.flatten(0, -2))
+        y = torch._int_mm(rows, self.weight.T) * row_scale
+        y *= self.scale
+        if self.bias is not None:
+            y += self.bias
+        return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 [N, C] and float32 scales [N, 1] of rows [N, C], each by its own largest magnitude."""
+    scale = x.abs().amax(dim=-1, keepdim=True).float() / LEVELS
+    # A row of zeros has no scale; one of NaN or infinities keeps its own, which the product carries on.
+    divisor = torch.where(scale > 0, scale, 1.0)
+    return (x / divisor).round().to(torch.int8), scale
+
+
+def quantize(model: nn.Module) -> None:
+    """Put `Int8Linear` in the place of every linear map but `KEPT`, one after the other: no second model is held."""
+    linear = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] != KEPT
+    ]
+    while linear:
+        name, module = linear.pop()
+        model.set_submodule(name, Int8Linear.of(module))
