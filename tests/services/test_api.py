@@ -196,7 +196,7 @@ def test_what_came_over_a_lossy_wire_is_labelled_wherever_it_goes(
 
     async def exact(service: World) -> None:
         first, *others = map(said, await converse(service))
-        assert first == ("none", False), "states of a lossy wire are not its own"
+        assert first == ("embeddings", False), "states of a lossy wire are not its own; embeddings go exactly"
         assert others == [("memory", False)] * 3
 
     play(writer, kv_url=own_redis.url, kv_wire="int8")

@@ -232,7 +232,8 @@ def test_embeddings_are_known_by_all_that_the_tower_saw_and_by_nothing_else(tmp_
     assert own.facts["embeddings"] == EMBEDDINGS_VERSION, "another version is another entry"
     assert digests(clip, system="briefly") == digests(clip, pruning=replace(occam, lambda2=9.0)) == [own.digest]
     assert digests(other, clip)[1] == own.digest
-    assert [own] == [*embeddings_keys(key_of(engine, (clip,), occam, "", "int8"))], "exact over any wire"
+    [lossy] = embeddings_keys(key_of(engine, (clip,), occam, "", "int8"))
+    assert lossy.digest == own.digest, "they go exactly over any wire"
     for pruning in (replace(occam, lambda1=0.25), replace(occam, keep_cls=True), engine.pruning("none")):
         assert digests(clip, pruning=pruning) != [own.digest]
     for changed in (replace(clip, indices=(0, 5)), replace(clip, decoder="d 2"), other):
