@@ -9,7 +9,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-LEVELS = 127
+from occam.int8 import quantize_rows
+
 KEPT = "lm_head"
 """The map whose outputs are compared at their last bits; it stays as it is."""
 
@@ -45,14 +46,6 @@ class Int8Linear(nn.Module):
         if self.bias is not None:
             y += self.bias
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
-
-
-def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 [N, C] and float32 scales [N, 1] of rows [N, C], each by its own largest magnitude."""
-    scale = x.abs().amax(dim=-1, keepdim=True).float() / LEVELS
-    # A row of zeros has no scale; one of NaN or infinities keeps its own, which the product carries on.
-    divisor = torch.where(scale > 0, scale, 1.0)
-    return (x / divisor).round().to(torch.int8), scale
 
 
 def quantize(model: nn.Module) -> None:

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from occam.errors import CorruptState
+from occam.int8 import quantize_rows
 from occam.kv import layout
 from occam.kv.codec import Manifest, decode, describe, encode
-from occam.kv.int8 import quantise, restore
+from occam.kv.int8 import restore
 from tests.states import assert_same, finite, make_state, with_wide
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -92,11 +93,11 @@ def test_a_state_larger_than_a_part_is_cut(monkeypatch: pytest.MonkeyPatch) -> N
     layers=st.integers(0, 3),
     dtype=st.sampled_from(DTYPES),
 )
-def test_over_int8_the_wide_tensors_come_back_quantised_and_the_rest_bit_for_bit(**shape: Any) -> None:
+def test_over_int8_the_wide_tensors_come_back_quantize_rowsd_and_the_rest_bit_for_bit(**shape: Any) -> None:
     state = finite(make_state(**shape))
     manifest, parts = encode(state, "int8")
     restored = decode(Manifest.from_bytes(manifest.to_bytes()), [bytes(part) for part in parts])
-    expected = with_wide(state, lambda tensor: restore(*quantise(tensor), tensor.dtype))
+    expected = with_wide(state, lambda tensor: restore(*quantize_rows(tensor), tensor.dtype))
     assert_same(restored, replace(expected, approximate=True))
 
 

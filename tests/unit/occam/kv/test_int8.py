@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from occam.kv.int8 import is_finite, quantise, restore
+from occam.int8 import quantize_rows
+from occam.kv.int8 import is_finite, restore
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TINY = np.float32(torch.finfo(torch.float32).tiny)
@@ -35,7 +36,7 @@ def rows(draw: st.DrawFn) -> Tensor:
 @settings(max_examples=200, deadline=None)
 @given(rows())
 def test_it_is_what_the_definition_gives(tensor: Tensor) -> None:
-    values, scales = quantise(tensor)
+    values, scales = quantize_rows(tensor)
     assert (values.dtype, scales.dtype, tuple(scales.shape)) == (torch.int8, torch.float32, (len(tensor), 1))
     expected = [slow(row) for row in tensor.tolist()]
     assert values.tolist() == [numbers for numbers, _ in expected]
@@ -46,7 +47,7 @@ def test_it_is_what_the_definition_gives(tensor: Tensor) -> None:
 @given(rows())
 def test_every_number_comes_back_within_half_a_scale(tensor: Tensor) -> None:
     """And half of what its dtype, and float32 underway, can tell apart."""
-    values, scales = quantise(tensor)
+    values, scales = quantize_rows(tensor)
     restored = restore(values, scales, tensor.dtype)
     assert restored.dtype == tensor.dtype
     assert bool(restored.isfinite().all())
@@ -56,13 +57,13 @@ def test_every_number_comes_back_within_half_a_scale(tensor: Tensor) -> None:
 
 
 def test_a_row_has_the_scale_of_its_own_largest_number() -> None:
-    values, scales = quantise(torch.tensor([[[1.0, -127.0, 0.4]], [[0.0, 0.0, 0.0]], [[0.5, 0.25, -0.25]]]))
+    values, scales = quantize_rows(torch.tensor([[[1.0, -127.0, 0.4]], [[0.0, 0.0, 0.0]], [[0.5, 0.25, -0.25]]]))
     assert values.tolist() == [[[1, -127, 0]], [[0, 0, 0]], [[127, 64, -64]]]
     assert scales.flatten().tolist() == pytest.approx([1.0, TINY, 0.5 / 127])
 
 
 def test_no_rows_are_no_rows() -> None:
-    values, scales = quantise(torch.zeros(2, 0, 3))
+    values, scales = quantize_rows(torch.zeros(2, 0, 3))
     assert restore(values, scales, torch.float32).shape == (2, 0, 3)
 
 
