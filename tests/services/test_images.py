@@ -184,7 +184,7 @@ def test_the_order_and_number_of_images_matter(play: Callable[..., None]) -> Non
         texts = []
         for media in ((a,), (b,), (a, b), (b, a), (a, a), (a, b, a)):
             answer = await ask(service, IMAGES, user("what?", *media))
-            assert answer["occam"]["cache"] == "none"
+            assert answer["occam"]["cache"] in ("none", "embeddings"), "the state is its own"
             assert text_of(answer).startswith(f"saw {len(media)} frames")
             texts.append(text_of(answer))
         assert len(set(texts)) == 6
