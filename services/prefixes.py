@@ -1,5 +1,6 @@
 """The state of media in front of any question: from a cache tier, or built from embeddings that one has, or frames."""
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -105,13 +106,12 @@ class Prefixes:
 
     async def _build(self, key: KVKey, media: Sequence[Medium], pruning: Pruning, system: str) -> Prefix:
         """The state over embeddings that are there, and over frames where they are not."""
-        started, asking_s = time.monotonic(), 0.0
+        keys = embeddings_keys(key)
+        lookups = await asyncio.gather(*(self._tiers.get_embeddings(each, self._engine.fits_media) for each in keys))
+        started = time.monotonic()
         state = await self._thread.run(self._engine.begin, pruning, system)
         stats: list[StageStats] = []
-        for medium, medium_key in zip(media, embeddings_keys(key), strict=True):
-            asked = time.monotonic()
-            stored, wanted = await self._tiers.get_embeddings(medium_key, self._engine.fits_media)
-            asking_s += time.monotonic() - asked
+        for medium, medium_key, (stored, wanted) in zip(media, keys, lookups, strict=True):
             if stored is not None:
                 state, work = await self._extend(state, stored)
             else:
@@ -123,7 +123,7 @@ class Prefixes:
         self._break_even.built(
             encoded=encoded,
             tokens=len(state),
-            seconds=time.monotonic() - started - asking_s,
+            seconds=time.monotonic() - started,
             prefill_s=sum(stage.seconds for stage in stats if stage.stage == "prefill_lower"),
         )
         tier: Tier = "embeddings" if stats and not encoded else "none"

@@ -106,8 +106,9 @@ class RedisEntries(Generic[M, T]):
             async with self._answering():
                 raw = cast(bytes | None, await self._redis.hget(_name(key), _MANIFEST))
         if raw is None:
+            self._break_even.missed()
             return None
-        manifest = self._codec.read(raw)
+        manifest = await asyncio.to_thread(self._codec.read, raw)
         if manifest.nbytes > self._max_entry_bytes:
             return None
         with self._break_even.fetching(manifest.offer) as fetch:

@@ -61,6 +61,11 @@ class Offer:
     tokens: int = 0
     embeddings: int | None = None
 
+    @property
+    def smaller_beside(self) -> bool:
+        """Whether embeddings that have less bytes may lie beside it."""
+        return self.embeddings is not None and self.embeddings < self.nbytes
+
 
 class Fetch:
     """One fetch under way.
@@ -138,6 +143,7 @@ class BreakEven:
         self._builds: _Builds = _Builds() if beside is None else beside._builds
         self._spent_s = 0.0
         self._declined, self._declines_before_try = 0, 1
+        self._awaited = self._gone = False
 
     def built(self, *, encoded: int, tokens: int, seconds: float, prefill_s: float) -> None:
         """Learn that a state took `seconds` to compute, waiting for frames included, `prefill_s` of it for prefill.
@@ -156,7 +162,9 @@ class BreakEven:
     @contextmanager
     def asking(self) -> Iterator[None]:
         """Time a question of a few bytes to the tier; raises FetchDeclined while the credit is overdrawn."""
-        if self._spent_s > self._builds.earned_s:
+        if self._embeddings is not None:
+            self._embeddings._awaited = False
+        if self._overdrawn:
             self._declined += 1
             raise FetchDeclined("Asking the tier has cost more lately than it has saved.")
         started_s = self._clock()
@@ -166,10 +174,16 @@ class BreakEven:
         finally:
             self._spend(self._clock() - started_s)
 
+    def missed(self) -> None:
+        """Learn that the tier does not have what was asked for; embeddings that should be there have no price then."""
+        self._gone = self._gone or self._awaited
+
     @contextmanager
     def fetching(self, offer: Offer) -> Iterator[Fetch]:
         """Time a fetch; raises FetchDeclined where computing is quicker."""
         rebuild_s = self._rebuild_s(offer)
+        if self._embeddings is not None:
+            self._embeddings._awaited = True  # until the state is there: they are, where it is
         fetch = Fetch(offer.nbytes, self._hoped_s(offer, rebuild_s), rebuild_s, self._clock)
         try:
             yield fetch
@@ -182,6 +196,11 @@ class BreakEven:
             else:
                 self._won(fetch.complete_s, offer, rebuild_s)
 
+    @property
+    def _overdrawn(self) -> bool:
+        """Whether nothing is left to pay another question with."""
+        return self._spent_s > self._builds.earned_s
+
     def _rebuild_s(self, offer: Offer) -> float | None:
         """What the quickest way without this fetch would take, or None before anything was computed."""
         ways = (self._compute_s(offer), self._embeddings_s(offer))
@@ -189,9 +208,14 @@ class BreakEven:
 
     def _embeddings_s(self, offer: Offer) -> float | None:
         """What the state would take over its media's embeddings, or None before any were fetched."""
-        if self._embeddings is None or offer.embeddings is None:
+        if (
+            self._embeddings is None
+            or offer.embeddings is None
+            or self._embeddings._gone
+            or self._embeddings._overdrawn
+        ):
             return None
-        fetch_s, prefill_s = self._embeddings.fetch_s(offer.embeddings), self._builds.prefill.seconds(offer.tokens)
+        fetch_s, prefill_s = self._embeddings._fetch_s(offer.embeddings), self._builds.prefill.seconds(offer.tokens)
         asking_s = self._round_trip.seconds()
         return None if fetch_s is None or prefill_s is None or asking_s is None else asking_s + fetch_s + prefill_s
 
@@ -201,7 +225,7 @@ class BreakEven:
         encode_s, prefill_s = builds.encode.seconds(offer.encoded), builds.prefill.seconds(offer.tokens)
         return None if not builds.count or encode_s is None or prefill_s is None else encode_s + prefill_s
 
-    def fetch_s(self, nbytes: int) -> float | None:
+    def _fetch_s(self, nbytes: int) -> float | None:
         """What fetching `nbytes` would take, or None before anything was fetched."""
         round_trip_s, transfer_s = self._round_trip.seconds(), self._transfer.seconds(nbytes)
         return None if round_trip_s is None or transfer_s is None else round_trip_s + transfer_s
@@ -211,10 +235,10 @@ class BreakEven:
         if rebuild_s is None:
             return None
         self._spent_s = max(self._spent_s, self._builds.earned_s - (self._compute_s(offer) or rebuild_s))
-        fetch_s = self.fetch_s(offer.nbytes)
+        fetch_s = self._fetch_s(offer.nbytes)
         if fetch_s is not None and fetch_s < rebuild_s and not self._stale(fetch_s, rebuild_s):
             return fetch_s
-        if fetch_s is None and self._embeddings is not None and not self._declined:
+        if fetch_s is None and self._embeddings is not None and offer.smaller_beside and not self._declined:
             self._declined += 1
             raise FetchDeclined("Of a line that is not known yet, embeddings shall tell: they are smaller.")
         if fetch_s is None or (fetch_s >= rebuild_s and self._declined >= self._declines_before_try):
@@ -237,6 +261,7 @@ class BreakEven:
 
     def _won(self, seconds: float, offer: Offer, rebuild_s: float | None) -> None:
         """A fetch came through."""
+        self._gone = False
         self._transfer.observe(max(seconds - (self._round_trip.seconds() or 0.0), 0.0), offer.nbytes)
         self._builds.fetched_since_s += seconds
         if rebuild_s is not None:

@@ -20,8 +20,8 @@ from occam.tensors import MediaTokens, MediumTokens
 
 EMBEDDINGS_VERSION = 1
 
-# More than a conversation has positions for.
-_MAX_CHUNKS = 1 << 15
+# Bounds on what a manifest of few bytes can make its reader do; it has nine tensors and more a chunk.
+_MAX_CHUNKS, _MAX_AXES, _MAX_LEVELS = 1 << 12, 8, 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +76,9 @@ class MediumManifest(Sealed):
         """The manifest in `raw`, every field checked; raises CorruptState."""
         values = layout.opened(cls, EMBEDDINGS_VERSION, raw)
         layout.check_choice("dtype", values["dtype"], layout.DTYPES)
-        for name in ("axes", "width", "levels"):
-            layout.check_integer(name, values[name], layout.MAX_INTEGER if name == "width" else layout.MAX_LAYERS)
+        for name, most in (("axes", _MAX_AXES), ("levels", _MAX_LEVELS)):
+            layout.check_integer(name, values[name], most)
+        layout.check_integer("width", values["width"], least=1)
         chunks = ("tokens", "views", "length", "encoded", "register_count")
         for name in chunks:
             if not isinstance(values[name], list) or not 0 < len(values[name]) <= _MAX_CHUNKS:

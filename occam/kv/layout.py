@@ -11,6 +11,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from hashlib import blake2b
 from itertools import accumulate, pairwise
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -67,7 +68,7 @@ class Sealed(ABC):
     def offer(self) -> Offer:
         """What fetching the entry costs and spares."""
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes of all parts together."""
         return _offsets(self.slots())[-1]
@@ -130,10 +131,10 @@ def check_choice(name: str, value: object, known: Collection[str]) -> None:
         raise CorruptState(f"The manifest's {name} is none of {', '.join(known)}.")
 
 
-def check_integer(name: str, value: object, limit: int = MAX_INTEGER) -> None:
-    """CorruptState where it is none in 0..limit."""
-    if type(value) is not int or not 0 <= value <= limit:
-        raise CorruptState(f"The manifest's {name} is not an integer in 0..{limit}.")
+def check_integer(name: str, value: object, limit: int = MAX_INTEGER, least: int = 0) -> None:
+    """CorruptState where it is none in least..limit."""
+    if type(value) is not int or not least <= value <= limit:
+        raise CorruptState(f"The manifest's {name} is not an integer in {least}..{limit}.")
 
 
 def check_parts(manifest: Sealed) -> None:

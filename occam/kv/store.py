@@ -144,7 +144,7 @@ class TieredStore:
         self._max_backlog_bytes = max_backlog_bytes
         self._clock = clock
         self._writes: dict[tuple[str, str], asyncio.Task[tuple[bool | None, Result]]] = {}
-        self._backlog_bytes = 0
+        self._held: dict[tuple[str, str], Any] = {}
 
     async def get(self, key: KVKey, fits: Callable[[PrefixState], bool]) -> Lookup:
         """The state of `key` from the nearest tier that has it; a tier that fails is one that does not.
@@ -228,19 +228,22 @@ class TieredStore:
 
     def _write_soon(self, tier: Store[Kept], key: KVKey, value: Kept) -> None:
         """Write in the background, at most `max_backlog_bytes` at a time: a slow tier must not hold states alive."""
-        slot, nbytes = (tier.name, key.digest), value.nbytes
+        slot = (tier.name, key.digest)
         if slot in self._writes:
             return
-        if self._backlog_bytes + nbytes > self._max_backlog_bytes:
+        # The same tensors for every tier that a state is written to.
+        held = {id(each): each.nbytes for each in (*self._held.values(), value)}
+        if sum(held.values()) > self._max_backlog_bytes:
             self._observe(TierEvent(tier=tier.name, op="put", result="failed", reason="backlog"))
             return
 
         def ended(_: asyncio.Task[tuple[bool | None, Result]]) -> None:
-            del self._writes[slot]
-            self._backlog_bytes -= nbytes
+            del self._writes[slot], self._held[slot]
 
-        self._backlog_bytes += nbytes
-        self._writes[slot] = asyncio.create_task(self._attempt(tier, "put", partial(tier.put, key, value), nbytes))
+        self._held[slot] = value
+        self._writes[slot] = asyncio.create_task(
+            self._attempt(tier, "put", partial(tier.put, key, value), value.nbytes)
+        )
         self._writes[slot].add_done_callback(ended)
 
     async def _attempt(

@@ -83,6 +83,8 @@ def test_embeddings_that_went_through_the_codec_make_the_state_of_the_frames_bit
     assert_same(again, state)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["checkpoint", "qwen_checkpoint"])
 def test_a_state_from_an_int8_wire_answers_nearly_as_the_first_one(
     request: pytest.FixtureRequest, family: str, dtype: Literal["float32", "bfloat16"]
 ) -> None:

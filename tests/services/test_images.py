@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from prometheus_client import REGISTRY
 
+from occam.kv.store import TieredStore
 from services.media import LocalMedia
 from tests.redis_server import RedisServer
 from tests.services.world import World, world
@@ -192,6 +193,25 @@ def test_the_order_and_number_of_images_matter(play: Callable[..., None]) -> Non
         assert (again["occam"]["cache"], text_of(again)) == ("memory", texts[-1])
         behind = {"role": "user", "content": [{"type": "text", "text": "what?"}, a, b]}
         assert text_of(await ask(service, IMAGES, behind)) == texts[2], "media stand before the text of their turn"
+
+    play(scene)
+
+
+def test_all_media_of_a_prompt_are_looked_up_at_once(
+    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow cache costs its round trips once, however many images there are."""
+    together = asyncio.Barrier(3)
+
+    async def lookup(*_: object) -> tuple[None, bool]:
+        async with asyncio.timeout(30):
+            await together.wait()
+        return None, True
+
+    async def scene(service: World) -> None:
+        monkeypatch.setattr(TieredStore, "get_embeddings", lookup)
+        media = [image(f"fake://{name}") for name in "xyz"]
+        assert text_of(await ask(service, IMAGES, user("what?", *media))).startswith("saw 3 frames")
 
     play(scene)
 

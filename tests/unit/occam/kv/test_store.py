@@ -243,8 +243,8 @@ def test_a_slow_tier_holds_no_more_than_the_backlog() -> None:
     async def test() -> None:
         tiers = Tiers(max_backlog_bytes=2 * SIZE)
         tiers.far.gate.clear()
-        for key in (A, A, B, C):
-            await tiers.store.put(key, STATE)
+        for key, state in ((A, STATE), (A, STATE), (B, make_state(1)), (C, make_state(2))):
+            await tiers.store.put(key, state)
         assert tiers.results == ["memory put done"] * 4 + ["redis put failed backlog"]
         tiers.far.gate.set()
         await tiers.store.drain()
@@ -252,6 +252,24 @@ def test_a_slow_tier_holds_no_more_than_the_backlog() -> None:
         await tiers.store.put(C, STATE)
         await tiers.store.aclose()
         assert tiers.results == ["memory put done", "redis put done"]
+
+    run(test())
+
+
+def test_a_state_on_its_way_to_two_tiers_is_held_once() -> None:
+    async def test() -> None:
+        seen: list[TierEvent] = []
+        slow = [FakeTier("node"), FakeTier("redis")]
+        store = TieredStore([MemoryStore(SIZE), *slow], seen.append, max_backlog_bytes=SIZE)
+        for tier in slow:
+            tier.gate.clear()
+        await store.put(A, STATE)
+        for tier in slow:
+            tier.gate.set()
+        await store.drain()
+        assert [(event.tier, event.result) for event in seen] == [
+            (tier, "done") for tier in ("memory", "node", "redis")
+        ]
 
     run(test())
 
@@ -365,8 +383,8 @@ def test_embeddings_and_states_share_the_backlog() -> None:
         for tier in (tiers.far, tiers.embeddings):
             tier.gate.clear()
         await tiers.store.put(A, STATE)
-        for key in (A, A, B):
-            tiers.store.put_embeddings(key, MEDIUM)
+        for key, medium in ((A, MEDIUM), (A, MEDIUM), (B, make_medium(1, tokens=[3, 4]))):
+            tiers.store.put_embeddings(key, medium)
         assert tiers.results == ["memory put done", "embeddings put failed backlog"]
         for tier in (tiers.far, tiers.embeddings):
             tier.gate.set()

@@ -121,3 +121,23 @@ def test_what_the_tower_took_is_the_price_of_embeddings_and_fetched_ones_teach_n
     states.built(encoded=100, tokens=10, seconds=3.0, prefill_s=1.5)
     assert embeddings._rebuild_s(offer) == pytest.approx(0.75)
     assert states._rebuild_s(Offer(nbytes=MB, encoded=100, tokens=10)) == pytest.approx(3.0)
+
+
+def test_embeddings_that_are_gone_have_no_price_until_they_are_there_again() -> None:
+    """Else a state would be left alone for ever for what cannot be had."""
+    line = quick(bandwidth=100 * MB)
+    line.build()
+    assert Counter(line.take().way for _ in range(20))["embeddings"] > 15
+    there, line.embeddings = line.embeddings, 0
+    assert Counter(line.take().way for _ in range(20))["state"] > 15
+    line.embeddings = there
+    line.chooser._embeddings._gone = False
+    assert Counter(line.take().way for _ in range(20))["embeddings"] > 15
+
+
+def test_what_is_prefilled_on_embeddings_says_nothing_of_the_tower() -> None:
+    line = quick(bandwidth=100 * MB)
+    line.build()
+    earned = line.tower._builds.earned_s
+    assert [line.take().way for _ in range(5)] == ["embeddings"] * 5
+    assert (line.tower._builds.count, line.tower._builds.earned_s) == (1, earned)

@@ -71,6 +71,7 @@ class ThreeWays(Line):
             with chooser.asking():
                 self.now += self.latency_s * self.noisy()
             if not offer.nbytes:
+                chooser.missed()
                 return False
             with chooser.fetching(offer) as fetch:
                 self._fetch(fetch, offer.nbytes)
