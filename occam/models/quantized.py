@@ -9,10 +9,13 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from occam.errors import InvalidInput
 from occam.int8 import quantize_rows
 
 KEPT = "lm_head"
 """The map whose outputs are compared at their last bits; it stays as it is."""
+_FLOATING = (nn.Embedding, nn.Conv2d, nn.Conv3d)
+"""What stays in floating point beside it: rows that are looked up, and the towers' patches."""
 
 
 class Int8Linear(nn.Module):
@@ -49,7 +52,23 @@ class Int8Linear(nn.Module):
 
 
 def quantize(model: nn.Module) -> None:
-    """Put `Int8Linear` in the place of every linear map but `KEPT`, one after the other: no second model is held."""
+    """Put `Int8Linear` in the place of every linear map but `KEPT`, one after the other: no second model is held.
+
+    InvalidInput where another matrix would be left, as the experts of a mixture, which are no modules of their own.
+    """
+    left = [
+        f"{name}.{key}"
+        for name, module in model.named_modules()
+        if not isinstance(module, (nn.Linear, *_FLOATING))
+        for key, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim > 1
+    ]
+    if left:
+        raise InvalidInput(
+            "quantization int8 is not for this checkpoint: experts of a mixture, or other weights that are no linear "
+            f"maps, would stay in floating point ({left[0]} is the first of {len(left)}); take none.",
+            "quantization",
+        )
     linear = [
         (name, module)
         for name, module in model.named_modules()

@@ -13,7 +13,8 @@ from tests.parity.matrix import MATRIX, WRITERS
 from tests.parity.oracle import Rule
 
 STEPS = 6
-FAMILIES = [(name, next(iter(MATRIX[name]))) for name in MATRIX]
+# Mixtures of experts are refused in int8.
+FAMILIES = [(name, next(iter(MATRIX[name]))) for name in MATRIX if not name.endswith("_moe")]
 
 
 @pytest.fixture(scope="module")

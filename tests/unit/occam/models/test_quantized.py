@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from occam.calibration import ARTEFACT_NAME
 from occam.config import EngineConfig
 from occam.errors import InvalidInput
-from occam.models.quantized import Int8Linear
+from occam.models.quantized import Int8Linear, quantize
 from occam.models.registry import load_model
 from tests.parity import checkpoint_qwen
 from tests.parity.checkpoint import write_checkpoint
+from tests.parity.matrix import WRITERS
 
 
 def literal(x: Tensor, linear: nn.Linear) -> Tensor:
@@ -112,6 +113,21 @@ def test_half_precision_on_disk_is_quantized_as_it_lies_there(tmp_path: Path) ->
     assert {"lm_head.weight", "model.language_model.rotary_emb.inv_freq"} <= kept.keys()
     for name, tensor in kept.items():
         assert tensor.dtype == torch.int8 or torch.equal(tensor, expected[name]), name
+
+
+def test_a_mixture_of_experts_is_refused(tmp_path: Path) -> None:
+    config = EngineConfig(model=str(WRITERS["qwen3_vl_moe"](tmp_path)), quantization="int8")
+    with pytest.raises(InvalidInput, match=r"would stay in floating point \(.*experts.gate_up_proj is the") as caught:
+        load_model(config)
+    assert caught.value.param == "quantization"
+
+
+def test_any_matrix_that_is_no_linear_map_is_refused() -> None:
+    """Before anything is changed."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Embedding(3, 4), nn.Bilinear(4, 4, 2))
+    with pytest.raises(InvalidInput, match=r"\(2.weight is the first of 1\)"):
+        quantize(model)
+    assert isinstance(model[0], nn.Linear)
 
 
 def test_it_is_for_a_cpu(tmp_path: Path) -> None:
