@@ -372,7 +372,7 @@ class EngineConfig:
 
     model: the name of an embedded model, or a path or hub name of a checkpoint
     dtype: of what is computed, and of weights that are not quantized
-    quantization: int8 holds and multiplies linear maps in 8 bits (a CPU only), which moves answers a little
+    quantization: int8 holds and multiplies linear maps in 8 bits, on CPUs with AVX512-VNNI, and moves answers a little
     chunk_frames: frames that one `append` takes; part of the cache key, since batching moves the last bits
     threads: torch threads; part of what makes warm and cold runs bitwise equal
     batch_sequences: answers that are decoded together at most

@@ -37,7 +37,7 @@ class Settings:
     max_fetches, max_decodes: files that one node fetches, and reads in children, at a time; others wait
     max_body_bytes: of a request; images inside it are a third longer than their files: one of the largest fits
     workers: replicas per model; max_ongoing: requests that one replica takes at a time; max_queued: waiting behind them
-    quantization: `int8` holds and multiplies linear maps in 8 bits, on CPUs
+    quantization: `int8` holds and multiplies linear maps in 8 bits, on CPUs with AVX512-VNNI
     batch_sequences, batch_tokens: answers that one worker decodes together, and tokens of one prefill, at most
     kv_wire: states reach the shared tier bit for bit (`exact`), or smaller and approximate (`int8`): answers say so
     kv_memory_bytes: states in one worker's memory; kv_entry_bytes: largest state that goes into the shared tier

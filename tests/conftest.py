@@ -1,4 +1,4 @@
-"""A real Redis for whoever asks: one shared, and ones that a test may kill."""
+"""For whoever asks: a real Redis, one shared and ones that a test may kill, and int8 on whatever CPU this is."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,3 +30,9 @@ def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture
+def int8_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models load in int8 where the CPU is refused too: slowly, or to other bits, but to the same each time."""
+    monkeypatch.setattr("occam.models.checkpoint.check_cpu", lambda: None)

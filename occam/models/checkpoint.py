@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from occam.config import EngineConfig
 from occam.errors import InvalidInput, UnknownModel
-from occam.models.quantized import quantize
+from occam.models.quantized import check_cpu, quantize
 from occam.types import MediaKind
 
 M = TypeVar("M", bound=PreTrainedModel)
@@ -177,6 +177,7 @@ def load_stock(cls: type[M], directory: Path, config: EngineConfig) -> M:
 def _quantized(cls: type[M], directory: Path, config: EngineConfig) -> M:
     """The model with its linear maps in int8, never whole in float32, which may have no room."""
     stored = "auto" if config.dtype == "float32" else getattr(torch, config.dtype)
+    check_cpu()
     model: M = cls.from_pretrained(directory, dtype=stored, attn_implementation="sdpa")
     quantize(model)
     if config.dtype == "float32":

@@ -6,13 +6,18 @@ Symmetric, a scale for each output channel of the weights and one for each row o
 
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from occam.errors import InvalidInput
 from occam.int8 import quantize_rows
 
+_LARGEST = torch.iinfo(torch.int8).max
 KEPT = "lm_head"
 """The map whose outputs are compared at their last bits; it stays as it is."""
+_FLOATING = (nn.Embedding, nn.Conv2d, nn.Conv3d)
+"""What stays in floating point beside it: rows that are looked up, and the towers' patches."""
 
 
 class Int8Linear(nn.Module):
@@ -48,8 +53,48 @@ class Int8Linear(nn.Module):
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
 
+def check_cpu() -> None:
+    """InvalidInput where int8 would be slower than floating point here, or wrong.
+
+    Without AVX512-VNNI torch multiplies int8 number by number, or adds products in int16, where they saturate silently.
+    """
+    if not torch.cpu._is_vnni_supported():
+        raise InvalidInput(
+            "quantization int8 needs a CPU with AVX512-VNNI, and this one has none: it would be slower than none.",
+            "quantization",
+        )
+    # The largest products there are, with signs that are the same, are turned and alternate.
+    rows = np.full((3, 256), _LARGEST, np.int8)
+    rows[1] *= -1
+    rows[2, ::2] *= -1
+    wide = rows.astype(np.int32)
+    product = torch._int_mm(torch.from_numpy(rows), torch.from_numpy(rows).T)
+    if not np.array_equal(product.numpy(), wide @ wide.T):
+        raise InvalidInput(
+            "quantization int8 needs AVX512-VNNI, which torch does not use on this CPU: its products of int8 saturate. "
+            "ONEDNN_MAX_CPU_ISA may be set too low.",
+            "quantization",
+        )
+
+
 def quantize(model: nn.Module) -> None:
-    """Put `Int8Linear` in the place of every linear map but `KEPT`, one after the other: no second model is held."""
+    """Put `Int8Linear` in the place of every linear map but `KEPT`, one after the other: no second model is held.
+
+    InvalidInput where another matrix would be left, as the experts of a mixture, which are no modules of their own.
+    """
+    left = [
+        f"{name}.{key}"
+        for name, module in model.named_modules()
+        if not isinstance(module, (nn.Linear, *_FLOATING))
+        for key, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim > 1
+    ]
+    if left:
+        raise InvalidInput(
+            "quantization int8 is not for this checkpoint: experts of a mixture, or other weights that are no linear "
+            f"maps, would stay in floating point ({left[0]} is the first of {len(left)}); take none.",
+            "quantization",
+        )
     linear = [
         (name, module)
         for name, module in model.named_modules()

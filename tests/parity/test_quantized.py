@@ -13,7 +13,8 @@ from tests.parity.matrix import MATRIX, WRITERS
 from tests.parity.oracle import Rule
 
 STEPS = 6
-FAMILIES = [(name, next(iter(MATRIX[name]))) for name in MATRIX]
+# Mixtures of experts are refused in int8.
+FAMILIES = [(name, next(iter(MATRIX[name]))) for name in MATRIX if not name.endswith("_moe")]
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +22,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: write(tmp_path_factory.mktemp(name.replace(" ", "-"))) for name, write in WRITERS.items()}
 
 
+@pytest.mark.usefixtures("int8_anywhere")
 @pytest.mark.parametrize(("name", "cell"), FAMILIES)
 def test_a_follow_up_in_int8_is_bitwise_the_cold_run(folders: dict[str, Path], name: str, cell: str) -> None:
     config = EngineConfig(model=str(folders[name]), chunk_frames=2, threads=1, quantization="int8")

@@ -74,6 +74,7 @@ def test_operations_are_those_that_torch_counts(subject: Subject) -> None:
     assert counted(lambda: unscored(subject)) == subject.operations().total < expected
 
 
+@pytest.mark.usefixtures("int8_anywhere")
 def test_operations_are_the_same_in_int8(subject: Subject) -> None:
     """Which torch's count does not know."""
     engine = subject.engine

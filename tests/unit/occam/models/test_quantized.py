@@ -6,14 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import VideoLlavaForConditionalGeneration
 
 from occam.calibration import ARTEFACT_NAME
 from occam.config import EngineConfig
 from occam.errors import InvalidInput
-from occam.models.quantized import Int8Linear
+from occam.models.checkpoint import load_stock
+from occam.models.quantized import Int8Linear, check_cpu, quantize
 from occam.models.registry import load_model
 from tests.parity import checkpoint_qwen
 from tests.parity.checkpoint import write_checkpoint
+from tests.parity.matrix import WRITERS
 
 
 def literal(x: Tensor, linear: nn.Linear) -> Tensor:
@@ -82,6 +85,7 @@ def test_a_row_that_is_not_finite_stays_so_and_spoils_no_other(value: float) -> 
     assert torch.equal(y[[0, 2]], expected[[0, 2]])
 
 
+@pytest.mark.usefixtures("int8_anywhere")
 @pytest.mark.parametrize("write", [write_checkpoint, checkpoint_qwen.write_checkpoint])
 def test_a_checkpoint_keeps_its_head_and_no_other_floating_map(write: object, tmp_path: Path) -> None:
     folder = write(tmp_path)  # type: ignore[operator]
@@ -97,6 +101,7 @@ def test_a_checkpoint_keeps_its_head_and_no_other_floating_map(write: object, tm
         assert torch.equal(module.scale, expected.scale)
 
 
+@pytest.mark.usefixtures("int8_anywhere")
 def test_half_precision_on_disk_is_quantized_as_it_lies_there(tmp_path: Path) -> None:
     """The rest becomes float32 all the same, and what is computed in float32 from the start keeps its bits."""
     folder = write_checkpoint(tmp_path)
@@ -112,6 +117,55 @@ def test_half_precision_on_disk_is_quantized_as_it_lies_there(tmp_path: Path) ->
     assert {"lm_head.weight", "model.language_model.rotary_emb.inv_freq"} <= kept.keys()
     for name, tensor in kept.items():
         assert tensor.dtype == torch.int8 or torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.usefixtures("int8_anywhere")
+def test_a_mixture_of_experts_is_refused(tmp_path: Path) -> None:
+    config = EngineConfig(model=str(WRITERS["qwen3_vl_moe"](tmp_path)), quantization="int8")
+    with pytest.raises(InvalidInput, match=r"would stay in floating point \(.*experts.gate_up_proj is the") as caught:
+        load_model(config)
+    assert caught.value.param == "quantization"
+
+
+def test_any_matrix_that_is_no_linear_map_is_refused() -> None:
+    """Before anything is changed."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Embedding(3, 4), nn.Bilinear(4, 4, 2))
+    with pytest.raises(InvalidInput, match=r"\(2.weight is the first of 1\)"):
+        quantize(model)
+    assert isinstance(model[0], nn.Linear)
+
+
+def saturating(rows: Tensor, columns: Tensor) -> Tensor:
+    """oneDNN's product without VNNI: of unsigned rows, each two products added in int16."""
+    products = (rows.int() + 128)[:, :, None] * columns.int()
+    pairs = products.unflatten(1, (-1, 2)).sum(2).clamp(-(2**15), 2**15 - 1)
+    return (pairs.sum(1) - 128 * columns.int().sum(0)).int()
+
+
+def exact(rows: Tensor, columns: Tensor) -> Tensor:
+    return rows.int() @ columns.int()
+
+
+@pytest.mark.parametrize(
+    ("vnni", "product", "message"),
+    [(False, exact, "needs a CPU with AVX512-VNNI"), (True, saturating, "products of int8 saturate")],
+)
+def test_it_is_for_a_cpu_that_multiplies_int8_well(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, vnni: bool, product: object, message: str
+) -> None:
+    """Refused before anything is read: there are no weights to load."""
+    (folder := write_checkpoint(tmp_path)).joinpath("model.safetensors").unlink()
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
+    monkeypatch.setattr(torch, "_int_mm", product)
+    with pytest.raises(InvalidInput, match=message) as caught:
+        load_stock(VideoLlavaForConditionalGeneration, folder, EngineConfig(model="any", quantization="int8"))
+    assert caught.value.param == "quantization"
+
+
+def test_a_cpu_that_multiplies_int8_well_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
+    monkeypatch.setattr(torch, "_int_mm", exact)
+    check_cpu()
 
 
 def test_it_is_for_a_cpu(tmp_path: Path) -> None:
