@@ -568,6 +568,42 @@ print(len(hits))
     assert {path.suffix for path in folder.iterdir()} == {".state"}
 
 
+def test_a_process_that_keeps_the_lock_is_not_waited_for(folder: Path) -> None:
+    holder = """
+import fcntl, os, sys, time
+fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)
+print("locked", flush=True)
+time.sleep(30)
+"""
+    folder.mkdir(mode=0o700)
+    process = subprocess.Popen([sys.executable, "-c", holder, str(folder)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"locked\n"
+
+    async def test() -> None:
+        seen: list[TierEvent] = []
+        store = NodeStore(folder, ROOM)
+        tiers = TieredStore([MemoryStore(ROOM), store], seen.append)
+        with pytest.raises(StoreUnavailable, match="locked by others for 1 s"):
+            await store.put(KEY, STATE)
+        await tiers.put(KEY, STATE)
+        await asyncio.sleep(0)  # the write begins
+        await tiers.delete(KEY)
+        await tiers.put(KEY, STATE)
+        await tiers.drain()
+        assert (seen[-1].tier, seen[-1].result, seen[-1].reason) == ("node", "failed", "unavailable")
+        assert process.poll() is None, "the lock was held all the time"
+        process.kill()
+        process.wait()
+        assert await store.put(KEY, STATE)
+
+    try:
+        run(test)
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def locked_bytes(folder: Path) -> int:
     """Bytes of all files at one moment: nothing begins or ends under the lock."""
     descriptor = os.open(folder, os.O_RDONLY)
