@@ -6,8 +6,10 @@ import resource
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -602,6 +604,32 @@ time.sleep(30)
     finally:
         process.kill()
         process.communicate()
+
+
+def test_a_disk_that_hangs_holds_neither_other_threads_nor_the_end(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on, waited = threading.Event(), []
+
+    def hang(*_: object) -> None:
+        waited.append(goes_on.wait(20))
+
+    monkeypatch.setattr(NodeFolder, "read", hang)
+
+    async def test() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        store = NodeStore(folder, ROOM)
+        gets = [asyncio.create_task(store.get(KEY)) for _ in range(3)]
+        await asyncio.sleep(0)  # they begin
+        await asyncio.to_thread(lambda: None)
+        await store.aclose()
+        goes_on.set()
+        assert await asyncio.gather(*gets) == [None] * 3
+        assert waited == [True] * 3, "nothing waited for the disk"
+        with pytest.raises(RuntimeError, match="shutdown"):
+            await store.get(KEY)
+
+    run(test)
 
 
 def locked_bytes(folder: Path) -> int:
