@@ -118,8 +118,13 @@ def _state(fetch: Fetch, file: BufferedReader) -> PrefixState:
 
 async def _to_its_end(work: asyncio.Future[T]) -> T:
     """What `work` gives. Whoever cancels it waits for it: a state that is forgotten next must not come back."""
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await asyncio.gather(work, return_exceptions=True)
-        raise
+    cancelled = False
+    while not work.done():
+        try:
+            await asyncio.wait([work])
+        except asyncio.CancelledError:  # as often as the state is forgotten
+            cancelled = True
+    if cancelled:
+        work.exception()  # is looked at, or asyncio logs it as one that nobody saw
+        raise asyncio.CancelledError
+    return work.result()

@@ -1,6 +1,7 @@
 import asyncio
 import errno
 import fcntl
+import gc
 import os
 import resource
 import socket
@@ -187,6 +188,46 @@ def test_a_write_on_its_way_does_not_bring_back_what_was_deleted(folder: Path, m
         assert list(folder.iterdir()) == []
 
     run(test)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_nor_does_it_when_it_is_deleted_again_meanwhile(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    rename, renames, goes_on = os.rename, threading.Event(), threading.Event()
+
+    def late(*args: Any, **options: Any) -> None:
+        renames.set()
+        goes_on.wait(20)
+        if refused:
+            raise OSError(errno.EIO, "Input/output error")
+        rename(*args, **options)
+
+    monkeypatch.setattr(os, "rename", late)
+
+    async def test() -> None:
+        unseen: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
+        tiers = TieredStore([MemoryStore(ROOM), NodeStore(folder, ROOM)], lambda _: None)
+        await tiers.put(KEY, STATE)
+        assert await asyncio.to_thread(renames.wait, 20)
+        deletes = []
+        for _ in range(3):
+            deletes.append(asyncio.create_task(tiers.delete(KEY)))
+            await asyncio.sleep(0.05)  # by then the write knows of this one, and the next cancels it anew
+        done, _ = await asyncio.wait(deletes, timeout=0.3)
+        assert not done, "the write is still on its way"
+        goes_on.set()
+        await asyncio.gather(*deletes)
+        await tiers.drain()
+        assert list(folder.iterdir()) == []
+        gc.collect()
+        assert unseen == []
+
+    try:
+        run(test)
+    finally:
+        goes_on.set()
 
 
 def link_outside(path: Path) -> None:
