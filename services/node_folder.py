@@ -195,18 +195,19 @@ def _files(folder: int) -> Iterator[tuple[str, os.stat_result]]:
 def _reading(folder: int, name: str) -> BufferedReader:
     """The file, open for reading; raises CorruptState where it is none, or not this user's."""
     try:
-        file = os.fdopen(os.open(name, _READ, dir_fd=folder), "rb")
-    except IsADirectoryError as error:
-        raise CorruptState("The entry is a folder.") from error
+        file = os.open(name, _READ, dir_fd=folder)
     except OSError as error:
         if error.errno not in (ELOOP, ENXIO):
             raise
         raise CorruptState("The entry is a link or a socket.") from error
-    found = os.fstat(file.fileno())
-    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-        file.close()
-        raise CorruptState("The entry is not a file of this user.")
-    return file
+    try:
+        found = os.fstat(file)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+            raise CorruptState("The entry is not a file of this user.")
+    except (OSError, CorruptState):
+        os.close(file)
+        raise
+    return os.fdopen(file, "rb")
 
 
 def _being_written(folder: int, name: str) -> bool:

@@ -320,6 +320,17 @@ def test_what_is_no_entry_of_ours_is_not_even_read(folder: Path, name: str) -> N
         store.read(KEY.digest, lambda _: pytest.fail("read"))
 
 
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_is_no_entry_of_ours_is_not_kept_open(folder: Path, name: str) -> None:
+    store = NodeFolder(folder, ROOM, ttl_s=100)
+    assert store.write(KEY.digest, [b"x" * size_of(STATE)])
+    HOSTILE[name](path_of(folder))
+    opened = set(os.listdir("/proc/self/fd"))
+    with suppress(CorruptState):
+        store.read(KEY.digest, lambda _: None)
+    assert set(os.listdir("/proc/self/fd")) == opened
+
+
 def test_a_file_of_another_user_is_removed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         store = NodeStore(folder, ROOM)
