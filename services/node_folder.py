@@ -33,6 +33,9 @@ _UNFINISHED = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{16}\.unfinished")
 # A pipe of that name does not hold its reader up.
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+# Nothing that takes long is done under the lock, so who holds it for longer than this is stopped, or its disk is.
+_LOCK_LIMIT_S = 1.0
+_LOCK_RETRY_S = 0.005
 
 
 class NodeFolder:
@@ -163,11 +166,21 @@ def _entry(digest: str) -> str:
 @contextmanager
 def _locked(folder: int) -> Iterator[None]:
     """While this lasts no other thread or process makes room, begins a file or finishes one."""
-    flock(folder, LOCK_EX)
+    _lock(folder)
     try:
         yield
     finally:
         flock(folder, LOCK_UN)
+
+
+def _lock(folder: int) -> None:
+    """Lock the folder; raises StoreUnavailable where others hold it for `_LOCK_LIMIT_S`."""
+    for _ in range(round(_LOCK_LIMIT_S / _LOCK_RETRY_S)):
+        with suppress(BlockingIOError):
+            flock(folder, LOCK_EX | LOCK_NB)
+            return
+        time.sleep(_LOCK_RETRY_S)
+    raise StoreUnavailable(f"The node's cache folder was locked by others for {_LOCK_LIMIT_S:g} s.")
 
 
 def _files(folder: int) -> Iterator[tuple[str, os.stat_result]]:
@@ -182,18 +195,19 @@ def _files(folder: int) -> Iterator[tuple[str, os.stat_result]]:
 def _reading(folder: int, name: str) -> BufferedReader:
     """The file, open for reading; raises CorruptState where it is none, or not this user's."""
     try:
-        file = os.fdopen(os.open(name, _READ, dir_fd=folder), "rb")
-    except IsADirectoryError as error:
-        raise CorruptState("The entry is a folder.") from error
+        file = os.open(name, _READ, dir_fd=folder)
     except OSError as error:
         if error.errno not in (ELOOP, ENXIO):
             raise
         raise CorruptState("The entry is a link or a socket.") from error
-    found = os.fstat(file.fileno())
-    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-        file.close()
-        raise CorruptState("The entry is not a file of this user.")
-    return file
+    try:
+        found = os.fstat(file)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+            raise CorruptState("The entry is not a file of this user.")
+    except (OSError, CorruptState):
+        os.close(file)
+        raise
+    return os.fdopen(file, "rb")
 
 
 def _being_written(folder: int, name: str) -> bool:

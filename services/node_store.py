@@ -8,6 +8,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BufferedReader
 from pathlib import Path
@@ -24,10 +25,12 @@ from services.node_folder import NodeFolder
 T = TypeVar("T")
 
 _MAX_LINE_BYTES = 1 << 20
+# One may read while another writes; and a disk that hangs holds these, not the threads that decode Redis' bytes.
+_THREADS = 2
 
 
 class NodeStore:
-    """A `KVStore` in a folder of this node; its work is done in threads, its answers are for one event loop.
+    """A `KVStore` in a folder of this node; its work is done in threads of its own, its answers are for one event loop.
 
     folder: of this user alone; made if only its parent is there
     max_bytes: of all its files together; the least recently used leave first
@@ -48,6 +51,7 @@ class NodeStore:
         self._folder = NodeFolder(folder, max_bytes, ttl_s, clock)
         self._max_bytes = max_bytes
         self._break_even = break_even or BreakEven()
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="node-store")
 
     async def get(self, key: KVKey) -> PrefixState | None:
         """The state of `key` on the CPU, every bit checked, or None.
@@ -55,11 +59,11 @@ class NodeStore:
         Raises CorruptState, and FetchDeclined where computing the state is quicker.
         """
         with self._break_even.asking():
-            manifest = await asyncio.to_thread(self._folder.read, key.digest, _manifest)
+            manifest = await self._begin(partial(self._folder.read, key.digest, _manifest))
         if manifest is None:
             return None
         with self._break_even.fetching(manifest.offer) as fetch:
-            state = await asyncio.to_thread(self._folder.read, key.digest, partial(_state, fetch))
+            state = await self._begin(partial(self._folder.read, key.digest, partial(_state, fetch)))
             if state is not None:
                 fetch.complete()
             return state
@@ -68,14 +72,18 @@ class NodeStore:
         """Keep `state`; False where there is no room for it beside what others are writing."""
         if describe(state).nbytes > self._max_bytes:
             return False
-        return await _to_its_end(partial(self._put, key, state))
+        return await _to_its_end(self._begin(partial(self._put, key, state)))
 
     async def delete(self, key: KVKey) -> None:
         """Forget `key`."""
-        await asyncio.to_thread(self._folder.remove, key.digest)
+        await self._begin(partial(self._folder.remove, key.digest))
 
     async def aclose(self) -> None:
-        """Nothing is held: the folder is opened for each operation, so it may come and go."""
+        """Take no more work; what has begun or waits is done, but not waited for: the disk may hang."""
+        self._threads.shutdown(wait=False)
+
+    def _begin(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _put(self, key: KVKey, state: PrefixState) -> bool:
         manifest, parts = encode(state)
@@ -108,11 +116,15 @@ def _state(fetch: Fetch, file: BufferedReader) -> PrefixState:
     return assembled(manifest, reader.tensors())
 
 
-async def _to_its_end(work: Callable[[], T]) -> T:
-    """`work` in a thread. Whoever cancels it waits for it: a state that is forgotten next must not come back."""
-    thread = asyncio.ensure_future(asyncio.to_thread(work))
-    try:
-        return await asyncio.shield(thread)
-    except asyncio.CancelledError:
-        await asyncio.gather(thread, return_exceptions=True)
-        raise
+async def _to_its_end(work: asyncio.Future[T]) -> T:
+    """What `work` gives. Whoever cancels it waits for it: a state that is forgotten next must not come back."""
+    cancelled = False
+    while not work.done():
+        try:
+            await asyncio.wait([work])
+        except asyncio.CancelledError:  # as often as the state is forgotten
+            cancelled = True
+    if cancelled:
+        work.exception()  # is looked at, or asyncio logs it as one that nobody saw
+        raise asyncio.CancelledError
+    return work.result()

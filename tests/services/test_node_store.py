@@ -1,13 +1,16 @@
 import asyncio
 import errno
 import fcntl
+import gc
 import os
 import resource
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -187,6 +190,46 @@ def test_a_write_on_its_way_does_not_bring_back_what_was_deleted(folder: Path, m
     run(test)
 
 
+@pytest.mark.parametrize("refused", [False, True])
+def test_nor_does_it_when_it_is_deleted_again_meanwhile(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    rename, renames, goes_on = os.rename, threading.Event(), threading.Event()
+
+    def late(*args: Any, **options: Any) -> None:
+        renames.set()
+        goes_on.wait(20)
+        if refused:
+            raise OSError(errno.EIO, "Input/output error")
+        rename(*args, **options)
+
+    monkeypatch.setattr(os, "rename", late)
+
+    async def test() -> None:
+        unseen: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
+        tiers = TieredStore([MemoryStore(ROOM), NodeStore(folder, ROOM)], lambda _: None)
+        await tiers.put(KEY, STATE)
+        assert await asyncio.to_thread(renames.wait, 20)
+        deletes = []
+        for _ in range(3):
+            deletes.append(asyncio.create_task(tiers.delete(KEY)))
+            await asyncio.sleep(0.05)  # by then the write knows of this one, and the next cancels it anew
+        done, _ = await asyncio.wait(deletes, timeout=0.3)
+        assert not done, "the write is still on its way"
+        goes_on.set()
+        await asyncio.gather(*deletes)
+        await tiers.drain()
+        assert list(folder.iterdir()) == []
+        gc.collect()
+        assert unseen == []
+
+    try:
+        run(test)
+    finally:
+        goes_on.set()
+
+
 def link_outside(path: Path) -> None:
     outside = path.parent.parent / "outside"
     path.rename(outside)
@@ -275,6 +318,17 @@ def test_what_is_no_entry_of_ours_is_not_even_read(folder: Path, name: str) -> N
     HOSTILE[name](path_of(folder))
     with pytest.raises(CorruptState):
         store.read(KEY.digest, lambda _: pytest.fail("read"))
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_is_no_entry_of_ours_is_not_kept_open(folder: Path, name: str) -> None:
+    store = NodeFolder(folder, ROOM, ttl_s=100)
+    assert store.write(KEY.digest, [b"x" * size_of(STATE)])
+    HOSTILE[name](path_of(folder))
+    opened = set(os.listdir("/proc/self/fd"))
+    with suppress(CorruptState):
+        store.read(KEY.digest, lambda _: None)
+    assert set(os.listdir("/proc/self/fd")) == opened
 
 
 def test_a_file_of_another_user_is_removed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -566,6 +620,68 @@ print(len(hits))
         assert 0 < int(output) < 120, "hits, and misses: what one had written the other evicted"
     assert limit / 2 < most <= limit
     assert {path.suffix for path in folder.iterdir()} == {".state"}
+
+
+def test_a_process_that_keeps_the_lock_is_not_waited_for(folder: Path) -> None:
+    holder = """
+import fcntl, os, sys, time
+fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)
+print("locked", flush=True)
+time.sleep(30)
+"""
+    folder.mkdir(mode=0o700)
+    process = subprocess.Popen([sys.executable, "-c", holder, str(folder)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"locked\n"
+
+    async def test() -> None:
+        seen: list[TierEvent] = []
+        store = NodeStore(folder, ROOM)
+        tiers = TieredStore([MemoryStore(ROOM), store], seen.append)
+        with pytest.raises(StoreUnavailable, match="locked by others for 1 s"):
+            await store.put(KEY, STATE)
+        await tiers.put(KEY, STATE)
+        await asyncio.sleep(0)  # the write begins
+        await tiers.delete(KEY)
+        await tiers.put(KEY, STATE)
+        await tiers.drain()
+        assert (seen[-1].tier, seen[-1].result, seen[-1].reason) == ("node", "failed", "unavailable")
+        assert process.poll() is None, "the lock was held all the time"
+        process.kill()
+        process.wait()
+        assert await store.put(KEY, STATE)
+
+    try:
+        run(test)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_disk_that_hangs_holds_neither_other_threads_nor_the_end(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on, waited = threading.Event(), []
+
+    def hang(*_: object) -> None:
+        waited.append(goes_on.wait(20))
+
+    monkeypatch.setattr(NodeFolder, "read", hang)
+
+    async def test() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        store = NodeStore(folder, ROOM)
+        gets = [asyncio.create_task(store.get(KEY)) for _ in range(3)]
+        await asyncio.sleep(0)  # they begin
+        await asyncio.to_thread(lambda: None)
+        await store.aclose()
+        goes_on.set()
+        assert await asyncio.gather(*gets) == [None] * 3
+        assert waited == [True] * 3, "nothing waited for the disk"
+        with pytest.raises(RuntimeError, match="shutdown"):
+            await store.get(KEY)
+
+    run(test)
 
 
 def locked_bytes(folder: Path) -> int:
