@@ -94,7 +94,11 @@ async def shades(chunks: AsyncGenerator[DecodedChunk]) -> list[int]:
 
 
 def children() -> set[str]:
-    return {pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+    pids: set[str] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that ended meanwhile
+            pids.update((task / "children").read_text().split())
+    return pids
 
 
 def test_a_video_is_fetched_probed_and_decoded_once_it_is_asked_for(site: Site) -> None:
