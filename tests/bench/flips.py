@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from occam.config import EngineConfig, OccamToken, SamplingParams
+from occam.config import OccamToken, SamplingParams
 from occam.engine import Engine
 from occam.tensors import PrefixState
 from occam.types import Answer
@@ -22,7 +22,7 @@ from pipelines.evaluation.clips import clean_frames_of, scenes, state_of
 from pipelines.evaluation.renderer import FIRST_TUNING_SEED
 from tests.bench.machine import described
 from tests.bench.report import Report, Table
-from tests.bench.subject import precision
+from tests.bench.subject import config_of, precision
 
 MODELS = ("tiny-video-llava", "tiny-qwen3-vl")
 TOGETHER, NEW_TOKENS, A_CLIP = 16, 8, 4
@@ -44,11 +44,7 @@ class Asked:
 
 def measure(model: str, args: argparse.Namespace) -> Report:
     """Count and print one model's flips."""
-    engine = Engine.load(
-        EngineConfig(
-            model=model, device=args.device, dtype=args.dtype, quantization=args.quantization, threads=args.threads
-        )
-    )
+    engine = Engine.load(config_of(model, args))
     pruning = engine.pruning()
     assert isinstance(pruning, OccamToken), "an embedded model is calibrated"
     rows: list[tuple[str, float | None, float | None]] = []

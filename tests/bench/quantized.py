@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from occam.config import EngineConfig, OccamToken, Quantization
+from occam.config import OccamToken, Quantization
 from occam.engine import Engine
 from pipelines.evaluation.accuracy import questions_about
 from pipelines.evaluation.clips import clean_frames_of, scenes, state_of
@@ -16,7 +16,7 @@ from tests.bench.approximation import Pair, compared, differences_table, sides_t
 from tests.bench.flips import A_CLIP, Asked, answers_of
 from tests.bench.machine import described
 from tests.bench.report import Report
-from tests.bench.subject import weights_bytes
+from tests.bench.subject import config_of, weights_bytes
 
 MODELS = ("tiny-video-llava", "tiny-qwen3-vl")
 SIDES: tuple[Quantization, ...] = ("none", "int8")
@@ -29,10 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def measure(model: str, args: argparse.Namespace) -> Report:
     """Ask one model."""
-    engines = [
-        Engine.load(EngineConfig(model=model, dtype=args.dtype, threads=args.threads, quantization=side))
-        for side in SIDES
-    ]
+    engines = [Engine.load(config_of(model, args, device="cpu", quantization=side)) for side in SIDES]
     pruning = engines[0].pruning()
     assert isinstance(pruning, OccamToken), "an embedded model is calibrated"
     pairs = list(islice(_asked(engines, pruning), args.questions))

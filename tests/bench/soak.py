@@ -14,7 +14,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from occam.config import EngineConfig, Pruning, SamplingParams
+from occam.config import Pruning, SamplingParams
 from occam.engine import Engine
 from occam.kv.key import KVKey, MediumKey
 from occam.kv.store import MemoryStore
@@ -25,7 +25,7 @@ from pipelines.evaluation.clips import clean_frames_of
 from pipelines.evaluation.renderer import FIRST_TUNING_SEED, SceneConfig, draw_scene
 from tests.bench.machine import described, held_bytes
 from tests.bench.report import Report, Table
-from tests.bench.subject import precision
+from tests.bench.subject import config_of, precision
 
 if TYPE_CHECKING:  # the service's packages are needed to run this section, not to import it
     from services.engine_thread import EngineThread
@@ -116,10 +116,7 @@ def measure(model: str, args: argparse.Namespace) -> Report:
     """Run one model's load; the report says what became of memory."""
     from services.engine_thread import EngineThread
 
-    config = EngineConfig(
-        model=model, device=args.device, dtype=args.dtype, quantization=args.quantization, threads=args.threads
-    )
-    engine = Engine.load(config)
+    engine = Engine.load(config_of(model, args))
     seconds = 60 * args.minutes
     load = Load(
         engine=engine,

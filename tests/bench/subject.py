@@ -29,6 +29,12 @@ QUESTIONS = ("what is the color of the ball", "what is the ball", "where does th
 """Of words that tokenizers of random and embedded models both have."""
 
 
+def config_of(model: str, args: argparse.Namespace, **more: Any) -> EngineConfig:
+    """How the options say that a model runs."""
+    how = {name: getattr(args, name) for name in ("device", "dtype", "quantization", "threads")}
+    return EngineConfig(model=model, **how | more)
+
+
 def engine_of(model: str, folder: Path, args: argparse.Namespace, **config: Any) -> Engine:
     """The model that is named; where it is a real one's dimensions, random, and with register neurons.
 
@@ -37,9 +43,7 @@ def engine_of(model: str, folder: Path, args: argparse.Namespace, **config: Any)
     real = FAMILIES.get(model)
     if real:
         real.write(folder, min(args.layers, real.layers))
-    how = ("device", "dtype", "quantization", "threads")
-    config = {name: getattr(args, name) for name in how} | config
-    engine = Engine.load(EngineConfig(model=str(folder) if real else model, **config))
+    engine = Engine.load(config_of(str(folder) if real else model, args, **config))
     info = engine.info
     if real:
         cut = real.cut if real.cut < info.layers else info.cut

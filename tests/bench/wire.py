@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterator
 from itertools import islice
 
-from occam.config import EngineConfig, OccamToken
+from occam.config import OccamToken
 from occam.engine import Engine
 from occam.kv.codec import Manifest, decode, encode
 from pipelines.evaluation.accuracy import questions_about
@@ -18,7 +18,7 @@ from tests.bench.approximation import Pair, compared, differences_table, sides_t
 from tests.bench.flips import A_CLIP, Asked, answers_of
 from tests.bench.machine import described
 from tests.bench.report import Report
-from tests.bench.subject import precision
+from tests.bench.subject import config_of, precision
 
 MODELS = ("tiny-video-llava", "tiny-qwen3-vl")
 
@@ -30,11 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def measure(model: str, args: argparse.Namespace) -> Report:
     """Ask one model."""
-    engine = Engine.load(
-        EngineConfig(
-            model=model, device=args.device, dtype=args.dtype, quantization=args.quantization, threads=args.threads
-        )
-    )
+    engine = Engine.load(config_of(model, args))
     pruning = engine.pruning()
     assert isinstance(pruning, OccamToken), "an embedded model is calibrated"
     pairs, manifests = [], []
