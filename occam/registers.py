@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from occam.transfer import upload
+
 Neuron = tuple[int, int]
 """(0-based tower block, index of a hidden unit of its MLP)."""
 
@@ -24,7 +26,7 @@ def shift_to_register(hidden_FNH: Tensor, units: Sequence[int], first: int) -> T
     last token is the register.
     The maximum is taken per neuron and per frame. Returns a new tensor. (arXiv 2506.08010, algorithm 1)
     """
-    index = torch.as_tensor(units, device=hidden_FNH.device)
+    index = upload(units, hidden_FNH.device)
     shifted = hidden_FNH.clone()
     shifted[:, -1, index] = hidden_FNH[:, first:-1, index].amax(dim=1)
     shifted[:, first:-1, index] = 0

@@ -69,6 +69,42 @@ class FrameBatch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Framing:
+    """Which part of a frame a model's grid of patches covers: all of it, unless `crop` says that the middle is.
+
+    size: length of the shortest edge that a frame is resized to; crop: edge of the square that is cut from its middle
+    pad: frames are first padded to a square
+    """
+
+    size: int = 0
+    crop: int = 0
+    pad: bool = False
+
+    def box(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom of the grid in pixels of the frame; outside of it, where it was padded."""
+        if not self.crop:
+            return 0.0, 0.0, float(width), float(height)
+        short = max(height, width) if self.pad else min(height, width)
+        edges = [short if self.pad else length for length in (width, height)]
+        before = [(edge - length) // 2 for edge, length in zip(edges, (width, height), strict=True)]
+        resized = [int(edge * self.size / short) for edge in edges]
+        starts = [(length - self.crop) // 2 for length in resized]
+        scales = [edge / length for edge, length in zip(edges, resized, strict=True)]
+        left, top = (start * scale - b for start, scale, b in zip(starts, scales, before, strict=True))
+        return left, top, left + self.crop * scales[0], top + self.crop * scales[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediumShape:
+    """A video or an image before it is decoded: pixels of an upright frame, and times of the wanted ones, about."""
+
+    kind: MediaKind
+    height: int
+    width: int
+    pts_seconds: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Turn:
     """One finished turn of a conversation as token ids: ids, never text, are the conversation's truth.
 
@@ -131,7 +167,7 @@ class Answer:
 
     text: str
     turn: Turn
-    finish_reason: str
+    finish_reason: Literal["stop", "length"]
     prompt_tokens: int
     reused_tokens: int
     completion_tokens: int

@@ -10,6 +10,7 @@ state = engine.replay(state, [answer.turn])        # and the next question goes 
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,10 @@ from torch import Tensor
 from occam.config import STRATEGIES, CDPruner, EngineConfig, OccamToken, Pruning, SamplingParams, check_kind
 from occam.engine import generation as generating
 from occam.engine import prefix
+from occam.engine.decoding import decoding_of
 from occam.engine.facts import key_facts
 from occam.engine.generation import Generation, OnLogits
+from occam.engine.plan import Plan, plan
 from occam.engine.turn import Asked
 from occam.errors import InvalidInput, NotCalibrated
 from occam.models.base import ModelInfo, VideoLM
@@ -28,7 +31,7 @@ from occam.models.registry import load_model
 from occam.pruning import strategy_for
 from occam.stats import Stage, StageStats
 from occam.tensors import MediaTokens, MediumTokens, PrefixState
-from occam.types import Answer, FrameBatch, Turn
+from occam.types import Answer, FrameBatch, MediaKind, MediumShape, Turn
 
 WARM_UP_SIZE = (224, 224)
 
@@ -50,6 +53,7 @@ class Engine:
         self.lm = lm
         self.config = config
         self.clock = clock
+        self.decode = decoding_of(lm.decoder, config.batch_sequences)
 
     @classmethod
     def load(cls, config: EngineConfig, clock: prefix.Clock = time.monotonic) -> "Engine":
@@ -88,7 +92,7 @@ class Engine:
                 raise InvalidInput(f"Strategy {name!r} has no {option}; it takes {takes}.", option)
             check_kind(kind, option, given[option])
         if name == "occam":
-            return self._calibrated(**given)
+            return self._calibrated(strategy, **given)
         if "cut" in wanted and wanted["cut"].default is MISSING:
             given = {"cut": calibration.cut if calibration else self.info.cut} | given
         for option, field in wanted.items():
@@ -104,13 +108,18 @@ class Engine:
             )
         return pruning
 
-    def _calibrated(self, **options: Any) -> Pruning:
-        """`occam` with the artefact's settings but for these."""
+    @property
+    def _named(self) -> str:
+        """The model in words for whoever asks: not where it lies on this machine."""
+        return Path(self.info.name).name
+
+    def _calibrated(self, strategy: str | None, /, **options: Any) -> Pruning:
+        """`occam` with the artefact's settings but for these; strategy: the name, if it was given."""
         calibration = self.info.calibration
         if calibration is None:
             raise NotCalibrated(
-                f"Strategy 'occam' needs a calibration of {self.info.name!r}. Run `occam calibrate {self.info.name}`.",
-                "strategy",
+                f"Strategy 'occam' needs a calibration of {self._named!r}. Run `occam calibrate` on it.",
+                next(iter(options), "strategy") if strategy is None else "strategy",
             )
         pruning = replace(calibration.defaults, **options)
         self._check_neurons(pruning)
@@ -140,13 +149,34 @@ class Engine:
         """NotCalibrated where a register of neurons would have none: that is a zero token under a wrong name."""
         wanted = isinstance(pruning, OccamToken) and pruning.register == "neurons"
         if wanted and not (self.info.calibration and self.info.calibration.neurons):
-            raise NotCalibrated(
-                f"{self.info.name!r} has no register neurons. Run `occam calibrate {self.info.name}`.", "register"
-            )
+            raise NotCalibrated(f"{self._named!r} has no register neurons. Run `occam calibrate` on it.", "register")
+
+    def plan(
+        self, media: Sequence[MediumShape], pruning: Pruning, system: str, questions: Sequence[str], first: bool = True
+    ) -> Plan:
+        """What media and questions about them will become, nothing run; see `occam.engine.plan`."""
+        encoded = sum(self.visual_tokens(each.kind, len(each.pts_seconds), each.height, each.width) for each in media)
+        return plan(self.lm, media, encoded, pruning, system, questions, first)
 
     def key_facts(self, pruning: Pruning) -> dict[str, str | int | float]:
         """Every fact that two runs must share for their prefix states to be interchangeable; lambda2 is not one."""
         return key_facts(self.info, self.config, pruning)
+
+    def visual_tokens(self, kind: MediaKind, frames: int, height: int, width: int) -> int:
+        """Patch tokens that the tower makes of a medium, before stage I: what its answers will call `encoded`.
+
+        height, width: of an upright frame, in pixels
+        """
+        together = min(frames, self.info.group)
+        blank = FrameBatch(
+            frames=np.zeros((together, height, width, 3), np.uint8),
+            pts_seconds=np.zeros(together),
+            indices=np.arange(together),
+            digest="",
+            kind=kind,
+            planned=frames,
+        )
+        return int(self.lm.shown(blank).sum()) * -(-frames // together)
 
     @torch.inference_mode()
     def begin(self, pruning: Pruning, system: str = "") -> PrefixState:
@@ -295,7 +325,7 @@ class Engine:
 
     def step(self, generations: Sequence[Generation]) -> None:
         """One more token of each in one pass; others may join or leave between two steps."""
-        generating.step(self.lm, generations, self.clock)
+        generating.step(self.decode, generations, self.clock)
 
     def answers(self, generations: Sequence[Generation]) -> list[Answer]:
         """All of them, answered together; the first error of any."""

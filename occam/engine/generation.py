@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from occam.config import SamplingParams
+from occam.engine.decoding import Decode
 from occam.engine.evidence import counts_of, evidence_of
 from occam.engine.prefix import Clock
 from occam.engine.sampling import draw, seeded
-from occam.engine.turn import Asked, Prefilled, decode, prefill
+from occam.engine.turn import Asked, Prefilled, prefill
 from occam.models.base import VideoLM
 from occam.pruning import strategy_for
 from occam.stats import StageStats
@@ -127,11 +128,10 @@ def start(lm: VideoLM, generations: Sequence[Generation], clock: Clock) -> None:
 
 
 @torch.inference_mode()
-def step(lm: VideoLM, generations: Sequence[Generation], clock: Clock) -> None:
+def step(decode: Decode, generations: Sequence[Generation], clock: Clock) -> None:
     """One more token of each, all in one pass; none of them may have its answer yet."""
     started = clock()
     logits_BV = decode(
-        lm,
         [generation.prefilled.kv for generation in generations],
         [generation.ids[-1] for generation in generations],
         [generation.position for generation in generations],

@@ -17,6 +17,7 @@ from occam.models.packing import Pack, SequenceKV
 from occam.pruning import strategy_for
 from occam.pruning.strategy import ProjectedEvidence
 from occam.tensors import MediaTokens, PrefixState
+from occam.transfer import upload
 from occam.types import FrameBatch, Turn
 
 Clock = Callable[[], float]
@@ -26,10 +27,9 @@ def empty_state(lm: VideoLM, pruning: Pruning) -> PrefixState:
     """A state of no tokens, with the layers below the cut."""
     model, lower = lm.decoder.model, lower_layers(lm, pruning)
     none = model.embed_tokens.weight.new_zeros
-    attention = model.layers[0].self_attn
-    heads = attention.k_proj.out_features // attention.head_dim
+    heads, head_dim = lm.decoder.kv_shape
     ids = torch.zeros(0, dtype=torch.int64, device=none(0).device)
-    kv = tuple(none(heads, 0, attention.head_dim) for _ in range(lower))
+    kv = tuple(none(heads, 0, head_dim) for _ in range(lower))
     width, levels = model.embed_tokens.embedding_dim, lm.decoder.levels
     return PrefixState(
         ids=ids,
@@ -115,15 +115,14 @@ def _question_embeddings(lm: VideoLM, pruning: Pruning) -> Tensor | None:
     if not isinstance(pruning, CDPruner):
         return None
     ids, (first, last) = lm.prompt.turn_ids(pruning.question, first=True)
-    device = lm.decoder.model.embed_tokens.weight.device
-    return lm.decoder.embed(torch.tensor(ids[first:last], dtype=torch.int64, device=device))
+    return lm.decoder.embed(upload(ids[first:last], lm.decoder.model.embed_tokens.weight.device))
 
 
 def append_text(lm: VideoLM, state: PrefixState, ids: Sequence[int]) -> PrefixState:
     """The state with text behind it that every later token sees; the caller has checked its length."""
     if not ids:
         return state
-    tokens = torch.tensor(ids, device=state.ids.device)
+    tokens = upload(ids, state.ids.device)
     text = torch.full_like(tokens, -1)
     positions = turn_positions(state, len(ids), registers=0)
     grown = _grow(lm, state, lm.decoder.embed(tokens), ids=tokens, positions=positions, view=text, patch=text)
@@ -141,7 +140,7 @@ def append_turn(lm: VideoLM, state: PrefixState, turn: Turn) -> PrefixState:
     register = register_token(state)
     if register is None:
         return replace(append_text(lm, state, ids), turns=state.turns + 1)
-    tokens = torch.tensor([lm.prompt.placeholder_id, *ids], device=state.ids.device)
+    tokens = upload([lm.prompt.placeholder_id, *ids], state.ids.device)
     text = torch.full_like(tokens, -1)
     grown = _grow(
         lm,
@@ -196,9 +195,10 @@ def check_length(lm: VideoLM, state: PrefixState, text: int, param: str, new_tok
 
 def check_media_length(lm: VideoLM, state: PrefixState, length: int) -> None:
     """Raise where a chunk of media passes the model's positions: the larger of text and frames is at fault."""
-    total, text = state.next_position + length, int((state.view < 0).cumprod(dim=0).sum())
+    total = state.next_position + length
     if total <= lm.info.max_positions:
         return
+    text = int((state.view < 0).cumprod(dim=0).sum())
     message = (
         f"The text in front of the frames takes {text} positions, the frames so far {total - text} unpruned; "
         f"the model has {lm.info.max_positions}. "
@@ -210,7 +210,8 @@ def check_media_length(lm: VideoLM, state: PrefixState, length: int) -> None:
 
 def without(state: PrefixState, index: int) -> PrefixState:
     """The state less one token."""
-    rest = torch.arange(len(state), device=state.ids.device) != index
+    rest = torch.arange(len(state) - 1, device=state.ids.device)
+    rest = rest + (rest >= index)
     return replace(
         state,
         ids=state.ids[rest],

@@ -35,7 +35,11 @@ class Scheduler:
     @property
     def busy(self) -> bool:
         """Whether anybody runs or waits."""
-        return bool(self._waiting or self._running)
+        return len(self) > 0
+
+    def __len__(self) -> int:
+        """Questions that run or wait."""
+        return len(self._waiting) + len(self._running)
 
     def add(self, generation: Generation) -> None:
         """Let a question that has not been started wait for its turn."""

@@ -1,6 +1,4 @@
-"""Questions over prefix states: lower layers, the cuts, upper layers, and one decoded token at a time, for all at once.
-
-Questions share a pass whenever they prune at the same layers; every token decoded shares one with all others.
+"""Questions over prefix states: lower layers, the cuts, upper layers, in one pass for all that prune at the same ones.
 
 Legend: S tokens of a state, R registers of a turn (0 or 1), T tokens of its suffix, C channels, N tokens of a sequence,
 B sequences.
@@ -21,6 +19,7 @@ from occam.pruning import strategy_for
 from occam.pruning.strategy import Projections, TextEvidence
 from occam.stats import Stage, StageStats
 from occam.tensors import PrefixState, RetentionMask
+from occam.transfer import to_device, upload
 
 ROOM = 256
 """Tokens of an answer that a sequence has place for at most; a longer one is moved whenever so many more have come."""
@@ -59,7 +58,7 @@ class _Sequence:
 
     hidden: [N, C], leaving the layers so far; scored: [N', C], the input of the last of these, of its last N' tokens
     (below the first cut the turn's alone); positions: int64 [A, N]; planes: [N, C] of the levels above
-    tested: bool [N], patches; mask: what the cuts so far have kept
+    patches: int64 [P] on the CPU, which of the tokens are patches; mask: what the cuts so far have kept
     """
 
     asked: Asked
@@ -68,19 +67,22 @@ class _Sequence:
     scored: Tensor
     positions: Tensor
     planes: tuple[Tensor, ...]
-    tested: Tensor
+    patches: Tensor
     mask: RetentionMask | None = None
 
     def narrowed(self, chosen: RetentionMask) -> "_Sequence":
-        """Less the patches that a cut drops."""
-        rows = ~self.tested
-        rows[self.tested] = chosen.keep
+        """Less the patches that a cut drops; their number is what a device has to be waited for."""
+        keep = chosen.keep.cpu()
+        rest = torch.ones(len(self.hidden), dtype=torch.bool)
+        rest[self.patches[~keep]] = False
+        place = rest.cumsum(dim=0) - 1
+        rows = to_device(rest.nonzero().squeeze(1), self.hidden.device)
         return replace(
             self,
             hidden=self.hidden[rows],
             positions=self.positions[:, rows],
             planes=tuple(plane[rows] for plane in self.planes),
-            tested=self.tested[rows],
+            patches=place[self.patches[keep]],
             mask=chosen if self.mask is None else _both(self.mask, chosen),
         )
 
@@ -120,7 +122,7 @@ def _entering(lm: VideoLM, asked: Asked) -> _Sequence:
     """A turn in front of the first layer."""
     decoder, state = lm.decoder, asked.state
     register = register_token(state)
-    x = decoder.embed(torch.tensor(asked.suffix, device=state.ids.device))
+    x = decoder.embed(upload(asked.suffix, state.ids.device))
     planes: tuple[Tensor, ...] = tuple(torch.zeros_like(x) for _ in range(decoder.levels))
     if register is not None:
         x = torch.cat([register[:1], x])
@@ -132,7 +134,7 @@ def _entering(lm: VideoLM, asked: Asked) -> _Sequence:
         scored=x,
         positions=turn_positions(state, len(asked.suffix), 0 if register is None else 1),
         planes=planes,
-        tested=torch.zeros(len(x), dtype=torch.bool, device=x.device),
+        patches=torch.zeros(0, dtype=torch.int64),
     )
 
 
@@ -147,7 +149,7 @@ def _behind_state(lm: VideoLM, turn: _Sequence) -> _Sequence:
         hidden=torch.cat([state.hidden, turn.hidden]),
         positions=torch.cat([state.positions, turn.positions], dim=1),
         planes=tuple(torch.cat(pair) for pair in zip(state.planes, turn.planes, strict=True)),
-        tested=torch.cat([state.patch >= 0, turn.tested]),
+        patches=(state.patch >= 0).cpu().nonzero().squeeze(1),
     )
 
 
@@ -171,7 +173,7 @@ def _run(lm: VideoLM, sequences: Sequence[_Sequence], first: int, stop: int) -> 
 
 def _pruned(lm: VideoLM, sequence: _Sequence, number: int, cut: int) -> _Sequence:
     """What the strategy lets past its cut `number`, before decoder layer `cut`."""
-    if not bool(sequence.tested.any()):
+    if not len(sequence.patches):
         return sequence
     strategy = strategy_for(sequence.asked.pruning)
     return sequence.narrowed(strategy.in_decoder(number, _evidence(lm, sequence, cut)))
@@ -179,10 +181,11 @@ def _pruned(lm: VideoLM, sequence: _Sequence, number: int, cut: int) -> _Sequenc
 
 def _evidence(lm: VideoLM, sequence: _Sequence, cut: int) -> TextEvidence:
     """What the strategy may look at before decoder layer `cut`."""
-    decoder, tested, total = lm.decoder, sequence.tested, len(sequence.hidden)
+    decoder, total, device = lm.decoder, len(sequence.hidden), sequence.hidden.device
+    tested = to_device(sequence.patches, device)
     state, text = sequence.asked.state, len(sequence.asked.suffix)
     scored, start = sequence.scored, total - len(sequence.scored)
-    queries = total - text + torch.arange(*_evaluators(sequence.asked), device=tested.device)
+    queries = total - text + torch.arange(*_evaluators(sequence.asked), device=device)
     rows = decoder.rows(cut - 1, scored, sequence.positions[:, start:], queries - start, sequence.kv)
 
     def projections() -> Projections:
@@ -216,7 +219,7 @@ def _both(earlier: RetentionMask, later: RetentionMask) -> RetentionMask:
 def _stats(sequence: _Sequence, shared: int, times: tuple[float, float, float]) -> tuple[StageStats, ...]:
     """Of both halves of a prefill that `shared` questions took together; times: its start, middle and end."""
     text, visual = len(sequence.asked.suffix), sequence.asked.state.stage1
-    upper = visual if sequence.mask is None else int(sequence.mask.keep.sum())
+    upper = visual if sequence.mask is None else len(sequence.patches)
     started, lowered, ended = times
     halves: tuple[tuple[Stage, float, float, int, int], ...] = (
         ("prefill_lower", started, lowered, text, text),
@@ -233,16 +236,3 @@ def _stats(sequence: _Sequence, shared: int, times: tuple[float, float, float]) 
         )
         for stage, first, last, tokens_in, tokens_out in halves
     )
-
-
-def decode(lm: VideoLM, sequences: Sequence[SequenceKV], tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
-    """One token more of every sequence, in one pass; float32 logits [B, vocabulary] of the next ones.
-
-    positions: unpruned, of these tokens
-    """
-    decoder = lm.decoder
-    device = decoder.model.embed_tokens.weight.device
-    x = decoder.embed(torch.tensor(tokens, device=device))
-    at = torch.tensor(positions, device=device).expand(decoder.axes, -1)
-    hidden = decoder.run_layers(x, 0, decoder.layers, Pack(sequences, [1] * len(tokens)), at)
-    return decoder.logits(hidden)

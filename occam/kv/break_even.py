@@ -159,6 +159,14 @@ class BreakEven:
         if self._embeddings is not None and encoded:
             self._embeddings.built(encoded=encoded, tokens=0, seconds=seconds - prefill_s, prefill_s=0.0)
 
+    def encode_s(self, encoded: int) -> float | None:
+        """What decoding and encoding so many patches would take, or None before anything was computed."""
+        return self._builds.encode.seconds(encoded)
+
+    def prefill_s(self, tokens: int) -> float | None:
+        """What the lower layers over so many tokens would take, or None before anything was computed."""
+        return self._builds.prefill.seconds(tokens)
+
     @contextmanager
     def asking(self) -> Iterator[None]:
         """Time a question of a few bytes to the tier; raises FetchDeclined while the credit is overdrawn."""

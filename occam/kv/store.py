@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
@@ -39,6 +40,9 @@ class Store(Protocol[Kept]):
 
     async def put(self, key: KVKey, value: Kept, /) -> bool:
         """Keep `value`; False where it is larger than this tier takes."""
+
+    async def has(self, key: KVKey) -> bool:
+        """Whether there is a value of `key`; what it is worth is not looked at."""
 
     async def delete(self, key: KVKey) -> None:
         """Forget `key`; one that is not there is fine."""
@@ -82,6 +86,10 @@ class MemoryStore:
         while self._nbytes > self._max_bytes:
             self._nbytes -= self._states.popitem(last=False)[1].nbytes
         return True
+
+    async def has(self, key: KVKey) -> bool:
+        """Whether the state of `key` is here; that is no use of it."""
+        return key.digest in self._states
 
     async def delete(self, key: KVKey) -> None:
         """Forget `key`."""
@@ -167,6 +175,14 @@ class TieredStore:
         left_alone: by the lookup before, tiers that are too slow to read from and so to write to; they have it, mostly
         """
         await self._write(key, state, self._tiers, left_alone)
+
+    async def has(self, key: KVKey) -> bool:
+        """Whether a tier has the state of `key`; one that cannot say has not."""
+        for tier in self._tiers:
+            with suppress(StoreUnavailable):
+                if await tier.has(key):
+                    return True
+        return False
 
     async def get_embeddings(
         self, key: KVKey, fits: Callable[[MediumTokens], bool]

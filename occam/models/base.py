@@ -1,6 +1,6 @@
 """What the engine asks of a model family: one protocol, whatever the tower and the decoder look like."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
@@ -11,7 +11,7 @@ from occam.models.decoder import Decoder
 from occam.models.prompt import Prompt
 from occam.registers import Neuron, TowerTrace
 from occam.tensors import MediaTokens
-from occam.types import FrameBatch, MediaKind
+from occam.types import FrameBatch, Framing, MediaKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class ModelInfo:
     text_digest: SHA-256 of tokenizer and template; frames: sampled by default
     media: what it takes; group: frames that the tower takes together; layers: decoder depth; cut: the paper's, where it
     names one for the family; max_positions: length of an unpruned conversation
-    calibration: None where no artefact was found
+    calibration: None where no artefact was found; framing: which part of a frame its patches cover
     """
 
     name: str
@@ -38,6 +38,7 @@ class ModelInfo:
     max_positions: int
     group: int = 1
     calibration: Calibration | None = None
+    framing: Framing = field(default_factory=Framing)
 
     @property
     def calibrated(self) -> bool:
@@ -99,6 +100,10 @@ class VideoLM(Protocol):
 
     def shown(self, media: FrameBatch) -> Tensor:
         """bool [V, P], on the CPU: those of the patches in `scores` that the stock sequence has, padding being none."""
+        ...
+
+    def others(self, media: FrameBatch, keep_cls: bool) -> int:
+        """Tokens of a chunk that are no patches, and that no stage drops; by its size alone, whatever it shows."""
         ...
 
     def trace(self, media: FrameBatch, neurons: tuple[Neuron, ...] | None) -> TowerTrace:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from occam.transfer import to_device
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Layout:
@@ -64,9 +66,14 @@ class KeptTokens:
 
 
 def compact(layout: Layout, keep_FP: Tensor, keep_cls: bool) -> KeptTokens:
-    """Drop the patches that stage I rejects (bool `keep_FP`); what is kept keeps the position it has unpruned."""
+    """Drop the patches that stage I rejects (bool `keep_FP`); what is kept keeps the position it has unpruned.
+
+    How many are kept is what a device has to be waited for, so they are counted out on the CPU.
+    """
+    device, keep_FP = keep_FP.device, keep_FP.cpu()
     cls_F1 = torch.full_like(keep_FP[:, :1], keep_cls)
     keep = torch.cat([cls_F1, keep_FP], dim=1).flatten()
-    source, view, patch = (tensor.to(keep.device) for tensor in (layout.source, layout.view, layout.patch))
-    offsets = ((source < 0) | keep[source]).nonzero().squeeze(1)
-    return KeptTokens(offsets=offsets, source=source[offsets], view=view[offsets], patch=patch[offsets])
+    offsets = ((layout.source < 0) | keep[layout.source]).nonzero().squeeze(1)
+    kept = offsets, layout.source[offsets], layout.view[offsets], layout.patch[offsets]
+    offsets, source, view, patch = (to_device(tensor, device) for tensor in kept)
+    return KeptTokens(offsets=offsets, source=source, view=view, patch=patch)

@@ -37,6 +37,12 @@ class Decoder:
         """Depth."""
         return len(self.model.layers)
 
+    @property
+    def kv_shape(self) -> tuple[int, int]:
+        """Key-value heads, and their width."""
+        attention = self.model.layers[0].self_attn
+        return attention.k_proj.out_features // attention.head_dim, attention.head_dim
+
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings [..., C] of int64 ids [...]."""
         embedded: Tensor = self.model.embed_tokens(ids)
@@ -53,7 +59,7 @@ class Decoder:
         if first == stop:
             return x_TC
         x = x_TC[None]
-        rotary = self._rotary(x_TC, positions)
+        rotary = self.rotary(x_TC, positions)
         for index, layer in enumerate(self.model.layers[first:stop]):
             x = layer(x, position_embeddings=rotary, past_key_values=pack, use_cache=True, pack=pack)
             if index < len(planes):
@@ -78,7 +84,7 @@ class Decoder:
         if hasattr(attention, "q_norm"):
             q_BQHD = attention.q_norm(q_BQHD)
         q_BHQD = q_BQHD.transpose(1, 2)
-        cos, sin = self._rotary(chosen[0], positions[:, queries])
+        cos, sin = self.rotary(chosen[0], positions[:, queries])
         q_BHQD, _ = self.rotate(q_BHQD, q_BHQD, cos, sin)
         k_BKND = sequence.keys(layer)[None]
         past = k_BKND.shape[2] - len(x_TC)
@@ -101,14 +107,14 @@ class Decoder:
             return normalised
 
         q_THD, k_TKD, v_TKD = heads("q"), heads("k"), heads("v")
-        cos, sin = self._rotary(x_TC, positions)
+        cos, sin = self.rotary(x_TC, positions)
         k_KTD = k_TKD.transpose(0, 1)[None]
         rotated_TKD = self.rotate(k_KTD, k_KTD, cos, sin)[0][0].transpose(0, 1)
         groups = q_THD.shape[1] // k_TKD.shape[1]
         keys, rotated, values = (x.repeat_interleave(groups, dim=1) for x in (k_TKD, rotated_TKD, v_TKD))
         return q_THD, keys, rotated, values
 
-    def _rotary(self, x_TC: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def rotary(self, x_TC: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin [1, T, D]; the stock 1-D embedding takes [B, T], the stock M-RoPE takes [3, B, T]."""
         stock = positions[:, None] if self.axes > 1 else positions
         rotary: tuple[Tensor, Tensor] = self.model.rotary_emb(x_TC[None], stock)

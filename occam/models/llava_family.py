@@ -28,7 +28,8 @@ from occam.models.decoder import Decoder
 from occam.models.prompt import Format, Prompt
 from occam.registers import Neuron, TowerTrace
 from occam.tensors import MediaTokens
-from occam.types import FrameBatch, MediaKind
+from occam.transfer import to_device, upload
+from occam.types import FrameBatch, Framing, MediaKind
 
 Pixels = Callable[[NDArray[np.uint8]], Tensor]
 """uint8 [T, H, W, 3] to the float32 [F, 3, edge, edge] that the tower takes, on the CPU."""
@@ -87,6 +88,7 @@ class LlavaFamily(ABC):
             layers=text.num_hidden_layers,
             cut=round(text.num_hidden_layers / 3),
             max_positions=min(text.max_position_embeddings, window),
+            framing=pixels.framing if isinstance(pixels, preprocess.ClipPixels) else Framing(),
         )
         decoder = Decoder(model.model.language_model, model.lm_head, apply_rotary_pos_emb)
         prompt = prompt.stopping_at(model.generation_config.eos_token_id)
@@ -118,7 +120,7 @@ class LlavaFamily(ABC):
         layout = self.layout(media, self.tower.side)
         kept = compact(layout, keep_VP, keep_cls)
         visual = self.embed(output.features.flatten(0, 1), kept.source)
-        end = torch.tensor(self.prompt.media_end_ids, dtype=torch.int64, device=visual.device)
+        end = upload(self.prompt.media_end_ids, visual.device)
         no_view, length = torch.full_like(end, -1), len(layout.source)
         return MediaTokens(
             ids=torch.cat([torch.full_like(kept.offsets, self.prompt.placeholder_id), end]),
@@ -139,13 +141,19 @@ class LlavaFamily(ABC):
         """The patches of every pass that the stock sequence has."""
         return self.layout(media, self.tower.side).shown
 
+    def others(self, media: FrameBatch, keep_cls: bool) -> int:
+        """CLS tokens iff they stay, newlines, and what closes the chunk."""
+        layout = self.layout(media, self.tower.side)
+        others = (layout.patch < 0) & (keep_cls | (layout.source < 0))
+        return int(others.sum()) + len(self.prompt.media_end_ids)
+
     def trace(self, media: FrameBatch, neurons: tuple[Neuron, ...] | None) -> TowerTrace:
         """The tower's passes over a chunk, watched."""
         return self.tower.trace(self._preprocess(media), neurons)
 
     def _preprocess(self, media: FrameBatch) -> Tensor:
         """Pixels [F, 3, edge, edge]; resized on the CPU whatever the device, since the float path differs."""
-        return self.pixels(media.frames).to(self.model.device, self.model.dtype)
+        return to_device(self.pixels(media.frames), self.model.device, self.model.dtype)
 
     def _register_sum(self, output: TowerOutput) -> Tensor:
         """float32 [1, C]: the passes' registers, projected and summed."""

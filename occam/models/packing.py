@@ -50,6 +50,11 @@ class SequenceKV:
         block[1][:, start:stop] = values
         self._lengths[layer] = stop
 
+    def forget(self, layer: int) -> None:
+        """Give up what the layer holds, which lies elsewhere from now on."""
+        self._blocks[layer] = None
+        self._lengths[layer] = 0
+
     def keys(self, layer: int) -> Tensor:
         """[K, N, D], a view."""
         return self._of(layer, 0)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from occam.errors import InvalidInput
 from occam.models.checkpoint import CROPPED_PIXELS, Settings, check_pixels, processor_settings
-from occam.types import MediaKind
+from occam.types import Framing, MediaKind
 
 VERSION = "clip-1"
 """Goes into the cache key: a change of these pixels is a change of every state."""
@@ -50,6 +50,11 @@ class ClipPixels:
             std=tuple(content.typed("image_std", list)),
             pad=pads and content.get("do_pad", False),
         )
+
+    @property
+    def framing(self) -> Framing:
+        """The part of a frame that is left of it."""
+        return Framing(size=self.size, crop=self.crop, pad=self.pad)
 
     def __call__(self, frames: NDArray[np.uint8]) -> Tensor:
         """float32 [T, 3, crop, crop] of uint8 [T, H, W, 3]; InvalidInput for an image that is all edge."""

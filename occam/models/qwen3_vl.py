@@ -32,6 +32,7 @@ from occam.models.qwen_pixels import VERSION, QwenPixels
 from occam.models.qwen_tower import Grid, QwenTower
 from occam.registers import Neuron, TowerTrace
 from occam.tensors import MediaTokens
+from occam.transfer import to_device
 from occam.types import FrameBatch, MediaKind
 
 AXES = 3
@@ -103,13 +104,17 @@ class Qwen3VL:
         """The chunk's markers, and its kept merge groups at their stock positions; there are no CLS tokens."""
         del keep_cls
         rows, columns = self._grid(media)
-        layout = self._layout(media, rows, columns).keep(keep_VP)
-        visual = layout.patch >= 0
+        device, keep_VP = keep_VP.device, keep_VP.cpu()
+        kept = self._layout(media, rows, columns).keep(keep_VP)
+        layout = kept.to(device)
+        visual, chosen = (
+            to_device(where.flatten().nonzero().squeeze(1), device) for where in (kept.patch >= 0, keep_VP)
+        )
         embeddings = self.decoder.embed(layout.ids)
-        embeddings[visual] = self.tower.merged(output.features[keep_VP])
+        embeddings[visual] = self.tower.merged(output.features.flatten(0, 1)[chosen])
         planes = [torch.zeros_like(embeddings) for _ in output.planes]
         for level, (plane, features) in enumerate(zip(planes, output.planes, strict=True)):
-            plane[visual] = self.tower.merged(features[keep_VP], level)
+            plane[visual] = self.tower.merged(features.flatten(0, 1)[chosen], level)
         views = slice(None, None, self.info.group)
         return MediaTokens(
             ids=layout.ids,
@@ -132,6 +137,11 @@ class Qwen3VL:
         rows, columns = self._grid(media)
         return torch.ones(-(-len(media) // self.info.group), rows * columns, dtype=torch.bool)
 
+    def others(self, media: FrameBatch, keep_cls: bool) -> int:
+        """The chunk's markers; there are no CLS tokens."""
+        del keep_cls
+        return int((self._layout(media, *self._grid(media)).patch < 0).sum())
+
     def trace(self, media: FrameBatch, neurons: tuple[Neuron, ...] | None) -> TowerTrace:
         """One pass of the tower over a chunk, watched; its patches are unmerged."""
         return self.tower.trace(*self._preprocess(media), neurons)
@@ -139,7 +149,7 @@ class Qwen3VL:
     def _preprocess(self, media: FrameBatch) -> tuple[Tensor, Grid]:
         """Patches and their grid; resized on the CPU whatever the device, since the float path differs."""
         patches, grid = self.pixels[media.kind](media)
-        return patches.to(self.model.device, self.model.dtype), grid
+        return to_device(patches, self.model.device, self.model.dtype), grid
 
     def _grid(self, media: FrameBatch) -> tuple[int, int]:
         """Rows and columns of a view's merge groups."""
@@ -148,9 +158,9 @@ class Qwen3VL:
         return height // pixels.side, width // pixels.side
 
     def _layout(self, media: FrameBatch, rows: int, columns: int) -> Layout:
-        """The chunk as the stock prompt has it, nothing pruned."""
+        """The chunk as the stock prompt has it, nothing pruned; on the CPU."""
         start, end, pad = (self.prompt.id(token) for token in (VISION_START, VISION_END, PADS[media.kind]))
-        return lay_out(self._markers(media), start, end, pad, rows, columns).to(self.model.device)
+        return lay_out(self._markers(media), start, end, pad, rows, columns)
 
     def _markers(self, media: FrameBatch) -> list[list[int]]:
         """Ids in front of each view's vision tokens: the seconds in the middle of a temporal group, none of an image.

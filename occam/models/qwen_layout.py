@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from occam.transfer import to_device
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Layout:
@@ -35,10 +37,10 @@ class Layout:
     def to(self, device: torch.device) -> "Layout":
         """The layout on `device`."""
         return Layout(
-            ids=self.ids.to(device),
-            positions=self.positions.to(device),
-            view=self.view.to(device),
-            patch=self.patch.to(device),
+            ids=to_device(self.ids, device),
+            positions=to_device(self.positions, device),
+            view=to_device(self.view, device),
+            patch=to_device(self.patch, device),
             length=self.length,
         )
 

@@ -136,7 +136,8 @@ def _run_block(
 ) -> tuple[Tensor, Tensor]:
     """One block, opened at the MLP's activations; returns its output [S, N, C] and those activations."""
     segments, tokens, _ = hidden.shape
-    bounds = torch.arange(0, segments * tokens + 1, tokens, dtype=torch.int32, device=hidden.device)
+    # On the CPU, where stock attention wants them as a list: a device would be waited for in every block.
+    bounds = torch.arange(0, segments * tokens + 1, tokens, dtype=torch.int32)
     normed = block.norm1(hidden).flatten(0, 1)
     hidden = hidden + block.attn(normed, cu_seqlens=bounds, position_embeddings=rotary).view_as(hidden)
     mlp = block.mlp.act_fn(block.mlp.linear_fc1(block.norm2(hidden)))

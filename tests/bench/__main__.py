@@ -1,7 +1,7 @@
 """`make bench`: what a question costs beside the stock model, and what pruning itself costs, on this machine.
 
-python -m tests.bench [SECTION...] measures all sections, or these. Needs torch and transformers, no Ray or decoder;
-Redis where it is installed. The overhead at real dimensions takes up to 16 GiB and some minutes on a CPU.
+python -m tests.bench [SECTION...] measures all sections but gpu, or these. Needs torch and transformers, no Ray or
+decoder; Redis where it is installed. The overhead at real dimensions takes up to 16 GiB and some minutes on a CPU.
 """
 
 import argparse
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from tests.bench import flips, overhead, quantized, questions, soak, speed, wire
+from tests.bench import flips, gpu, overhead, quantized, questions, soak, speed, wire
 from tests.bench.report import publish
 
 SECTIONS = {
@@ -21,6 +21,8 @@ SECTIONS = {
     "quantized": quantized,
     "soak": soak,
 }
+"""Those that run together; `gpu` has defaults of its own, and runs alone."""
+GPU = {"gpu": gpu}
 
 
 def main() -> None:
@@ -28,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)} (all)")
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"gpu, or {', '.join(SECTIONS)} (all)")
     parser.add_argument("--model", action="append", help="in place of the section's own; may be given several times")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
@@ -41,16 +43,20 @@ def main() -> None:
     parser.add_argument("--chunk-frames", type=int, default=8, help="that the tower takes at once (8)")
     parser.add_argument("--json", type=Path, help="file for all tables but those of questions and overhead")
     parser.add_argument("--document", type=Path, help="Markdown file whose markers get the same tables")
-    for section in SECTIONS.values():
+    for section in (*SECTIONS.values(), gpu):
         section.add_options(parser)
     args = parser.parse_args()
-    if unknown := set(args.sections) - set(SECTIONS):
-        parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+    sections = SECTIONS
+    if args.sections == list(GPU):
+        parser.set_defaults(**gpu.DEFAULTS)
+        args, sections = parser.parse_args(), GPU
+    if unknown := set(args.sections) - set(sections):
+        parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}, or gpu alone")
     reports = []
-    for name in args.sections or SECTIONS:
-        for model in args.model or SECTIONS[name].MODELS:
+    for name in args.sections or sections:
+        for model in args.model or sections[name].MODELS:
             print(f"\n== {name}: {model}")
-            if report := SECTIONS[name].measure(model, args):
+            if report := sections[name].measure(model, args):
                 print(report.text())
                 reports.append(report)
                 publish(reports, args.json, args.document)

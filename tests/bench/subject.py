@@ -1,9 +1,10 @@
 """What is measured: an engine over a real model's dimensions or an embedded model, and questions with forced masks."""
 
 import argparse
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -67,7 +68,7 @@ class Subject:
     @classmethod
     def of(cls, model: str, folder: Path, args: argparse.Namespace) -> "Subject":
         """As the options say."""
-        engine = engine_of(model, folder, args, chunk_frames=args.chunk_frames)
+        engine = _unbounded(engine_of(model, folder, args, chunk_frames=args.chunk_frames))
         count, size = args.frames or engine.info.frames, tuple(args.size)
         clips = tuple(noise(count, size, seed) for seed in range(args.clips))
         register = engine.info.calibration.register
@@ -113,6 +114,12 @@ class Subject:
         lengths.append(1 + len(generation.asked.suffix))
         upper = sum(lengths) - int((~mask.keep).sum())
         return our_operations(engine, self.views, self.pruning.cut, lengths, state.stage1, upper)
+
+
+def _unbounded(engine: Engine) -> Engine:
+    """Without the model's bound of positions, which is none of speed: clips may be of any length."""
+    lm = engine.lm
+    return engine.over(replace(lm, info=replace(lm.info, max_positions=sys.maxsize)))
 
 
 @contextmanager

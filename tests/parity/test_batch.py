@@ -118,7 +118,8 @@ def test_a_sequence_of_another_past_is_noticed(
 ) -> None:
     """The comparison fails where sequences of a pass see one another."""
     engine, questions, alone = asked
-    monkeypatch.setattr("occam.engine.turn.Pack", crossed)
+    for module in ("turn", "decoding"):
+        monkeypatch.setattr(f"occam.engine.{module}.Pack", crossed)
     answers = engine.answers([each.generation(engine) for each in questions])
     with pytest.raises(AssertionError):
         assert_all_same(answers, questions, alone)

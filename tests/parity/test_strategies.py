@@ -149,9 +149,7 @@ def test_visionzip_merges_what_the_stock_tower_shows(engine: Engine, stock: Any)
     pruning = engine.pruning("visionzip", budget=budget, dominant=dominant, merge=True)
     state, _ = see(engine, frames, pruning)
     tower = stock.model.video_tower
-    tower.set_attn_implementation("eager")
     run = tower(checkpoint.pixels(frames), output_hidden_states=True, output_attentions=True)
-    tower.set_attn_implementation("sdpa")
     block = tower.encoder.layers[-2]
     entering, features = run.hidden_states[-3], run.hidden_states[-2][:, 1:]
     received = run.attentions[-2].mean(dim=1)[:, 0, 1:]
@@ -198,12 +196,9 @@ def _stock_run(engine: Engine, stock: Any, frames: Any, pruning: Pruning, state:
     full = engine.lm.decoder.embed(torch.tensor(suffix))
     embeddings = torch.cat([_entering(engine, frames, pruning), full])
     positions = torch.cat([state.positions[0], state.next_position + torch.arange(len(suffix))])
-    stock.set_attn_implementation("eager")
-    run = stock.model.language_model(
+    return stock.model.language_model(
         inputs_embeds=embeddings[None], position_ids=positions[None], output_attentions=True, output_hidden_states=True
     )
-    stock.set_attn_implementation("sdpa")
-    return run
 
 
 def _kept(engine: Engine, state: PrefixState, pruning: Pruning) -> set[int]:

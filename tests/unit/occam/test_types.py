@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from occam import errors
+from occam.models.preprocess import ClipPixels
 from occam.types import FrameBatch
 
 
@@ -62,3 +63,23 @@ def test_errors_survive_a_pickle(kind: type[errors.OccamError]) -> None:
 
 def test_overloaded_keeps_its_seconds() -> None:
     assert pickle.loads(pickle.dumps(errors.Overloaded("full", retry_after_s=2.5))).retry_after_s == 2.5
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 48), (40, 100), (100, 40), (37, 61), (233, 64)])
+@pytest.mark.parametrize(("size", "crop", "pad"), [(24, 24, False), (32, 24, False), (24, 24, True), (32, 24, True)])
+def test_framing_is_where_the_processor_cuts(height: int, width: int, size: int, crop: int, pad: bool) -> None:
+    """A frame whose colours are its coordinates: those of the crop's pixels are where the box has them."""
+    pixels = ClipPixels(size=size, crop=crop, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), pad=pad)
+    y, x = np.mgrid[:height, :width]
+    frame = np.stack([x, y, np.full_like(x, 255)], axis=-1).astype(np.uint8)
+    cut = (pixels(frame[None])[0].permute(1, 2, 0).numpy() * 0.5 + 0.5) * 255
+    left, top, right, bottom = pixels.framing.box(height, width)
+    steps = (np.arange(crop) + 0.5) / crop
+    expected_x, expected_y = left + steps * (right - left) - 0.5, top + steps * (bottom - top) - 0.5
+    inside = cut[:, :, 2] > 250  # not what was padded
+    inside[1:-1, 1:-1] &= inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
+    inside[[0, -1]] = inside[:, [0, -1]] = False
+    assert inside.any()
+    scale = max(1.0, (right - left) / crop)
+    assert np.abs(cut[:, :, 0] - expected_x[None, :])[inside].max() <= 0.75 * scale + 0.5
+    assert np.abs(cut[:, :, 1] - expected_y[:, None])[inside].max() <= 0.75 * scale + 0.5

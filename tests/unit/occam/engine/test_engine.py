@@ -123,7 +123,7 @@ def test_a_lambda_asks_for_pruning(
     (folder / "occam.json").unlink()
     bare = load(folder)
     assert bare.pruning() == OFF
-    with pytest.raises(NotCalibrated, match="Run `occam calibrate "):
+    with pytest.raises(NotCalibrated, match="Run `occam calibrate`"):
         bare.pruning(strategy, **asked)
     assert engine.pruning(strategy, **asked) == engine.pruning("occam", **asked)
     if strategy is None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from occam.config import NoPruning
 from occam.types import FrameBatch
 from services.answer_schemas import EvidenceBody
+from services.messages import Reply
 from tests.parity import checkpoint_qwen
 from tests.parity.checkpoint_llava import random_image, write_llava_next
 from tests.parity.harness import ask, image_of, load, see, video_of
@@ -35,7 +38,8 @@ def test_every_frame_names_its_medium(tmp_path: Path, name: str) -> None:
     engine, pruning = load(write(tmp_path)), NoPruning()
     reply = ask(engine, see(engine, media, pruning), ["what ?"], pruning, steps=1)[0]
     assert [frame.medium for frame in reply.answer.evidence.frames] == expected
-    body = EvidenceBody.of(reply.answer.evidence)
+    finished = SimpleNamespace(answer=reply.answer, turns=(reply.answer.turn,))
+    body = EvidenceBody.of(cast(Reply, SimpleNamespace(finished=finished, drawable=False)))
     assert [frame.medium for frame in body.frames] == expected
     assert [span.medium for span in body.spans] == list(range(len(media)))
     assert sum(span.kept for span in body.spans) == sum(frame.kept for frame in body.frames)

@@ -1,0 +1,127 @@
+"""What section gpu measures beside the parts of section speed: ways to step, waits for the device, scoring's share."""
+
+import argparse
+import statistics
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from occam.engine.decoding import Decode, packed
+from occam.engine.generation import Generation
+from occam.models.slots import CudaGraphs, Record, Slots
+from tests.bench import overhead as cost
+from tests.bench.report import Cell, Table
+from tests.bench.rounds import alternating
+from tests.bench.subject import Subject
+
+WAYS = ("packed", "slots", "recorded")
+STEPS = 4
+"""Steps compared, and timed together."""
+ROOM = 1 << 40
+"""Bytes that lanes may take here: whatever they need."""
+
+
+def steps(subject: Subject, args: argparse.Namespace) -> Iterator[Table]:
+    """The packed step, the step in slots, and that as it is recorded: how far apart, and how long each takes."""
+    decoder, state = subject.engine.lm.decoder, subject.state()
+    records: dict[str, Record] = {"slots": lambda run: run}
+    if args.device.startswith("cuda"):
+        records["recorded"] = CudaGraphs()
+    rows: list[tuple[Cell, ...]] = []
+    for batch in args.together:
+        ways: dict[str, Decode] = {"packed": partial(packed, decoder)}
+        ways |= {name: Slots(decoder, batch, ROOM, record).decode for name, record in records.items()}
+        running = {name: [subject.asked(state, number, 2) for number in range(batch)] for name in ways}
+        for generations in running.values():
+            subject.engine.start(generations)
+        runs = {name: _Steps(way, running[name]) for name, way in ways.items()}
+        logits = {name: run() for name, run in runs.items()}
+        rounds = alternating(args.device, runs, args.repeats)
+        apart = [_distance(logits[one], logits[other]) if one in logits else None for other, one in pairwise(WAYS)]
+        times = [1000 * rounds.median(name) / STEPS if name in runs else None for name in WAYS]
+        rows.append((str(batch), *apart, *times))
+    yield Table(
+        title="One step, in three ways",
+        columns=("together", "slots from packed", "recorded from slots", "packed ms", "slots ms", "recorded ms"),
+        rows=tuple(rows),
+        note=f"Distances are of the logits of {STEPS} steps over given tokens, relative to their norm.",
+    )
+
+
+class _Steps:
+    """So many steps each time, over tokens that are given; the logits of them all."""
+
+    def __init__(self, way: Decode, generations: Sequence[Generation]) -> None:
+        self.way = way
+        self.sequences = [each.prefilled.kv for each in generations]
+        self.positions = [each.position for each in generations]
+
+    @torch.inference_mode()
+    def __call__(self) -> Tensor:
+        logits = []
+        for step in range(STEPS):
+            logits.append(self.way(self.sequences, [5 + step] * len(self.sequences), self.positions))
+            logits[-1].argmax(dim=-1).tolist()  # as whoever decodes does; the next step may begin behind that only
+            self.positions = [position + 1 for position in self.positions]
+        return torch.stack(logits)
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+def waits(subject: Subject, args: argparse.Namespace) -> Iterator[Table]:
+    """How often the host waits for the device, as torch itself warns of it; not on a CPU."""
+    if not args.device.startswith("cuda"):
+        return
+    engine, pruning, state = subject.engine, subject.pruning, subject.state()
+    begun, chunk = engine.begin(pruning), subject.clips[0].chunk(0, engine.config.chunk_frames)
+    warm, measured = subject.asked(state, new_tokens=STEPS), subject.asked(state, new_tokens=STEPS)
+    engine.answers([warm])
+    parts: dict[str, Callable[[], object]] = {
+        "encode + prefill of a chunk": lambda: engine.append(begun, chunk, pruning),
+        "prefill of a question": lambda: engine.start([measured]),
+        "a step": lambda: engine.step([measured]),
+    }
+    yield Table(
+        title="Waits for the device",
+        columns=("", "times"),
+        rows=tuple((name, _waits(run)) for name, run in parts.items()),
+    )
+
+
+def _waits(run: Callable[[], object]) -> int:
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(warning.message) for warning in caught)
+
+
+def overhead(subject: Subject, args: argparse.Namespace) -> Iterator[Table]:
+    """What section overhead counts, under forced masks: every region is waited for, which is never too little."""
+    info = subject.engine.info
+    measured = cost.Subject(
+        engine=subject.engine,
+        pruning=subject.pruning,
+        frames=subject.clips[0],
+        layers=info.layers,
+        cut=subject.pruning.cut,
+    )
+    shares = []
+    for _ in range(args.repeats + 1):
+        seconds, _ = cost._once(measured)
+        whole = sum(seconds[name] for name in cost.PARTS) - seconds[cost.PIXELS]
+        shares.append(100 * sum(seconds[name] for name in cost.OVERHEAD) / whole)
+    yield Table(
+        title="Scoring",
+        columns=("", "% of encode + prefill"),
+        rows=(("scoring + masking + compaction", statistics.median(shares[1:])),),
+    )
