@@ -74,5 +74,7 @@ async def checked_addresses(host: str, port: int, *, private: bool, resolver: Re
         raise SourceUnavailable(f"The host {host} has no address.")
     # A zone index (fe80::1%eth0) is the mark of a link-local address.
     if not private and not all("%" not in text and is_public(ip_address(text)) for text in addresses):
-        raise ForbiddenSource(f"The host {host} is not on the public network.")
+        raise ForbiddenSource(
+            f"The host {host} is not on the public network, and {host}:{port} is not in OCCAM_ALLOW_PRIVATE_HOSTS."
+        )
     return addresses

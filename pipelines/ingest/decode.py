@@ -1,7 +1,7 @@
 """Decoding in a child process that can be killed, chunk by chunk: the first is there long before the last.
 
-decord decodes where it is right, PyAV elsewhere (`route`); where decord fails, a new child goes on with PyAV. An image
-is a video of one frame, which Pillow decodes.
+decord decodes where it is right and most of a video is looked at, PyAV elsewhere (`route`); where decord fails, a new
+child goes on with PyAV. An image is a video of one frame, which Pillow decodes.
 """
 
 import logging
@@ -30,14 +30,17 @@ _DECORD_CODECS = {"h264", "hevc", "mpeg4", "vp8", "vp9", "libvpx", "libvpx-vp9"}
 _DECORD_FORMATS = {"yuv420p", "yuvj420p"}
 
 
-def route(video: LocalFile, facts: VideoFacts) -> Backend:
-    """Name the backend that decodes this video correctly.
+def route(video: LocalFile, facts: VideoFacts, indices: npt.NDArray[np.int64]) -> Backend:
+    """Name the backend that decodes these frames of the video correctly, and in time that they alone take.
 
     decord has no AV1 and no GIF, fails below a width of 32, and gives wrong frames with edit lists, in open groups of
-    pictures, in transport streams and in AVI with B-frames; beyond 8 bits its colours are off.
+    pictures, in transport streams and in AVI with B-frames; beyond 8 bits its colours are off. It reads the whole file
+    before the first frame, so frames that lie in less than half of it are PyAV's, which seeks.
     """
     if video.kind == "image":
         return "pillow"
+    if 2 * (int(indices[-1]) - int(indices[0]) + 1) < len(facts):
+        return "pyav"
     right = (
         video.reader in ("mov", "matroska")
         and facts.codec in _DECORD_CODECS
@@ -94,7 +97,7 @@ class FrameStream:
         self._closed = False
         self._guard = threading.Lock()  # of `_closed` and `_child` together
         self._reading = threading.Lock()
-        self._child = self._start(route(video, facts), deadline_s)
+        self._child = self._start(route(video, facts, indices), deadline_s)
 
     def __enter__(self) -> Self:
         return self

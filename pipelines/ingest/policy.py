@@ -28,4 +28,4 @@ class SourcePolicy:
         if not self.allowed_hosts or self.is_private(host, port):
             return
         if not any(host == name or (name[:2] == "*." and host.endswith(name[1:])) for name in self.allowed_hosts):
-            raise ForbiddenSource(f"The host {host} is not among the hosts that may be fetched.")
+            raise ForbiddenSource(f"The host {host} is not among the hosts that may be fetched (OCCAM_ALLOWED_HOSTS).")

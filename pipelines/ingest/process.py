@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cache
+from contextvars import copy_context
+from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar, cast
 
@@ -41,8 +42,11 @@ _READERS = ThreadPoolExecutor(max_workers=64, thread_name_prefix="child-reader")
 
 
 async def in_reader(read: Callable[..., T], *args: object) -> T:
-    """Await `read(*args)`, which reads from a child, in a thread; cancelling leaves the thread to the child's end."""
-    return await asyncio.get_running_loop().run_in_executor(_READERS, read, *args)
+    """Await `read(*args)`, which reads from a child, in a thread; cancelling leaves the thread to the child's end.
+
+    The thread has the caller's context variables: what it logs is the caller's.
+    """
+    return await asyncio.get_running_loop().run_in_executor(_READERS, copy_context().run, partial(read, *args))
 
 
 class ChildDied(Exception):

@@ -85,7 +85,7 @@ def _open_under_roots(url: str, policy: SourcePolicy, limits: Limits, kind: Medi
     path = Path(unquote(parts.path) if parts.scheme else url)
     # Links are followed before the roots are compared, and one answer covers "outside" and "absent".
     if "\0" in str(path) or not any(real_path(path).is_relative_to(real_path(root)) for root in policy.file_roots):
-        raise ForbiddenSource("The file is not in a folder that may be read.")
+        raise ForbiddenSource("The file is not in a folder that may be read (OCCAM_FILE_ROOTS).")
     return open_local(path, limits, kind)
 
 

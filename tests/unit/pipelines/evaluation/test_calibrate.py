@@ -147,7 +147,7 @@ def test_registers_are_kept_until_calibrate_sets_the_lambdas(
     engine = Engine.load(EngineConfig(model=str(tmp_path)))
     assert not engine.info.calibrated
     assert engine.pruning() == NoPruning()
-    with pytest.raises(NotCalibrated, match="Run `occam calibrate "):
+    with pytest.raises(NotCalibrated, match="Run `occam calibrate`"):
         engine.pruning("occam")
     artefact = json.loads((tmp_path / "occam.json").read_text())
     assert (artefact["lambda1"], artefact["weights"]) == (None, engine.info.digest)
