@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.complete
 
-.PHONY: setup demo serve test lint bench eval card clean
+.PHONY: setup demo serve test soak lint bench eval card browser screenshots clean
 
 setup: $(STAMP)
 
@@ -20,8 +20,12 @@ demo: setup
 serve: setup
 	$(BIN)/occam serve $(ARGS)
 
+# Files are shared out among the cores; one thread each, for torch would take all of them in every process.
 test: setup
-	$(BIN)/pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile $(ARGS)
+
+soak: setup
+	$(BIN)/python -m tests.soak $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
@@ -37,6 +41,15 @@ eval: setup
 
 card: setup
 	$(BIN)/python -m pipelines.evaluation.card $(ARGS)
+
+# What the playground is tested in; its tests skip without one.
+browser:
+	@command -v apt-get >/dev/null || { echo "There is no apt-get here: install Chromium, and name it in OCCAM_BROWSER."; exit 1; }
+	$(if $(filter-out 0,$(shell id -u)),sudo) apt-get update -qq
+	$(if $(filter-out 0,$(shell id -u)),sudo) apt-get install -qq --no-install-recommends chromium-headless-shell
+
+screenshots: setup
+	SCREENSHOTS=docs/playground $(BIN)/pytest tests/page/test_screenshots.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,14 +1,19 @@
 """The HTTP models of an answer: what it cost, how long it took, what it rests on. Both dialects share them."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from occam.types import Evidence, FrameEvidence
+from occam.types import FrameEvidence
 from services.messages import Reply, Tier
+from services.overlay import path_of
 
+FINISH_REASON = (
+    "`stop`: the model ended its answer, which may be before the first word: the answer is empty then, and the one "
+    "completion token is that end. `length`: the limit of tokens ended it."
+)
 EXAMPLE_USAGE: dict[str, Any] = {
     "prompt_tokens": 92,
     "completion_tokens": 2,
@@ -36,6 +41,7 @@ EXAMPLE_ANSWER: dict[str, Any] = {
         "strategy": "occam",
         "lambda1": 1.0,
         "lambda2": 1.0,
+        "options": {"lambda1": 1.0, "lambda2": 1.0, "cut": 2, "register": "neurons"},
         "finish_reason": "stop",
     },
 }
@@ -99,9 +105,12 @@ class FrameBody(BaseModel):
     threshold: float | None
     mask: list[list[bool]]
     scores: list[list[float | None]]
+    overlay: str | None = Field(
+        description="Path of a picture of the frame with what was kept of it; with `view=scores` of its scores."
+    )
 
     @classmethod
-    def of_frame(cls, frame: FrameEvidence, threshold: float) -> "FrameBody":
+    def of_frame(cls, frame: FrameEvidence, threshold: float, overlay: str | None) -> "FrameBody":
         """The body that shows one frame's evidence."""
         return cls(
             medium=frame.medium,
@@ -112,6 +121,7 @@ class FrameBody(BaseModel):
             threshold=_finite(threshold),
             mask=frame.stage2.tolist(),
             scores=[[_finite(score) for score in row] for row in frame.scores.astype(np.float64).tolist()],
+            overlay=overlay,
         )
 
 
@@ -131,8 +141,13 @@ class EvidenceBody(BaseModel):
     spans: list[Span]
 
     @classmethod
-    def of(cls, evidence: Evidence) -> "EvidenceBody":
+    def of(cls, reply: Reply) -> "EvidenceBody":
         """The body that shows an answer's evidence; neighbouring frames with kept patches make one span."""
+        evidence, turn = reply.finished.answer.evidence, len(reply.finished.turns) - 1
+
+        def overlay(frame: FrameEvidence) -> str | None:
+            return path_of(reply.session_id, turn, frame.medium, frame.index) if reply.drawable else None
+
         spans: list[Span] = []
         before: FrameEvidence | None = None
         for frame in evidence.frames:
@@ -142,7 +157,8 @@ class EvidenceBody(BaseModel):
             elif frame.kept:
                 spans.append(Span(medium=frame.medium, start_s=frame.pts_s, end_s=frame.pts_s, kept=frame.kept))
             before = frame
-        return cls(frames=[FrameBody.of_frame(frame, evidence.threshold) for frame in evidence.frames], spans=spans)
+        frames = [FrameBody.of_frame(frame, evidence.threshold, overlay(frame)) for frame in evidence.frames]
+        return cls(frames=frames, spans=spans)
 
 
 class OccamBody(BaseModel):
@@ -157,7 +173,7 @@ class OccamBody(BaseModel):
     lambda1: float | None
     lambda2: float | None
     options: dict[str, Any] = Field(description="All settings of the strategy, as they were used.")
-    finish_reason: str = Field(description="`stop`: the model ended; `length`: the limit did.")
+    finish_reason: Literal["stop", "length"] = Field(description=FINISH_REASON)
 
     @classmethod
     def of(cls, reply: Reply) -> "OccamBody":
@@ -179,7 +195,7 @@ class AnswerBody(BaseModel):
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE_ANSWER]})
 
-    answer: str
+    answer: str = Field(description="Empty where the model said nothing: see `occam.finish_reason`.")
     session_id: str
     model: str
     usage: UsageBody
@@ -197,7 +213,7 @@ class AnswerBody(BaseModel):
             usage=UsageBody.model_validate(reply.finished.usage, from_attributes=True),
             timings=TimingsBody.of(reply),
             occam=OccamBody.of(reply),
-            evidence=EvidenceBody.of(reply.finished.answer.evidence) if evidence else None,
+            evidence=EvidenceBody.of(reply) if evidence else None,
         )
 
 

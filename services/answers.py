@@ -28,8 +28,10 @@ class Prefix:
     stats: tuple[StageStats, ...] = ()
 
 
-def key_of(engine: Engine, media: Sequence[Medium], pruning: Pruning, system: str, wire: Wire = "exact") -> KVKey:
-    """The key of the state behind media: what every tier knows it by."""
+def key_of(
+    engine: Engine, media: Sequence[Medium], pruning: Pruning, system: str, wire: Wire = "exact", salt: str = ""
+) -> KVKey:
+    """The key of the state behind media: what every tier knows it by; salt: of those who share it."""
     return KVKey(
         media=tuple(
             MediumKey(
@@ -38,6 +40,7 @@ def key_of(engine: Engine, media: Sequence[Medium], pruning: Pruning, system: st
             for medium in media
         ),
         facts={**engine.key_facts(pruning), "system": system},
+        tenant_salt=salt,
         wire=wire,
     )
 

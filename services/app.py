@@ -1,6 +1,7 @@
 """All the wiring: the deployments, what each is built of, and how they find each other."""
 
 from collections.abc import Callable
+from typing import Any
 
 from ray import serve
 from ray.serve import Application
@@ -11,6 +12,7 @@ from services.decoder import Decoder, Media
 from services.ingress import Ingress
 from services.media import LocalMedia
 from services.metrics import DIRECTORY_VARIABLE
+from services.router import ROUTING
 from services.settings import Settings, model_name
 from services.worker import Worker
 
@@ -42,6 +44,7 @@ def build_app(
             replicas=settings.workers,
             gpus=settings.gpus_per_worker,
             max_queued=settings.max_queued,
+            request_router_config=ROUTING,
         ).bind(settings, model, load, decoder)
         for model in settings.models
     }
@@ -58,6 +61,7 @@ def _deployment(
     replicas: int = 1,
     gpus: float = 0.0,
     max_queued: int = -1,
+    **options: Any,
 ) -> serve.Deployment:
     environment = {DIRECTORY_VARIABLE: str(settings.metrics_directory)}
     return serve.deployment(cls).options(
@@ -71,4 +75,5 @@ def _deployment(
             "num_gpus": gpus,
             "runtime_env": {"env_vars": environment},
         },
+        **options,
     )

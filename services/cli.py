@@ -1,21 +1,23 @@
 """The `occam` command. Exit codes: 0 done, 1 failed, 2 used wrongly."""
 
 import argparse
+import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from occam.config import STRATEGIES, SamplingParams
 from occam.errors import InvalidInput, OccamError
-from services import eval_command
-from services.messages import FrameChoice, PruningChoice, Reply
-from services.settings import Settings
+from services import eval_command, serve_command
+from services.keys import entry_of, fresh_key
+from services.settings import KEY_VARIABLE, Settings
 
 if TYPE_CHECKING:
     from pipelines.evaluation.calibrate import Footage
+    from services.answer_schemas import AnswerBody
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,25 +39,21 @@ def _parser() -> argparse.ArgumentParser:
         prog="occam", description="Questions about videos and images, answered from pruned tokens."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_serve(commands.add_parser("serve", help="run the service until SIGTERM"))
-    _add_ask(commands.add_parser("ask", help="ask about one video or image, in this process"))
+    serve_command.add_arguments(commands.add_parser("serve", help="run the service until SIGTERM"))
+    _add_ask(commands.add_parser("ask", help="ask about one video or image, in this process or a service"))
     _add_calibrate(commands.add_parser("calibrate", help="measure what a checkpoint needs for pruning, and keep it"))
     _add_registers(commands.add_parser("registers", help="find the neurons behind a checkpoint's attention sinks"))
     eval_command.add_arguments(
         commands.add_parser("eval", help="compare strategies at equal budgets over a task"), _progress
     )
+    key = commands.add_parser("key", help="make an API key for a tenant of the service")
+    key.add_argument("tenant", metavar="TENANT", help="letters, digits, dots, dashes, underscores")
+    key.set_defaults(run=_key)
     models = commands.add_parser("models", help="list models, families and calibrations")
     models.add_argument("name", nargs="*", metavar="MODEL", help="checkpoints to look at (those in the package)")
     models.add_argument("--json", action="store_true", help="one JSON object")
     models.set_defaults(run=_models)
     return parser
-
-
-def _add_serve(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--host", help="address to listen on (OCCAM_HOST, 127.0.0.1)")
-    parser.add_argument("--port", type=int, help="port to listen on (OCCAM_PORT, 8000)")
-    parser.add_argument("--model", action="append", help="model to serve, may be repeated (OCCAM_MODELS)")
-    parser.set_defaults(run=_serve)
 
 
 def _add_ask(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +72,10 @@ def _add_ask(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=int, default=64, metavar="N", help="longest answer (64)")
     parser.add_argument("--evidence", action="store_true", help="with --json: which patches the answer rests on")
     parser.add_argument("--json", action="store_true", help="one JSON object a question, as the HTTP API answers")
+    parser.add_argument("--server", metavar="URL", type=_service, help="ask this service; it takes videos only")
+    parser.add_argument(
+        "--key", help="API key of the service; rather set OCCAM_API_KEY, which no list of processes shows"
+    )
     parser.set_defaults(run=_ask)
 
 
@@ -101,18 +103,33 @@ def _add_material(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, default=50, metavar="N", help="rendered clips to measure on (50)")
 
 
-def _serve(options: argparse.Namespace) -> None:
-    # Ray takes seconds to import, and only this command needs it.
-    from services.launch import run
-
-    given = {"host": options.host, "port": options.port, "models": options.model and tuple(options.model)}
-    run(replace(Settings.load(), **{name: value for name, value in given.items() if value is not None}))
+def _service(url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError("a service's address begins with http:// or https://")
+    return url
 
 
 def _ask(options: argparse.Namespace) -> None:
+    piece = _drop if options.json else _write
+    for answer in (_answers_here if options.server is None else _answers_of_server)(options, piece):
+        _note("")
+        print(answer.model_dump_json() if options.json else _summary(answer), flush=True)
+
+
+def _answers_of_server(options: argparse.Namespace, piece: Callable[[str], None]) -> "Iterator[AnswerBody]":
+    from services.ask_server import Server, ask, query_of
+
+    key = options.key or os.environ.get(KEY_VARIABLE, "")
+    questions = (options.question, *options.follow_up)
+    return ask(Server(url=options.server, key=key), options.source, questions, query_of(options), _note, piece)
+
+
+def _answers_here(options: argparse.Namespace, piece: Callable[[str], None]) -> "Iterator[AnswerBody]":
     from transformers.utils import logging
 
+    from services.answer_schemas import AnswerBody
     from services.ask import Errand, ask
+    from services.messages import FrameChoice, PruningChoice
 
     # Its bar for the weights appears on no terminal too.
     logging.disable_progress_bar()
@@ -134,10 +151,8 @@ def _ask(options: argparse.Namespace) -> None:
         sampling=SamplingParams(max_new_tokens=options.max_tokens),
         evidence=options.evidence,
     )
-    piece = _drop if options.json else _write
     for reply in ask(settings, errand, _note, piece):
-        _note("")
-        print(_as_json(reply, options.evidence) if options.json else _summary(reply), flush=True)
+        yield AnswerBody.of(reply, options.evidence)
 
 
 def _calibrate(options: argparse.Namespace) -> None:
@@ -193,6 +208,12 @@ def _models(options: argparse.Namespace) -> None:
         print("\n".join([*map(str, listed), "", "families of checkpoints, by name or path:", *map(str, known)]))
 
 
+def _key(options: argparse.Namespace) -> None:
+    key = fresh_key()
+    entry = entry_of(options.tenant, key)
+    print(f"key, shown this once:       {key}\nentry of OCCAM_API_KEYS:    {entry}")
+
+
 def _note(text: str) -> None:
     """What is going on, on a terminal only: one line that the next one overwrites."""
     if sys.stderr.isatty():
@@ -212,23 +233,17 @@ def _write(text: str) -> None:
     print(text, end="", flush=True)
 
 
-def _drop(text: str) -> None:
-    del text
+def _drop(_: str) -> None:
+    pass
 
 
-def _as_json(reply: Reply, evidence: bool) -> str:
-    from services.answer_schemas import AnswerBody
-
-    return AnswerBody.of(reply, evidence).model_dump_json()
-
-
-def _summary(reply: Reply) -> str:
+def _summary(answer: "AnswerBody") -> str:
     """What stands behind an answer's text: tokens and seconds."""
-    usage = reply.finished.usage
+    usage = answer.usage
     tokens = usage.visual_tokens
     return (
         f"\n  visual tokens: {tokens.encoded} encoded, {tokens.stage1} after stage I, {tokens.stage2} after stage II; "
-        f"{reply.total_s:.2f} s, {usage.cached_tokens} of {usage.prompt_tokens} prompt tokens cached"
+        f"{answer.timings.total_s:.2f} s, {usage.cached_tokens} of {usage.prompt_tokens} prompt tokens cached"
     )
 
 
@@ -237,7 +252,8 @@ def _report(error: OccamError, as_json: bool) -> None:
     if as_json:
         from services.statuses import body_of
 
-        print(body_of(error, request_id=None).model_dump_json())
+        body = body_of(error, request_id=None).model_dump()
+        print(json.dumps(getattr(error, "body", body)))
     else:
         print(f"occam: {error.message}", file=sys.stderr)
 

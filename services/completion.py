@@ -1,34 +1,12 @@
 """The OpenAI dialect of an answer: what `POST /v1/chat/completions` gives back, whole or in chunks."""
 
 import time
+from dataclasses import asdict
 from typing import Any
 
-from services.answer_schemas import EXAMPLE_USAGE, EvidenceBody, OccamBody, TimingsBody, UsageBody
-from services.messages import Reply
+from services.answer_schemas import EvidenceBody, OccamBody, TimingsBody, UsageBody
+from services.messages import Progress, Reply
 from services.state import new_id
-
-EXAMPLE_COMPLETION = {
-    "id": "chatcmpl-Qm1x0cV7aZ",
-    "object": "chat.completion",
-    "created": 1780000000,
-    "model": "tiny-video-llava",
-    "choices": [
-        {
-            "index": 0,
-            "message": {"role": "assistant", "content": "red", "refusal": None},
-            "finish_reason": "stop",
-            "logprobs": None,
-        }
-    ],
-    "usage": {**EXAMPLE_USAGE, "total_tokens": 94, "prompt_tokens_details": {"cached_tokens": 74}},
-    "occam": {
-        "session_id": "session-3KfLq0mZ5cV1bY8d",
-        "cache": "memory",
-        "approximate": False,
-        "strategy": "occam",
-        "finish_reason": "stop",
-    },
-}
 
 
 class Completion:
@@ -59,14 +37,20 @@ class Completion:
         choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
         return {**self._common, "object": "chat.completion.chunk", "choices": [choice]}
 
+    def progress(self, progress: Progress) -> dict[str, Any]:
+        """A piece that adds nothing to the answer, and says in our extension how far the work on it is."""
+        return {**self.chunk({}), "occam": {"progress": asdict(progress)}}
+
     def last(self, reply: Reply, delta: dict[str, str], evidence: bool) -> dict[str, Any]:
-        """The chunk that ends the answer; it carries our extension."""
+        """The chunk that ends the answer; it carries our extension, with the usage that OpenAI's dialect leaves out."""
         end = self.chunk(delta, reply.finished.answer.finish_reason)
-        return {**end, "occam": _extension(reply, evidence)}
+        return {**end, "occam": {**_extension(reply, evidence), "usage": _usage(reply)}}
 
     def usage(self, reply: Reply) -> dict[str, Any]:
         """The chunk behind the end that `stream_options.include_usage` asks for."""
-        return {**self._common, "object": "chat.completion.chunk", "choices": [], "usage": _usage(reply)}
+        occam = {"timings": TimingsBody.of(reply).model_dump()}
+        chunk = {**self._common, "object": "chat.completion.chunk", "choices": []}
+        return {**chunk, "usage": _usage(reply), "occam": occam}
 
 
 def _usage(reply: Reply) -> dict[str, Any]:
@@ -84,5 +68,5 @@ def _extension(reply: Reply, evidence: bool) -> dict[str, Any]:
         "session_id": reply.session_id,
         **OccamBody.of(reply).model_dump(),
         "timings": TimingsBody.of(reply).model_dump(),
-        "evidence": EvidenceBody.of(reply.finished.answer.evidence).model_dump() if evidence else None,
+        "evidence": EvidenceBody.of(reply).model_dump() if evidence else None,
     }

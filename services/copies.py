@@ -18,7 +18,7 @@ class Copies:
     """The files of one folder, which one process has to itself."""
 
     def __init__(self, directory: Path, max_bytes: int) -> None:
-        self._directory = directory
+        self.directory = directory
         self._max_bytes = max_bytes
         self._uses: Counter[str] = Counter()
         self._forgotten: set[str] = set()
@@ -29,13 +29,13 @@ class Copies:
 
     def path(self, digest: str) -> Path:
         """Where the copy is, if there is one."""
-        return self._directory / digest
+        return self.directory / digest
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """A folder for a download; gone afterwards, with all that was not kept."""
         try:
-            folder = TemporaryDirectory(dir=self._directory)
+            folder = TemporaryDirectory(dir=self.directory)
         except OSError as error:
             raise Overloaded(f"The video cannot be kept on this machine: {error.strerror}.") from None
         with folder as name:
@@ -78,7 +78,7 @@ class Copies:
             os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
 
     def _trim(self) -> None:
-        copies = {path: path.stat() for path in self._directory.iterdir() if path.is_file()}
+        copies = {path: path.stat() for path in self.directory.iterdir() if path.is_file()}
         total = sum(stat.st_size for stat in copies.values())
         for path in sorted(copies, key=lambda path: copies[path].st_atime_ns):
             if total <= self._max_bytes:

@@ -53,7 +53,7 @@ def main() -> int:
     answers: list[dict[str, Any]] = []
     CLIPS.mkdir(parents=True, exist_ok=True)
     with _file_server(CLIPS) as files:
-        settings = replace(Settings.load(), models=MODELS, port=_free_port(), allow_private_hosts=(files,))
+        settings = replace(Settings.load(), models=MODELS, port=_free_port(), api_keys=(), allow_private_hosts=(files,))
         with running(settings), httpx.Client(base_url=f"http://127.0.0.1:{settings.port}", timeout=PATIENCE_S) as http:
             for seed in range(first, first + options.clips):
                 print(f"\nseed {seed} (again: make demo ARGS='--seed {seed}')", flush=True)

@@ -41,6 +41,11 @@ class EngineThread:
         self._changes: deque[Callable[[], None]] = deque()
         threading.Thread(target=self._run, name="engine", daemon=True).start()
 
+    @property
+    def sequences(self) -> int:
+        """Answers that are in the scheduler, as seen from any thread."""
+        return len(self._scheduler)
+
     async def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of one call."""
         future: Future[T] = Future()

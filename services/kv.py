@@ -36,14 +36,15 @@ class Pulse:
     """Says of the cache that is live whether it answers: it may have died since it was resolved."""
 
     def __init__(self, url: str, detail: str) -> None:
+        self._url = url
         self._detail = detail
-        self._redis = None if url == MEMORY_URL else Redis.from_url(url, socket_timeout=1, socket_connect_timeout=1)
 
     async def detail(self) -> str:
         """The cache in words; one that does not answer costs time only."""
-        if self._redis is not None:
+        if self._url != MEMORY_URL:
             try:
-                await self._redis.ping()
+                async with Redis.from_url(self._url, socket_timeout=1, socket_connect_timeout=1) as redis:
+                    await redis.ping()
             except (RedisError, OSError):
                 return f"{self._detail}, which does not answer: each worker's memory"
         return self._detail

@@ -1,12 +1,14 @@
 """`occam serve`: start what the service needs, run it, and on SIGTERM let it finish what it has begun."""
 
+import ipaddress
 import logging
 import os
 import signal
 import socket
+import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 
 import ray
@@ -17,11 +19,12 @@ from ray.serve.schema import LoggingConfig
 from occam.config import EngineConfig
 from occam.engine import Engine
 from occam.errors import InvalidInput, StoreUnavailable
-from services import metrics
+from services import metrics, tracing
 from services.app import APP_NAME, build_app
 from services.catalogue import models
 from services.decoder import Media
 from services.kv import resolve
+from services.log_collector import collected
 from services.media import LocalMedia
 from services.node_folder import NodeFolder
 from services.private_folder import private_folder
@@ -29,22 +32,27 @@ from services.private_redis import PrivateRedis
 from services.settings import Settings
 
 _STATE_BYTES = 256 << 20
-_QUIET = LoggingConfig(log_level="WARNING")
+_LOG = logging.getLogger(__name__)
 
 
-def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and return; InvalidInput before anything is started."""
+def run(settings: Settings, given: Sequence[str]) -> None:
+    """Serve until SIGTERM or SIGINT, then drain and return; InvalidInput before anything is started.
+
+    given: what is set other than by default, in words
+    """
+    tracing.check(settings)
     for entry in models(list(settings.models)):
         if entry.problem is not None:
             raise InvalidInput(f"{entry.name} is {entry.problem}", "model")
-        if not entry.calibrated:
-            print(f"{entry.name} is not calibrated: it runs strategy none. Run `occam calibrate {entry.name}`.")
     stop = threading.Event()
-    with running(settings, stop=stop) as live:
-        print(f"Cache: {live.kv_detail}. Sessions and videos: {live.state_detail}.")
-        print(f"Occam answers on http://{settings.host}:{settings.port} (API: /docs)", flush=True)
-        stop.wait()
-        print("Finishing the requests that have begun.", flush=True)
+    with collected(settings, sys.stdout) as logged:
+        _LOG.info(f"Settings: {', '.join([*given, 'all others as by default'])}.")
+        with running(logged, stop=stop) as live:
+            _LOG.info(f"Cache: {live.kv_detail}. Sessions and videos: {live.state_detail}.")
+            _warn_if_open(live)
+            _LOG.info(f"Occam answers on http://{settings.host}:{settings.port} (API: /docs)")
+            stop.wait()
+            _LOG.info("Finishing the requests that have begun.")
 
 
 @contextmanager
@@ -68,11 +76,10 @@ def running(
                 for number in (signal.SIGTERM, signal.SIGINT):
                     # After Ray's start, which takes SIGTERM for itself.
                     signal.signal(number, lambda *_: stop.set())
-            serve.start(
-                http_options=HTTPOptions(host=live.host, port=live.port), logging_config={"log_level": "WARNING"}
-            )
+            rays = LoggingConfig(log_level="WARNING", encoding="JSON" if live.log_format == "json" else "TEXT")
+            serve.start(http_options=HTTPOptions(host=live.host, port=live.port), logging_config=rays)
             try:
-                serve.run(build_app(live, load, media), name=APP_NAME, logging_config=_QUIET)
+                serve.run(build_app(live, load, media), name=APP_NAME, logging_config=rays)
                 yield live
             finally:
                 # Deleting drains, as `serve.shutdown()` does not; the rest ends with the cluster.
@@ -134,6 +141,20 @@ def _check_node_directory(settings: Settings) -> None:
             NodeFolder(settings.node_directory, settings.kv_node_bytes, settings.kv_ttl_s).check()
         except StoreUnavailable as error:
             raise InvalidInput(f"OCCAM_KV_NODE_DIRECTORY: {error.message}", "kv_node_directory") from error
+
+
+def _warn_if_open(settings: Settings) -> None:
+    if not settings.api_keys and not _is_loopback(settings.host):
+        _LOG.warning(
+            f"Without OCCAM_API_KEYS everybody who reaches {settings.host} may use the service. "
+            "`occam key TENANT` makes a key."
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def _check_port(settings: Settings) -> None:

@@ -5,7 +5,7 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services import metrics
+from services import logs, metrics
 
 OUTCOME = "occam_outcome"
 """Key of the request's state under which a stream that failed after its start leaves its outcome."""
@@ -29,6 +29,7 @@ class Ledger:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                logs.note(status=status)
             await send(message)
 
         started = time.monotonic()
@@ -40,11 +41,14 @@ class Ledger:
             raise
         except BaseException:
             outcome = outcome_of(500)
+            logs.note(status=500)
             raise
         finally:
             route = getattr(scope.get("route"), "path", "other")
+            seconds = time.monotonic() - started
             metrics.REQUESTS.labels(route, outcome).inc()
-            metrics.REQUEST_SECONDS.labels(route).observe(time.monotonic() - started)
+            metrics.REQUEST_SECONDS.labels(route).observe(seconds)
+            logs.note(route=route, outcome=outcome, seconds=round(seconds, 6))
 
 
 def outcome_of(status: int) -> str:

@@ -5,7 +5,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from pipelines.ingest.source import fetch
 from services.copies import Copies
 from services.messages import DecodedChunk, Described, FrameChoice, Medium, Source
 from services.settings import Settings
+from services.upload_files import UploadFiles
 
 _PACKAGES = {"decord": "decord", "pyav": "av", "pillow": "pillow"}
 _REMEMBERED = 1024
@@ -50,6 +51,9 @@ class LocalMedia:
         # Apart from each other: slow servers must not keep what is here from being decoded.
         self._fetches = asyncio.Semaphore(settings.max_fetches)
         self._children = asyncio.Semaphore(settings.max_decodes)
+        self.uploads = UploadFiles(
+            Path(settings.directory, "uploads"), upload_limits(settings), settings.upload_bytes, 2 * settings.upload_s
+        )
         self._copies = Copies(Path(settings.directory, "media"), settings.video_cache_bytes)
         self._walls: Sandbox | None = None
         self._known: OrderedDict[str, _Known] = OrderedDict()
@@ -67,12 +71,14 @@ class LocalMedia:
             end_s=choice.end_s,
         )
         indices = sample(facts.pts_seconds, sampling)
-        backend = route(known.local, facts)
+        backend = route(known.local, facts, indices)
         medium = Medium(
             kind=known.local.kind,
             url=source.address,
             digest=known.local.digest,
             duration_s=facts.duration_s,
+            width=facts.width,
+            height=facts.height,
             frames=len(facts),
             indices=tuple(indices.tolist()),
             seconds=_seconds(facts, choice),
@@ -88,7 +94,9 @@ class LocalMedia:
                 async for chunk in chunks:
                     yield chunk
             # A copy is never written to; a file under a root is its owner's, and was opened anew by the decoder.
-            if known.local.path != self._copies.path(medium.digest) and not known.local.is_current:
+            if known.local.path.parent not in (self._copies.directory, self.uploads.copies.directory) and (
+                not known.local.is_current
+            ):
                 raise SourceUnavailable("The file changed while it was decoded.", "url")
 
     async def forget(self, digest: str) -> None:
@@ -127,7 +135,7 @@ class LocalMedia:
         uses: what holds the file here until the caller is through with it
         """
         if digest is not None:
-            uses.enter_context(self._copies.in_use(digest))
+            uses.enter_context(self._copies_of(source).in_use(digest))
             known = self._known.get(digest)
             if known is not None and known.local.is_current:
                 self._known.move_to_end(digest)
@@ -135,9 +143,8 @@ class LocalMedia:
         started = time.monotonic()
         local = await self._local(source, digest, uses)
         fetched = time.monotonic()
-        async with self._children:
-            facts = await probe_async(local, self._limits)
-        known = self._known[local.digest] = _Known(local=local, facts=facts)
+        known = self._known[local.digest] = _Known(local=local, facts=await self._facts(local))
+        self._known.move_to_end(local.digest)
         if len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
         return known, (
@@ -145,13 +152,23 @@ class LocalMedia:
             StageStats(stage="probe", started_s=fetched, ended_s=time.monotonic()),
         )
 
+    async def _facts(self, local: LocalFile) -> VideoFacts:
+        """What a probe says of the file; the same bytes have the same facts, wherever they came from this time."""
+        known = self._known.get(local.digest)
+        if known is not None:
+            return known.facts
+        async with self._children:
+            return await probe_async(local, self._limits)
+
     async def _local(self, source: Source, digest: str | None, uses: ExitStack) -> LocalFile:
         """The copy that is here, or a fresh one; SourceUnavailable if the bytes of `digest` are not to be had."""
-        if digest is not None and self._copies.path(digest).exists():
+        if digest is not None and (path := self._copies_of(source).path(digest)).exists():
             with suppress(InvalidInput):  # a damaged copy is as good as none
-                copy = await asyncio.to_thread(open_local, self._copies.path(digest), self._limits)
+                copy = await asyncio.to_thread(open_local, path, self._limits)
                 if copy.digest == digest:
                     return copy
+        if digest is not None and source.is_upload:
+            raise SourceUnavailable("The video was uploaded, and is not on this machine any more. Upload it again.")
         if digest is not None and source.url.startswith("data:"):
             # Its address is a digest by now: the bytes came once, with the request.
             raise SourceUnavailable("The image came inside an earlier request and is not kept any more. Send it again.")
@@ -163,6 +180,9 @@ class LocalMedia:
             uses.enter_context(self._copies.in_use(local.digest))
             return self._copies.keep(local) if local.path.is_relative_to(scratch) else local
 
+    def _copies_of(self, source: Source) -> Copies:
+        return self.uploads.copies if source.is_upload else self._copies
+
 
 def _seconds(facts: VideoFacts, choice: FrameChoice) -> float:
     """Length of the chosen range, as far as the video covers it; like the frames' times, it counts from second 0."""
@@ -170,6 +190,11 @@ def _seconds(facts: VideoFacts, choice: FrameChoice) -> float:
     end = begin + facts.duration_s
     first, last = (min(max(given, begin), end) for given in (choice.start_s or 0.0, choice.end_s or end))
     return last - first
+
+
+def upload_limits(settings: Settings) -> Limits:
+    """The limits on a file that is uploaded: none is larger than all may be together."""
+    return replace(limits_of(settings), max_bytes=min(settings.max_video_bytes, settings.upload_bytes))
 
 
 def limits_of(settings: Settings) -> Limits:

@@ -5,12 +5,17 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Literal
 
-from occam.config import SamplingParams
+from occam.config import Quantization, SamplingParams, Wire
 from occam.kv.key import KVKey
 from occam.stats import StageStats, Usage
-from occam.types import Answer, FrameBatch, MediaKind, Turn
+from occam.types import Answer, FrameBatch, Framing, MediaKind, MediumShape, Turn
+from services.origin import Origin
+
+UPLOAD = "upload:"
+"""What the address of an uploaded video begins with; its digest follows."""
 
 Tier = Literal["memory", "node", "redis", "embeddings", "none"]
+ProgressStage = Literal["fetch", "decode", "encode", "prefill", "generate"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +63,11 @@ class Source:
         return self.url[:8].lower().startswith(("http://", "https://"))
 
     @property
+    def is_upload(self) -> bool:
+        """Whether its bytes came with a request, as a form, and are known by their digest."""
+        return self.url.startswith(UPLOAD)
+
+    @property
     def address(self) -> str:
         """The URL as it is remembered: of one that holds the image itself, only a digest."""
         inside = self.url[:5].lower() == "data:"
@@ -69,6 +79,7 @@ class Medium:
     """A video or an image as the decoder described it: its bytes by digest, its facts, and the frames that are wanted.
 
     url: its source's address; frames: frames in the source; indices: those that are wanted
+    width, height: of an upright frame, in pixels
     seconds: length of the range they were taken from; decoder: backend and version that decodes them
     """
 
@@ -76,10 +87,24 @@ class Medium:
     url: str
     digest: str
     duration_s: float
+    width: int
+    height: int
     frames: int
     seconds: float
     indices: tuple[int, ...]
     decoder: str
+
+    @property
+    def is_upload(self) -> bool:
+        """See `Source.is_upload`."""
+        return self.url.startswith(UPLOAD)
+
+    @property
+    def shape(self) -> MediumShape:
+        """Its size, and about when its frames are: as if all were shown for the same time."""
+        frame_s = self.duration_s / self.frames
+        times = tuple(index * frame_s for index in self.indices)
+        return MediumShape(kind=self.kind, height=self.height, width=self.width, pts_seconds=times)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +125,24 @@ class DecodedChunk:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UploadPiece:
+    """The bytes of an upload from `offset` on; they are sent one piece after the other."""
+
+    upload: str
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ask:
     """One question for a worker.
 
     media: in the order of the prompt, all in front of the first turn
     turns: the session so far as ids; history: (question, answer) texts before it, where there is no session
     evidence: whether the answer shall carry the kept patches of every frame
+    salt: of those who share the media's cached states; may_decode: else a state that is in no cache is NotCached
+    progress: whether it shall be told how far the media's state is while it is built
+    origin: the request that it comes from
     """
 
     media: tuple[Medium, ...]
@@ -116,6 +153,32 @@ class Ask:
     question: str
     sampling: SamplingParams
     evidence: bool
+    salt: str
+    may_decode: bool = True
+    progress: bool = False
+    origin: Origin = field(default_factory=Origin)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a stage of the work on an answer is; nothing is told of a state that a cache has.
+
+    done, total: frames of all media; of `generate`, which is told once as it begins, tokens at most
+    seconds: what the stage has taken so far, in the sense of the answer's timings
+    """
+
+    stage: ProgressStage
+    done: int
+    total: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warmed:
+    """The state of a posted video, by key, and the tier that it came from."""
+
+    key: KVKey
+    cache: Tier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,12 +208,37 @@ class Finished:
     stats: tuple[StageStats, ...]
 
 
-Event = Text | Finished
+Event = Progress | Text | Finished
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What questions about the same media would take.
+
+    encoded: exact; stage1, stage2: by averages, None where there are none; state_tokens: of the state behind the media
+    turns: tokens of each question's turn; past: of turns before them; cached: whether a tier has that state
+    decode_s, encode_s: to make it, both_s: as they overlap; token_s: of the lower layers over one token
+    measured: whether all seconds are by what was measured
+    """
+
+    encoded: int
+    stage1: int | None
+    stage2: int | None
+    state_tokens: int
+    turns: tuple[int, ...]
+    past: int
+    cached: bool
+    kv_bytes: int
+    decode_s: float
+    encode_s: float
+    both_s: float
+    token_s: float
+    measured: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
-    """What a worker serves; `pruning` is what questions get that choose none."""
+    """What a worker serves; `pruning` is what questions get that choose none, `framing` what patches cover."""
 
     name: str
     family: str
@@ -159,17 +247,24 @@ class ServedModel:
     frames: int
     max_positions: int
     calibrated: bool
+    quantization: Quantization
+    wire: Wire
     pruning: PruningChoice
+    framing: Framing
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
     """One question as either dialect puts it. Its media are named by a video's id, by address, or by the session.
 
+    tenant: who asks; digest: of the one source's bytes, where they are known; others are refused then
+    background: whether nobody waits for it, so that questions that somebody waits for go first
     streamed: whether pieces of the answer go out as they come, so that the answer cannot be begun anew
+    deadline_s: in which it must be answered; None leaves that to the service
     """
 
     text: str
+    tenant: str
     model: str | None = None
     video_id: str | None = None
     sources: tuple[Source, ...] = ()
@@ -180,12 +275,18 @@ class Question:
     history: tuple[tuple[str, str], ...] = ()
     sampling: SamplingParams = field(default_factory=SamplingParams)
     evidence: bool = False
+    digest: str | None = None
+    background: bool = False
     streamed: bool = False
+    deadline_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """A finished answer; seconds are counted from when the request came in, `stats` is all it made the node do."""
+    """A finished answer; seconds are counted from when the request came in, `stats` is all it made the node do.
+
+    drawable: whether its evidence was kept, so that it can be drawn over the frames
+    """
 
     finished: Finished
     session_id: str
@@ -193,3 +294,4 @@ class Reply:
     stats: tuple[StageStats, ...]
     ttft_s: float
     total_s: float
+    drawable: bool = False

@@ -59,11 +59,17 @@ DECODE_FAILURES = Counter("occam_decode_failures_total", "Videos that could not 
 BATCH_FRAMES = Histogram("occam_batch_frames", "Frames that one encode took.", buckets=_FRAMES)
 BATCH_SEQUENCES = Histogram("occam_batch_sequences", "Answers that one pass of the model took on.", buckets=_FRAMES)
 QUEUE_DEPTH = Gauge("occam_queue_depth", "Questions taken and unfinished.", multiprocess_mode="livesum")
+QUEUED_VISUAL_TOKENS = Gauge(
+    "occam_queued_visual_tokens", "Visual tokens admitted and not yet encoded.", multiprocess_mode="livesum"
+)
 KV_REQUESTS = Counter("occam_kv_requests_total", "Lookups of a cache tier.", ["tier", "result"])
 KV_SECONDS = Histogram("occam_kv_seconds", "Time that a cache operation took.", ["tier", "op"], buckets=_FAST_SECONDS)
 KV_BYTES = Counter("occam_kv_bytes_total", "Bytes of states read from and written to a tier.", ["tier", "direction"])
 KV_ERRORS = Counter("occam_kv_errors_total", "Cache operations that failed and only cost time.", ["tier", "reason"])
+SPANS = Counter("occam_spans_total", "Spans of traces that left a process, or that no collector took.", ["result"])
 REJECTIONS = Counter("occam_rejections_total", "Requests that were not admitted.", ["reason"])
+JOB_QUESTIONS = Counter("occam_job_questions_total", "Questions of jobs that have their line.", ["outcome"])
+JOB_WAITS = Counter("occam_job_waits_total", "Times that a job waited to ask again, or to keep a line.", ["reason"])
 CANCELLATIONS = Counter("occam_cancellations_total", "Work stopped because the client went away.", ["stage"])
 
 

@@ -2,6 +2,7 @@
 
 import re
 import secrets
+from collections.abc import Callable, Iterable
 
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -14,19 +15,37 @@ _HARMLESS = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 class RequestIds:
-    """Gives every request an id: the client's or the proxy's own if its form is harmless, else a fresh one."""
+    """Gives every request an id: the client's or the proxy's own if its form is harmless, else a fresh one.
+
+    The response carries it once, whatever stands behind has put there: Ray's proxy adds it to what the service sent.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on with exactly one id in its headers."""
-        if scope["type"] == "http":
-            given = [value for name, value in scope["headers"] if name == _NAME]
-            if len(given) != 1 or not _HARMLESS.fullmatch(given[0]):
-                others = [(name, value) for name, value in scope["headers"] if name != _NAME]
-                scope["headers"] = [*others, (_NAME, secrets.token_hex(16).encode())]
-        await self._app(scope, receive, send)
+        """Pass the request on, and its response back, with exactly one id in the headers of each."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = [value for name, value in scope["headers"] if name == _NAME]
+        request_id = given[0] if len(given) == 1 and _HARMLESS.fullmatch(given[0]) else _fresh()
+        scope["headers"] = _with_id(scope["headers"], request_id)
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = _with_id(message.get("headers", ()), request_id)
+            await send(message)
+
+        await self._app(scope, receive, answer)
+
+
+def _fresh() -> bytes:
+    return secrets.token_hex(16).encode()
+
+
+def _with_id(headers: Iterable[tuple[bytes, bytes]], request_id: bytes) -> list[tuple[bytes, bytes]]:
+    return [*((name, value) for name, value in headers if name.lower() != _NAME), (_NAME, request_id)]
 
 
 def in_front_of_ray() -> list[Middleware]:
@@ -35,14 +54,21 @@ def in_front_of_ray() -> list[Middleware]:
 
 
 class BodyLimit:
-    """Refuses a body with 413 as soon as more than `max_bytes` of it have come, whatever its headers say."""
+    """Refuses a body with 413 as soon as more than `max_bytes` of it have come, whatever its headers say.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    bounded_elsewhere: says of a request that its body is looked after by whoever takes it
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, bounded_elsewhere: Callable[[Scope], bool]) -> None:
         self._app = app
+        self._bounded_elsewhere = bounded_elsewhere
         self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, its body counted."""
+        if scope["type"] == "http" and self._bounded_elsewhere(scope):
+            await self._app(scope, receive, send)
+            return
         taken = 0
 
         async def counted() -> Message:

@@ -74,6 +74,10 @@ class NodeStore:
             return False
         return await _to_its_end(self._begin(partial(self._put, key, state)))
 
+    async def has(self, key: KVKey) -> bool:
+        """Whether there is a file of `key`."""
+        return bool(await self._begin(partial(self._folder.read, key.digest, lambda _: True)))
+
     async def delete(self, key: KVKey) -> None:
         """Forget `key`."""
         await self._begin(partial(self._folder.remove, key.digest))

@@ -1,6 +1,8 @@
 """Errors as they go out over HTTP, all in one shape."""
 
 import logging
+from collections.abc import Mapping
+from math import ceil
 from typing import cast
 
 from fastapi import FastAPI, Request
@@ -10,8 +12,9 @@ from starlette.exceptions import HTTPException
 
 from occam import errors
 from services import errors as service
-from services import metrics
+from services import logs, metrics
 from services.middleware import REQUEST_ID_HEADER
+from services.sentences import sentence
 from services.statuses import body_of, error_body, status_of
 
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
@@ -33,26 +36,32 @@ def install(api: FastAPI) -> None:
 
 
 async def _ours(request: Request, error: Exception) -> JSONResponse:
-    error = cast(errors.OccamError, error)
+    return response(request, cast(errors.OccamError, error))
+
+
+def response(request: Request, error: errors.OccamError, challenge: Mapping[str, str] | None = None) -> JSONResponse:
+    """An error as it goes out, counted if the request was not admitted; challenge: headers that go with it."""
     status = status_of(error)
-    headers = {}
-    if status == 503:
+    logs.note(error=error.code)
+    headers = dict(challenge or {})
+    if status in (429, 503):
         retry_after_s = error.retry_after_s if isinstance(error, errors.Overloaded) else 1.0
-        headers["Retry-After"] = str(max(1, round(retry_after_s)))
+        headers["Retry-After"] = str(max(1, ceil(retry_after_s)))
+    if status in (401, 429, 503):
         metrics.REJECTIONS.labels(error.code).inc()
     return JSONResponse(body_of(error, request_id(request)).model_dump(), status, headers)
 
 
 async def _malformed(request: Request, error: Exception) -> JSONResponse:
-    """Pydantic's first finding; the field is named as in the body that was sent."""
-    finding = cast(RequestValidationError, error).errors()[0]
-    place = ".".join(str(part) for part in finding["loc"] if part not in ("body", "path", "query"))
-    message = f"{place}: {finding['msg']}." if place else f"{finding['msg']}."
-    return await _ours(request, service.MalformedRequest(message, place or None))
+    """What pydantic found; the field is named as in the body that was sent."""
+    error = cast(RequestValidationError, error)
+    return await _ours(request, service.MalformedRequest(*sentence(error.errors(), error.body)))
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:
     error = cast(HTTPException, error)
+    if isinstance(error.__cause__, errors.OccamError):  # FastAPI's wrapping of what reading the body raised
+        return await _ours(request, error.__cause__)
     code = _HTTP_CODES.get(error.status_code, "http_error")
     message = f"{request.method} {request.url.path}: {error.detail}."
     body = error_body(error.status_code, code, message, None, request_id(request))
@@ -60,5 +69,8 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    log.error("request %s failed", request_id(request), exc_info=error)
-    return await _ours(request, errors.OccamError("The service failed on this request."))
+    """Starlette answers these in front of every middleware, so the id goes into the header here."""
+    log.error("The service failed on a request.", exc_info=error)
+    response = await _ours(request, errors.OccamError("The service failed on this request."))
+    response.headers[REQUEST_ID_HEADER] = request_id(request)
+    return response

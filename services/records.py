@@ -12,6 +12,7 @@ class VideoRecord:
     """A video that was posted. `failed` says that its frames cannot be had, with the error's code and message."""
 
     id: str
+    tenant: str
     video: Medium
     status: Literal["processing", "ready", "failed"]
     error_code: str = ""
@@ -26,6 +27,7 @@ class Session:
     """
 
     id: str
+    tenant: str
     model: str
     video_id: str | None
     media: tuple[Medium, ...]

@@ -137,6 +137,11 @@ class RedisEntries(Generic[M, T]):
                 await pipeline.execute()
         return True
 
+    async def has(self, key: KVKey) -> bool:
+        """Whether there is a manifest of `key`."""
+        async with self._answering():
+            return bool(await self._redis.hexists(_name(key), _MANIFEST))
+
     async def delete(self, key: KVKey) -> None:
         """Forget the manifest and every part of `key`."""
         async with self._answering():

@@ -1,10 +1,10 @@
 """The HTTP models of requests, videos, models and errors. Field names are the contract with users."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, WithJsonSchema
 
-from occam.config import SEEDS, STRATEGIES
+from occam.config import SEEDS, STRATEGIES, Quantization, SamplingParams, Wire
 from occam.types import MediaKind
 from pipelines.ingest.sample import MAX_FPS
 from services.messages import FrameChoice, Option, PruningChoice, ServedModel
@@ -14,6 +14,14 @@ MAX_TEXT = 32_768
 """Characters of all texts of one request together; what they cost grows with the square of their length."""
 MAX_NAME = 512
 """Characters of an id or a model's name: more than any has, and too few to be a burden."""
+
+MAX_QUESTION = 8192
+"""Characters of one question."""
+
+
+def one_of(*names: str) -> dict[str, Any]:
+    """What the OpenAPI document says of fields of which exactly one is given."""
+    return {"oneOf": [{"required": [name], "properties": {name: {"type": "string"}}} for name in names]}
 
 
 def _unicode(text: str) -> str:
@@ -38,10 +46,14 @@ Strategy = Annotated[str, AfterValidator(_known), WithJsonSchema({"type": "strin
 """A strategy's name."""
 
 
+GivenOption = bool | int | float | str | Annotated[tuple[int, ...], Strict(False)]
+"""A strategy's option as JSON has it, where a tuple is a list."""
+
+
 class Request(BaseModel):
     """A request body of our own: unknown fields are errors, since a misspelt option would be ignored in silence."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class Options(Request):
@@ -53,7 +65,7 @@ class Options(Request):
     budget: float | None = Field(
         default=None, gt=0, description="Patches that a strategy of fixed count keeps: up to 1 a share, above a number."
     )
-    options: dict[str, Option] = Field(
+    options: dict[str, GivenOption] = Field(
         default_factory=dict, max_length=16, description="Further settings of the strategy, by their names."
     )
     start_s: float | None = Field(default=None, ge=0, description="Begin of the range that is looked at, in seconds.")
@@ -66,6 +78,9 @@ class Options(Request):
         default=None, max_length=MAX_NAME, description="Session of an earlier answer, to ask a follow-up."
     )
     evidence: bool = Field(default=False, description="Whether the answer shall say which patches it rests on.")
+    deadline_s: float | None = Field(
+        default=None, gt=0, description="Seconds to the end of the answer, no more than the service's own limit."
+    )
 
     @property
     def frame_choice(self) -> FrameChoice:
@@ -80,15 +95,9 @@ class Options(Request):
         return PruningChoice(strategy=self.strategy, options=self.options | given)
 
 
-class QueryRequest(Options):
-    """A question about a posted video."""
+class Asking(Options):
+    """How a question is put to a model."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={"examples": [{"question": "What color is the circle?"}]},
-    )
-
-    question: str = Field(min_length=1, max_length=8192)
     model: str | None = Field(
         default=None,
         max_length=MAX_NAME,
@@ -97,7 +106,25 @@ class QueryRequest(Options):
     max_tokens: int = Field(default=64, ge=1, le=4096)
     temperature: float = Field(default=0.0, ge=0, le=2)
     seed: int = Field(default=0, ge=SEEDS[0], le=SEEDS[1])
-    stream: bool = Field(default=False, description="Server-sent events: `text` pieces, then the whole `answer`.")
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """How the answer is to be decoded."""
+        return SamplingParams(max_new_tokens=self.max_tokens, temperature=self.temperature, seed=self.seed)
+
+
+class QueryRequest(Asking):
+    """A question about a posted video."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"question": "What color is the circle?"}]},
+    )
+
+    question: str = Field(min_length=1, max_length=MAX_QUESTION)
+    stream: bool = Field(
+        default=False, description="Server-sent events: `progress`, `text` pieces, then the whole `answer`."
+    )
 
 
 class VideoRequest(Request):
@@ -135,6 +162,28 @@ class VideoBody(BaseModel):
         )
 
 
+EXAMPLE_MODELS: dict[str, Any] = {
+    "object": "list",
+    "data": [
+        {
+            "id": "tiny-video-llava",
+            "object": "model",
+            "created": 0,
+            "owned_by": "occam",
+            "family": "video_llava",
+            "digest": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+            "media": ["video", "image"],
+            "frames": 8,
+            "max_positions": 4096,
+            "calibrated": True,
+            "quantization": "none",
+            "kv_wire": "exact",
+            "defaults": {"strategy": "occam", "lambda1": 1.0, "lambda2": 1.0},
+        }
+    ],
+}
+
+
 class ModelBody(BaseModel):
     """A served model."""
 
@@ -148,6 +197,8 @@ class ModelBody(BaseModel):
     frames: int = Field(description="Frames sampled by default of a video.")
     max_positions: int
     calibrated: bool = Field(description="Whether strategy `occam` can run.")
+    quantization: Quantization = Field(description="`int8`: linear maps in 8 bits (`OCCAM_QUANTIZATION`).")
+    kv_wire: Wire = Field(description="`int8`: states that came from the shared tier are approximate.")
     defaults: dict[str, str | float | None] = Field(description="Pruning of questions that choose none.")
 
     @classmethod
@@ -162,6 +213,8 @@ class ModelBody(BaseModel):
             frames=served.frames,
             max_positions=served.max_positions,
             calibrated=served.calibrated,
+            quantization=served.quantization,
+            kv_wire=served.wire,
             defaults={
                 "strategy": pruning.strategy,
                 "lambda1": pruning.number("lambda1"),
@@ -173,8 +226,16 @@ class ModelBody(BaseModel):
 class ModelList(BaseModel):
     """Every served model, the default one first."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE_MODELS]})
+
     object: Literal["list"] = "list"
     data: list[ModelBody]
+
+
+class Alive(BaseModel):
+    """A probe that succeeds."""
+
+    status: Literal["ok"] = "ok"
 
 
 class Ready(BaseModel):
@@ -185,6 +246,8 @@ class Ready(BaseModel):
     kv: str = Field(examples=["memory, private redis"])
     state: str = Field(examples=["private redis, lost when the service stops"])
     sandbox: str = Field(description="Walls round decoding that the host lacks.", examples=["complete"])
+    quantization: Quantization = Field(description="`int8`: models hold and multiply linear maps in 8 bits.")
+    kv_wire: Wire = Field(description="How states reach the shared tier: bit for bit, or smaller and approximate.")
 
 
 class ErrorDetail(BaseModel):

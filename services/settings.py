@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -11,13 +11,22 @@ import yaml
 
 from occam.config import Dtype, EngineConfig, Quantization, Wire
 from occam.errors import InvalidInput
+from services.allowances import Allowance, allowances
+from services.keys import Keys
 
 PREFIX = "OCCAM_"
 FILE_VARIABLE = "OCCAM_CONFIG"
+KEY_VARIABLE = "OCCAM_API_KEY"
+"""The key that a client of the service sends, which is no setting of the service itself."""
+
+_NO_SETTINGS = (FILE_VARIABLE, KEY_VARIABLE)
+_STANDARD_ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 _ABOVE_ZERO = (
     "deadline_s", "kv_ttl_s", "session_ttl_s", "session_first_ttl_s", "max_body_bytes", "max_fetches", "max_decodes",
-    "threads", "chunk_frames", "batch_sequences", "batch_tokens", "workers", "max_ongoing",
+    "threads", "chunk_frames", "batch_sequences", "batch_tokens", "workers", "max_ongoing", "max_queued_tokens",
+    "upload_bytes", "upload_s",
+    "job_concurrency", "max_jobs", "max_job_questions", "max_job_bytes", "job_ttl_s", "job_lease_s", "job_patience_s",
 )  # fmt: skip
 
 _KUBERNETES = re.compile(PREFIX + r"(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
@@ -31,20 +40,44 @@ class Settings:
     kv_url: the cache's shared tier: `auto` (a private server), `memory://` (none), `redis://`, `rediss://`, `unix://`
     state_url: sessions and videos: `auto` (a private server) or the URL of a Redis without eviction
     session_ttl_s: videos, and sessions, that are not used; session_first_ttl_s: sessions that nobody has followed up on
+    api_keys: `tenant:hash` of each key that is let in, as `occam key` prints it (none: everybody is one tenant)
+    quota_requests: costly requests of a tenant in a minute; quota_video_seconds: seconds of video newly decoded for it
+    in a day; 0: as many as come. tenant_quotas: `tenant:requests:seconds` of tenants for which it is otherwise
     allowed_hosts: hosts that may be fetched (empty: every public one); allow_private_hosts: host:port, private or not
     file_roots: directories of which files may be named by path (none by default)
-    max_images: images in one conversation
+    max_video_bytes, max_video_seconds, max_video_pixels, max_video_frames: of one video: its file, its length, one
+    frame, frames walked; max_image_bytes, max_image_pixels: of one image; max_images: images in one conversation
+    video_cache_bytes: of fetched files on one node, those that are just being fetched not among them
+    deadline_s: in which every request must be through; one may name less
     max_fetches, max_decodes: files that one node fetches, and reads in children, at a time; others wait
     max_body_bytes: of a request; images inside it are a third longer than their files: one of the largest fits
-    workers: replicas per model; max_ongoing: requests that one replica takes at a time; max_queued: waiting behind them
+    device, dtype: that models run on and in; threads: of one worker; chunk_frames: that go through the tower together
+    workers: replicas per model; gpus_per_worker: whole or a fraction, as Ray counts them
+    max_queued_tokens: visual tokens that one worker has yet to encode, cached ones not among them; beyond it new media
+    are refused, and everything else goes on
+    max_ongoing: questions of any kind that one worker holds at a time, for each holds its state in memory; max_queued:
+    that wait for a worker to take them, in one ingress. They are the bound on follow-ups; new media meet the one before
+    job_concurrency: videos of jobs in hand at a time, one question of each; below max_ongoing, so that others find room
+    job_patience_s: a job's question begins when no other is in flight, or after so long
+    max_jobs: of one tenant, finished ones included; max_job_questions: videos x questions of one job
+    max_job_bytes: that the jobs of one tenant take in the store, results included; job_ttl_s: how long results are kept
+    job_lease_s: after which a job is taken over from an ingress that has died
     quantization: `int8` holds and multiplies linear maps in 8 bits, on CPUs with AVX512-VNNI
     batch_sequences, batch_tokens: answers that one worker decodes together, and tokens of one prefill, at most
     kv_wire: states reach the shared tier bit for bit (`exact`), or smaller and approximate (`int8`): answers say so
     kv_memory_bytes: states in one worker's memory; kv_entry_bytes: largest state that goes into the shared tier
     kv_node_bytes: states in files that all workers of a node share, and those that are started anew; 0: none, since a
     private server gives as much. For several workers of a node whose shared tier is elsewhere, or none
+    kv_ttl_s: for how long a state is kept in the shared tier and on the node
+    shared_cache: tenants share cached states: less work, and how quick an answer is tells what others have asked about
     kv_node_directory: of those files, this user's alone, made if its parent is there; `kv` in `directory` where empty
-    directory: node-local files (fetched videos and images, metrics); a fresh private one where empty
+    log_format: `json` or `text` lines on standard output; `auto`: text on a terminal, else JSON
+    log_level: of the least important lines; libraries' stay with Ray; log_socket: where the launcher takes lines
+    otlp_endpoint: the OTLP/HTTP collector that traces are sent to, e.g. `http://localhost:4318`, in the extra `otel`;
+    without one `OTEL_EXPORTER_OTLP_ENDPOINT`; none where both are empty
+    upload_bytes: of all uploaded videos together, which are kept in `directory` as long as a video's record refers to
+    them; upload_s: that one upload may take to come
+    directory: node-local files (fetched and uploaded videos and images, metrics); a fresh private one where empty
     kv_detail, state_detail: what `auto` came to, in words for `/readyz`; the launcher fills them in
     """
 
@@ -56,9 +89,14 @@ class Settings:
     kv_entry_bytes: int = 256 << 20
     kv_node_bytes: int = 0
     kv_node_directory: str = ""
+    shared_cache: bool = False
     state_url: str = "auto"
     session_ttl_s: float = 7 * 86_400.0
     session_first_ttl_s: float = 3600.0
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    quota_requests: int = 0
+    quota_video_seconds: float = 0.0
+    tenant_quotas: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     allow_private_hosts: tuple[str, ...] = ()
     file_roots: tuple[str, ...] = ()
@@ -73,6 +111,8 @@ class Settings:
     max_fetches: int = 32
     max_decodes: int = 32
     video_cache_bytes: int = 8 << 30
+    upload_bytes: int = 8 << 30
+    upload_s: float = 900.0
     deadline_s: float = 120.0
     device: str = "cpu"
     dtype: Dtype = "float32"
@@ -83,8 +123,20 @@ class Settings:
     batch_tokens: int = 8192
     gpus_per_worker: float = 0.0
     workers: int = 1
-    max_ongoing: int = 32
-    max_queued: int = 32
+    max_queued_tokens: int = 16_384
+    max_ongoing: int = 64
+    max_queued: int = 64
+    log_format: Literal["auto", "json", "text"] = "auto"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_socket: str = ""
+    otlp_endpoint: str = ""
+    job_concurrency: int = 2
+    job_patience_s: float = 2.0
+    max_jobs: int = 100
+    max_job_questions: int = 10_000
+    max_job_bytes: int = 64 << 20
+    job_ttl_s: float = 86_400.0
+    job_lease_s: float = 10.0
     host: str = "127.0.0.1"
     port: int = 8000
     directory: str = ""
@@ -97,15 +149,33 @@ class Settings:
         for name in _ABOVE_ZERO:
             if not getattr(self, name) > 0:
                 raise InvalidInput(f"{PREFIX}{name.upper()} must be above 0, got {getattr(self, name)}.", name)
+        Keys(self.api_keys)
+        self.allowance("")
+        if self.kv_wire != "exact" and self.kv_url == "memory://":
+            raise InvalidInput(
+                f"OCCAM_KV_WIRE={self.kv_wire} needs a shared tier, and OCCAM_KV_URL is memory://.",
+                "kv_wire",
+            )
         if not 1 <= self.port <= 65535:
             raise InvalidInput(f"{PREFIX}PORT must lie in 1..65535, got {self.port}.", "port")
 
     @classmethod
-    def load(cls, environ: Mapping[str, str] = os.environ) -> "Settings":
-        """Settings from the yaml file that `OCCAM_CONFIG` names, overridden by the environment."""
+    def load(cls, environ: Mapping[str, str] = os.environ, **command_line: Any) -> "Settings":
+        """Settings from the yaml file that `OCCAM_CONFIG` names, overridden by the environment and the command line.
+
+        command_line: of those that are None nothing was said there
+        """
+        return cls(**{name: given.value for name, given in cls.given(environ, **command_line).items()})
+
+    @classmethod
+    def given(cls, environ: Mapping[str, str] = os.environ, **command_line: Any) -> "dict[str, Given]":
+        """What is set at all, by name, and where; InvalidInput for unknown names and values of a wrong type."""
         known = {field.name: field.type for field in fields(cls)}
-        values = {name: _parse(name, kind, value) for name, kind, value in _given(known, environ)}
-        return cls(**values)
+        said = {name: Given(value, "command line") for name, value in command_line.items() if value is not None}
+        return {
+            name: replace(given, value=_parse(name, known[name], given.value))
+            for name, given in (_given(known, environ) | said).items()
+        }
 
     @property
     def metrics_directory(self) -> Path:
@@ -116,6 +186,15 @@ class Settings:
     def node_directory(self) -> Path:
         """The folder in which the workers of this node share states."""
         return Path(self.kv_node_directory or Path(self.directory, "kv"))
+
+    def salt(self, tenant: str) -> str:
+        """What keeps a tenant's cached states apart from those of others; one for all where they share them."""
+        return "" if self.shared_cache else tenant
+
+    def allowance(self, tenant: str) -> Allowance:
+        """The quotas of a tenant."""
+        usual = Allowance(requests=self.quota_requests, video_seconds=self.quota_video_seconds)
+        return allowances(self.tenant_quotas).get(tenant, usual)
 
     def engine(self, model: str) -> EngineConfig:
         """How a worker of `model` runs its engine."""
@@ -131,24 +210,36 @@ class Settings:
         )
 
 
+@dataclass(frozen=True)
+class Given:
+    """A value that was set, and where: on the command line, in the environment, or in a file."""
+
+    value: Any
+    where: str
+
+
 def model_name(model: str) -> str:
     """What requests and metrics call a model that is configured by name or by path."""
     return Path(model).name
 
 
-def _given(known: Mapping[str, Any], environ: Mapping[str, str]) -> list[tuple[str, Any, Any]]:
-    """(name, type, raw value) of everything that is set, the environment's last; InvalidInput for unknown names."""
+def _given(known: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Given]:
+    """Everything that file and environment set, raw; InvalidInput for unknown names."""
     path = environ.get(FILE_VARIABLE)
     from_file = _read(Path(path)) if path else {}
     from_environment = {
         name.removeprefix(PREFIX).lower(): value
         for name, value in environ.items()
-        if name.startswith(PREFIX) and name != FILE_VARIABLE and not _is_kubernetes(name, value)
+        if name.startswith(PREFIX) and name not in _NO_SETTINGS and not _is_kubernetes(name, value)
     }
+    if environ.get(_STANDARD_ENDPOINT):
+        from_environment.setdefault("otlp_endpoint", environ[_STANDARD_ENDPOINT])
     for name in (*from_file, *from_environment):
         if name not in known:
             raise InvalidInput(f"There is no setting {name!r} ({PREFIX}{name.upper()}).", name)
-    return [(name, known[name], value) for name, value in (from_file | from_environment).items()]
+    return {name: Given(value, str(path)) for name, value in from_file.items()} | {
+        name: Given(value, "environment") for name, value in from_environment.items()
+    }
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -172,13 +263,25 @@ def _is_kubernetes(name: str, value: str) -> bool:
 def _parse(name: str, kind: Any, value: Any) -> Any:
     """A raw value (text from the environment, anything from yaml) as the field's type."""
     if get_origin(kind) is tuple:
+        if not isinstance(value, str | list):
+            raise InvalidInput(f"{name} must be a list, or text with commas.", name)
         items = value.split(",") if isinstance(value, str) else value
         return tuple(str(item).strip() for item in items if str(item).strip())
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
             raise InvalidInput(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}.", name)
         return value
+    if kind is bool:
+        return _switch(name, value)
     try:
         return kind(value)
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"{name} must be of type {kind.__name__}, got {value!r}.", name) from error
+
+
+def _switch(name: str, value: Any) -> bool:
+    """A raw value as yes or no: any text that is not empty would else be true."""
+    known = {"true": True, "1": True, "false": False, "0": False}
+    if str(value).lower() not in known:
+        raise InvalidInput(f"{name} must be true or false, got {value!r}.", name)
+    return known[str(value).lower()]

@@ -6,6 +6,8 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from services import origin
+
 T = TypeVar("T")
 
 
@@ -26,8 +28,11 @@ class SingleFlight(Generic[T]):
         flight = self._flights.get(key)
         own = flight is None
         if flight is None:
-            # A context of its own: the run belongs to no single request and must not be cancelled with one.
-            flight = _Flight(asyncio.create_task(start(), context=Context()))
+            # A context of its own: the run belongs to no single request and must not be cancelled with one. In logs
+            # and traces it is under the one that came first.
+            context = Context()
+            context.run(origin.adopt, origin.current())
+            flight = _Flight(asyncio.create_task(start(), context=context))
             self._flights[key] = flight
             flight.task.add_done_callback(lambda _: self._land(key, flight))
         flight.waiters += 1

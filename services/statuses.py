@@ -6,13 +6,17 @@ from services.schemas import ErrorBody, ErrorDetail
 
 # The first class that fits decides, so that a subclass stands before its base.
 STATUSES: tuple[tuple[type[errors.OccamError], int], ...] = (
+    (service.InvalidKey, 401),
     (service.MalformedRequest, 400),
     (service.NotFound, 404),
     (errors.UnknownModel, 404),
     (service.SessionBusy, 409),
     (errors.VideoTooLarge, 413),
     (errors.UnsupportedVideo, 415),
+    (service.WrongContentType, 415),
     (errors.InvalidInput, 422),
+    (service.QuotaExceeded, 429),
+    (service.TooManyJobs, 429),
     (errors.Overloaded, 503),
     (errors.StoreUnavailable, 503),
     (service.ReplicaLost, 503),
@@ -20,7 +24,13 @@ STATUSES: tuple[tuple[type[errors.OccamError], int], ...] = (
     (service.DeadlineExceeded, 504),
     (errors.OccamError, 500),
 )
-_TYPES = {503: "unavailable_error", 504: "timeout_error", 500: "server_error"}
+_TYPES = {
+    401: "authentication_error",
+    429: "rate_limit_error",
+    503: "unavailable_error",
+    504: "timeout_error",
+    500: "server_error",
+}
 
 
 def status_of(error: errors.OccamError) -> int:

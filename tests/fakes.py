@@ -18,13 +18,16 @@ import numpy as np
 import torch
 
 from occam.config import EngineConfig, NoPruning, OccamToken, Pruning, SamplingParams
+from occam.engine.plan import Plan
 from occam.errors import InvalidInput, SourceUnavailable, UnsupportedVideo
 from occam.models.base import ModelInfo
 from occam.stats import StageStats, VisualTokenCounts
 from occam.tensors import MediaTokens, MediumTokens, PrefixState
-from occam.types import Answer, Evidence, FrameBatch, FrameEvidence, MediaKind, Turn
+from occam.types import Answer, Evidence, FrameBatch, FrameEvidence, MediaKind, MediumShape, Turn
+from services.media import upload_limits
 from services.messages import DecodedChunk, Described, FrameChoice, Medium, Source
 from services.settings import Settings
+from services.upload_files import UploadFiles
 
 PATCHES = 4
 END = 0
@@ -36,8 +39,8 @@ class FakeEngine:
 
     It takes videos, or what `MEDIA` says of its name.
     Each frame becomes `PATCHES` tokens with ids of its brightness; stage I keeps half of them, stage II one a frame.
-    Words in the question make it behave: `slow` (50 ms a word), `crash` (a bug), `pid` (says its process), `who` (says
-    its name).
+    Words in the question make it behave: `slow` (50 ms a word), `endless` (as slow, for minutes), `crash` (a bug),
+    `pid` (says its process), `who` (says its name).
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -76,8 +79,22 @@ class FakeEngine:
     def chunk(self, pruning: Pruning, frames: int) -> int:
         return self.config.chunk_frames
 
+    def plan(
+        self, media: Sequence[MediumShape], pruning: Pruning, system: str, questions: Sequence[str], first: bool = True
+    ) -> Plan:
+        frames = sum(len(medium.pts_seconds) for medium in media)
+        return Plan(
+            encoded=frames * PATCHES,
+            beside=1 + len(_ids(system)),
+            turns=tuple(len(_ids(question)) for question in questions),
+            token_nbytes=44,
+        )
+
     def key_facts(self, pruning: Pruning) -> dict[str, str | int | float]:
         return {"model": self.info.name, "strategy": pruning.name, "lambda1": getattr(pruning, "lambda1", 0.0)}
+
+    def visual_tokens(self, kind: MediaKind, frames: int, height: int, width: int) -> int:
+        return frames * PATCHES
 
     def begin(self, pruning: Pruning, system: str = "") -> PrefixState:
         return _state(torch.tensor([1, *_ids(system)]), torch.zeros(0, dtype=torch.int64), frames=0)
@@ -142,7 +159,9 @@ class FakeEngine:
     def generation(
         self, state: PrefixState, question: str, pruning: Pruning, sampling: SamplingParams
     ) -> "FakeGeneration":
-        return FakeGeneration(self.stream(state, question, pruning, sampling), 0.05 if "slow" in question else 0)
+        return FakeGeneration(
+            self.stream(state, question, pruning, sampling), 0.05 if "slow" in question or "endless" in question else 0
+        )
 
     def start(self, generations: "Sequence[FakeGeneration]") -> None:
         self.step(generations)
@@ -167,6 +186,8 @@ class FakeEngine:
             words.append(f" by {self.info.name}")
         if "slow" in question:
             words += [" and"] * 40
+        if "endless" in question:
+            words += [" on"] * 10_000
         words = words[: sampling.max_new_tokens]
         yield from words
         text = "".join(words)
@@ -225,6 +246,9 @@ class FakeMedia:
     def __init__(self, settings: Settings) -> None:
         self._here: set[str] = set()
         self._directory = Path(settings.directory)
+        self.uploads = UploadFiles(
+            self._directory / "uploads", upload_limits(settings), settings.upload_bytes, 2 * settings.upload_s
+        )
 
     async def describe(self, source: Source, choice: FrameChoice, frames: int, digest: str | None) -> Described:
         parts = urlsplit(source.url)
@@ -239,7 +263,10 @@ class FakeMedia:
         options = parse_qs(parts.query)
         total = 1 if kind == "image" else int(options.get("frames", ["16"])[0])
         wanted = min(frames, choice.max_frames or frames, total)
-        digest = sha256(parts.netloc.encode()).hexdigest()
+        if not source.is_upload:
+            digest = sha256(parts.netloc.encode()).hexdigest()
+        elif digest is None or not self.uploads.copies.path(digest).exists():
+            raise SourceUnavailable("Upload it again.", "url")
         stats: tuple[StageStats, ...] = ()
         if digest not in self._here:
             now = time.monotonic()
@@ -250,6 +277,8 @@ class FakeMedia:
             url=source.address,
             digest=digest,
             duration_s=0.0 if kind == "image" else total / 8,
+            width=8,
+            height=8,
             frames=total,
             indices=tuple(int(choice.start_s or 0) + i * total // wanted for i in range(wanted)),
             seconds=0.0 if kind == "image" else total / 8,
@@ -258,6 +287,8 @@ class FakeMedia:
         return Described(medium=medium, stats=stats)
 
     async def decode(self, medium: Medium, chunk_frames: int) -> AsyncGenerator[DecodedChunk]:
+        if medium.is_upload and not self.uploads.copies.path(medium.digest).exists():
+            raise SourceUnavailable("Upload it again.", "url")
         delay = float(parse_qs(urlsplit(medium.url).query).get("delay", ["0"])[0])
         for start in range(0, len(medium.indices), chunk_frames):
             indices = np.array(medium.indices[start : start + chunk_frames])

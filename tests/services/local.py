@@ -1,7 +1,7 @@
 """Deployments in this process: the handles' interface over plain objects, pickling all that crosses."""
 
 import pickle
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
 from typing import Any
 
 
@@ -17,12 +17,12 @@ class LocalHandle:
         self.method = method
         self.streams = streams
 
-    def options(self, method_name: str, stream: bool = False) -> "LocalHandle":
+    def options(self, method_name: str, stream: bool = False, session_id: str = "") -> "LocalHandle":
         return LocalHandle(self.target, method_name, stream)
 
     def remote(self, *args: Any) -> Any:
         called = getattr(self.target, self.method)(*crossed(args))
-        return LocalStream(called) if self.streams else _result(called)
+        return LocalStream(called) if self.streams else LocalCall(called)
 
     def broadcast(self, method: str, *args: Any) -> "LocalBroadcast":
         return LocalBroadcast(getattr(self.target, method)(*crossed(args)))
@@ -36,6 +36,17 @@ class LocalBroadcast:
 
     async def results_async(self) -> list[Any]:
         return [crossed(await self.called)]
+
+
+class LocalCall:
+    def __init__(self, called: Any) -> None:
+        self.called = called
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return _result(self.called).__await__()
+
+    def cancel(self) -> None:
+        pass
 
 
 class LocalStream:

@@ -243,10 +243,11 @@ def test_workers_of_a_node_share_states_in_files_that_are_forgotten_with_their_v
 ) -> None:
     node = {"kv_url": "memory://", "kv_memory_bytes": 1, "kv_node_bytes": 1 << 20}
     clip = "fake://node?delay=0.2"
-    answers = []
+    answers, posted = [], []
 
     async def one(service: World) -> None:
-        first = await service.query(await service.post_video(clip), "what?")
+        posted.append(await service.post_video(clip))
+        first = await service.query(posted[0], "what?")
         await service.worker.target._prefixes._tiers.drain()
         answers.append(first["answer"])
 
@@ -263,6 +264,8 @@ def test_workers_of_a_node_share_states_in_files_that_are_forgotten_with_their_v
             assert (await service.query(video, "what?"))["occam"]["cache"] == tier
         await service.worker.target._prefixes._tiers.drain()
         assert path.exists(), "written anew"
+        assert (await service.http.delete(f"/v1/videos/{posted[0]}")).status_code == 204
+        assert path.exists(), "the other video has the same bytes"
         assert (await service.http.delete(f"/v1/videos/{video}")).status_code == 204
         assert list((tmp_path / "kv").iterdir()) == []
 
@@ -742,7 +745,9 @@ def test_models_and_the_document_describe_the_service(play: Callable[..., None])
         document = (await service.http.get("/openapi.json")).json()
         routes = {
             "/v1/videos", "/v1/videos/{video_id}", "/v1/videos/{video_id}/queries", "/v1/chat/completions",
+            "/v1/sessions/{session_id}", "/v1/sessions/{session_id}/turns/{turn}/frames/{index}.png",
             "/v1/models", "/healthz", "/readyz", "/startupz", "/metrics",
+            "/v1/jobs", "/v1/jobs/{job_id}", "/v1/jobs/{job_id}/results", "/v1/estimate",
         }  # fmt: skip
         assert set(document["paths"]) == routes
         for path, methods in document["paths"].items():
@@ -771,7 +776,10 @@ def test_a_model_without_calibration_refuses_to_prune(
             response = await service.http.post(path, json=asked)
             error = response.json()["error"]
             assert (response.status_code, error["code"]) == (422, "not_calibrated"), response.text
-            assert f"Run `occam calibrate {bare}`" in error["message"]
+            assert "Run `occam calibrate`" in error["message"]
+            assert str(bare.parent) not in error["message"], "where it lies is nobody's business"
+            prefix = "occam." if "chat" in path else ""
+            assert error["param"] == f"{prefix}{next(iter(options))}"
 
     play(scene, models=(str(bare),), load=Engine.load)
 

@@ -187,7 +187,7 @@ def test_a_model_without_calibration_answers_unpruned_and_says_how_to_prune(
     assert main([*arguments, "--strategy", "occam"]) == 1
     error = json.loads(capsys.readouterr().out)["error"]
     assert error["code"] == "not_calibrated"
-    assert f"Run `occam calibrate {bare}`" in error["message"]
+    assert "Run `occam calibrate`" in error["message"]
 
 
 def test_serving_an_unknown_model_fails_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:

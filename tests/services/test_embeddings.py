@@ -216,7 +216,16 @@ def test_embeddings_are_known_by_all_that_the_tower_saw_and_by_nothing_else(tmp_
     engine = load(write_checkpoint(tmp_path))
     clip, other = (
         Medium(
-            kind="video", url="", digest=digest, duration_s=1.0, frames=8, seconds=1.0, indices=(0, 4), decoder="d 1"
+            kind="video",
+            url="",
+            digest=digest,
+            duration_s=1.0,
+            width=8,
+            height=8,
+            frames=8,
+            seconds=1.0,
+            indices=(0, 4),
+            decoder="d 1",
         )
         for digest in ("a", "b")
     )

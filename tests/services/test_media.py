@@ -15,7 +15,9 @@ import pytest
 
 from occam.errors import InvalidInput, Overloaded, SourceUnavailable
 from pipelines.ingest import process
+from pipelines.ingest.limits import Limits
 from pipelines.ingest.local_file import LocalFile
+from pipelines.ingest.probe import VideoFacts, probe_async
 from services.media import LocalMedia
 from services.messages import DecodedChunk, FrameChoice, Medium, Source
 from services.settings import Settings
@@ -110,6 +112,26 @@ def test_a_video_is_fetched_probed_and_decoded_once_it_is_asked_for(site: Site) 
         assert [stage.stage for stage in described.stats] == ["fetch", "probe"]
         assert await shades(media.decode(video, 2)) == [20] * 8
         assert (await media.describe(Source(url=site.url("a"), kind=None), FrameChoice(), 4, video.digest)).stats == ()
+
+    asyncio.run(scene())
+
+
+def test_the_same_bytes_are_probed_once_wherever_they_come_from(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    probed: list[str] = []
+
+    async def probe(local: LocalFile, limits: Limits) -> VideoFacts:
+        probed.append(local.digest)
+        return await probe_async(local, limits)
+
+    monkeypatch.setattr("services.media.probe_async", probe)
+
+    async def scene() -> None:
+        media = site.media()
+        (site.files / "same").write_bytes((site.files / "a").read_bytes())
+        urls = [site.url("a"), site.url("a"), site.url("same"), str(site.files / "a")]
+        assert len({(await look(media, url)).digest for url in urls}) == 1
+        await look(media, site.url("b"))
+        assert probed == [site.digests["a"], site.digests["b"]]
 
     asyncio.run(scene())
 

@@ -1,12 +1,17 @@
 """The service on real Ray Serve, two workers, fakes inside: what only processes and sockets can show."""
 
+import asyncio
+import hashlib
+import json
 import os
+import random
 import re
 import signal
 import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,13 +26,21 @@ from services.launch import running
 from services.messages import Ask, FrameChoice, PruningChoice, Source
 from services.settings import Settings
 from tests.fakes import FakeEngine, FakeMedia
+from tests.soak.cancelled import WORK, chat, hang_up_all, until_idle
+from tests.soak.live import processes
+from tests.soak.overload import overload
 
 MODEL, OTHER = "fake", "fake-both"
 CLIP = {"type": "video_url", "video_url": {"url": "fake://openai"}}
 
 
 @pytest.fixture(scope="session")
-def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("node") / "kv"
+
+
+@pytest.fixture(scope="session")
+def base_url(node_folder: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -39,7 +52,7 @@ def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         port=port,
         deadline_s=60,
         kv_node_bytes=64 << 20,
-        kv_node_directory=str(tmp_path_factory.mktemp("node") / "kv"),
+        kv_node_directory=str(node_folder),
     )
     with running(settings, load=FakeEngine.load, media=FakeMedia):
         yield f"http://127.0.0.1:{port}"
@@ -77,16 +90,46 @@ def totals(http: httpx.Client, name: str) -> dict[tuple[str, ...], float]:
     return found
 
 
-def test_a_session_goes_on_on_every_replica(http: httpx.Client) -> None:
-    video = post_video(http, "fake://session")
-    first = query(http, video, "what pid?")
-    pids = {first["answer"].split("pid ")[1]}
-    for turn in range(1, 12):
-        answer = query(http, video, "and pid?", session_id=first["session_id"])["answer"]
-        assert f" turn {turn} " in answer
-        pids.add(answer.split("pid ")[1])
-    assert len(pids) == 2, "both workers took part"
-    assert query(http, video, "what?")["occam"]["cache"] in ("memory", "node")
+def pid_in(text: str) -> int:
+    return int(text.split("pid ")[1])
+
+
+def test_follow_ups_go_to_the_worker_that_holds_the_state(base_url: str) -> None:
+    """Forty conversations of three turns, eight at a time."""
+
+    def converse(client: httpx.Client, number: int) -> list[dict[str, Any]]:
+        body = chat(MODEL, f"fake://talk{number}", "what pid?")
+        turns = [client.post("/v1/chat/completions", json=body).json()]
+        for _ in range(2):
+            body["occam"] = {"session_id": turns[0]["occam"]["session_id"]}
+            turns.append(client.post("/v1/chat/completions", json=body).json())
+        return turns
+
+    with httpx.Client(base_url=base_url, timeout=60) as client, ThreadPoolExecutor(8) as pool:
+        sessions = list(pool.map(lambda number: converse(client, number), range(40)))
+    pids = [[pid_in(turn["choices"][0]["message"]["content"]) for turn in turns] for turns in sessions]
+    assert len({pid for turns in pids for pid in turns}) == 2, "both workers took part"
+    caches = [turn["occam"]["cache"] for turns in sessions for turn in turns[1:]]
+    assert caches.count("memory") >= 0.95 * len(caches), caches
+
+
+def test_nobody_works_for_those_who_hung_up(http: httpx.Client, base_url: str) -> None:
+    """Two hundred at random moments, in what would take a minute: in the fetch, in decoding, in the answer."""
+    asked = [
+        chat(MODEL, url, question, stream=number % 2 == 0, max_tokens=4096)
+        for number in range(200)
+        for url, question in [
+            (
+                (f"fake://gone{number}?fetch=60", "what?"),
+                (f"fake://gone{number}?delay=15", "what?"),
+                ("fake://here", "endless?"),
+            )[number % 3]
+        ]
+    ]
+    post_video(http, "fake://here")
+    seen = hang_up_all(base_url, MODEL, asked, longest_s=1.2)
+    assert seen == WORK - {"decodes"}, "everything but processes, which fakes have none of"
+    until_idle(MODEL, patience_s=20)
 
 
 def test_a_deleted_video_is_gone_from_every_process(http: httpx.Client) -> None:
@@ -99,6 +142,30 @@ def test_a_deleted_video_is_gone_from_every_process(http: httpx.Client) -> None:
     content = [{"type": "video_url", "video_url": {"url": "fake://deleted"}}, {"type": "text", "text": "what?"}]
     chat = {"model": MODEL, "messages": [{"role": "user", "content": content}]}
     assert http.post("/v1/chat/completions", json=chat).json()["occam"]["cache"] == "none"
+
+
+def test_an_uploaded_video_is_asked_about_and_drawn(http: httpx.Client) -> None:
+    """A body of many messages, through Ray's proxy, the ingress and the decoder; then one that breaks off."""
+    data = b"GIF89a" + random.Random(0).randbytes(9 << 20)
+    response = http.post("/v1/videos", files={"file": ("clip.gif", data)})
+    assert response.status_code == 200, response.text
+    assert response.json()["digest"] == hashlib.sha256(data).hexdigest()
+    answer = query(http, response.json()["id"], "what?", evidence=True)
+    drawn = http.get(answer["evidence"]["frames"][0]["overlay"])
+    assert (drawn.status_code, drawn.headers["content-type"]) == (200, "image/png")
+    assert drawn.content.startswith(b"\x89PNG")
+
+    decoder = serve.get_deployment_handle("decoder", APP_NAME)
+    host, port = http.base_url.host, http.base_url.port
+    with socket.create_connection((host, port)) as line:
+        head = "POST /v1/videos HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=e\r\n"
+        part = '--e\r\nContent-Disposition: form-data; name="file"\r\n\r\n'
+        line.sendall(f"{head}Content-Length: 99000000\r\n\r\n{part}".encode() + data)
+        while not decoder.open_uploads.remote().result():
+            time.sleep(0.05)
+    while decoder.open_uploads.remote().result():
+        time.sleep(0.05)
+    assert decoder.uploads.remote().result() == (response.json()["digest"],)
 
 
 def test_encoding_begins_before_decoding_ends(base_url: str) -> None:
@@ -117,6 +184,7 @@ def test_encoding_begins_before_decoding_ends(base_url: str) -> None:
         question="what?",
         sampling=SamplingParams(),
         evidence=False,
+        salt="",
     )
     *_, finished = worker.answer.remote(ask)
     decoded, encoded = ([stage for stage in finished.stats if stage.stage == name] for name in ("decode", "encode"))
@@ -207,7 +275,7 @@ def test_a_full_queue_says_when_to_come_back(http: httpx.Client, base_url: str) 
     rejected = totals(http, "occam_rejections_total").get(("overloaded",), 0)
     limits = httpx.Limits(max_connections=None)
     with httpx.Client(base_url=base_url, timeout=60, limits=limits) as client, ThreadPoolExecutor(48) as pool:
-        body = {"question": "slow?", "max_tokens": 8}
+        body = {"question": "slow?", "max_tokens": 24}
         asked = [pool.submit(client.post, f"/v1/videos/{video}/queries", json=body) for _ in range(48)]
         responses = [future.result() for future in asked]
     refused = [response for response in responses if response.status_code != 200]
@@ -216,6 +284,48 @@ def test_a_full_queue_says_when_to_come_back(http: httpx.Client, base_url: str) 
         assert (response.status_code, response.json()["error"]["code"]) == (503, "overloaded"), response.text
         assert int(response.headers["retry-after"]) >= 1
     assert totals(http, "occam_rejections_total")[("overloaded",)] == rejected + len(refused)
+
+
+def test_under_overload_what_is_admitted_is_answered(base_url: str) -> None:
+    """The soak for seconds: sixteen answers of two seconds at a time, and far more questions than that."""
+
+    def body(number: int) -> dict[str, Any]:
+        return chat(MODEL, f"fake://over{number}", "slow?", stream=number % 2 == 0)
+
+    before = processes()
+    load = asyncio.run(overload(base_url, body, seconds=2.5, rate=40.0))
+    assert load.good, load
+    assert min(load.retry_after_s) >= 1
+    assert processes().keys() >= before.keys(), "none died of it"
+
+
+def test_sessions_go_on_from_redis_when_the_worker_that_holds_them_dies(http: httpx.Client, node_folder: Path) -> None:
+    """Each beside one of the same past that has been asked already; the node's files are gone too."""
+    questions = ("what pid?", "and then?", "and at last?")
+
+    def converse(number: int) -> tuple[str, str, dict[str, Any], str]:
+        video = post_video(http, f"fake://take-over{number}?delay=0.1")  # far slower to compute than any fetch
+        first, other = (query(http, video, questions[0]) for _ in range(2))
+        for session in (first, other):
+            query(http, video, questions[1], session_id=session["session_id"])
+        return (
+            video,
+            first["session_id"],
+            query(http, video, questions[2], session_id=other["session_id"]),
+            first["answer"],
+        )
+
+    with ThreadPoolExecutor(8) as pool:
+        sessions = list(pool.map(converse, range(20)))
+    victim = pid_in(sessions[0][3])
+    held = [(video, session, whole) for video, session, whole, first in sessions if pid_in(first) == victim]
+    for state in node_folder.glob("*"):
+        state.unlink()
+    os.kill(victim, signal.SIGKILL)
+    last = [query(http, video, questions[2], session_id=session) for video, session, _ in held]
+    assert [answer["answer"] for answer in last] == [whole["answer"] for _, _, whole in held]
+    # One is computed anew now and then, to learn what that costs.
+    assert {"redis", "embeddings"} & {answer["occam"]["cache"] for answer in last}
 
 
 def test_a_killed_worker_ends_no_request_and_loses_no_number(http: httpx.Client, base_url: str) -> None:
@@ -244,21 +354,20 @@ def test_a_worker_that_is_started_anew_finds_the_states_of_its_node(http: httpx.
     assert http.get("/readyz").json()["kv"] == "files of each node, and a private Redis on this machine"
     written = totals(http, "occam_kv_bytes_total").get(("written", "node"), 0)
     video = post_video(http, "fake://restart")
-
-    def ask() -> tuple[int, str]:
-        answer = query(http, video, "what pid?")
-        return int(answer["answer"].split("pid ")[1]), answer["occam"]["cache"]
-
     deadline = time.monotonic() + 180
-    known: set[int] = set()
-    while len(known) < 2 or totals(http, "occam_kv_bytes_total")[("written", "node")] == written:
-        known.add(ask()[0])
-        assert time.monotonic() < deadline, "there are two workers, and what one computes is written"
-    os.kill(known.copy().pop(), signal.SIGKILL)
-    while (found := ask())[0] in known:
-        assert time.monotonic() < deadline, "no worker took its place"
+    while totals(http, "occam_kv_bytes_total").get(("written", "node"), 0) == written:
+        assert time.monotonic() < deadline, "what a worker computes is written"
         time.sleep(0.1)
-    assert found[1] == "node"
+    known = {pid for pid, name in processes().items() if name == f"worker-{MODEL}"}
+    for pid in known:
+        os.kill(pid, signal.SIGKILL)
+    body = {"question": "what pid?"}
+    while (response := http.post(f"/v1/videos/{video}/queries", json=body)).status_code != 200:
+        assert time.monotonic() < deadline, "no worker took their place"
+        time.sleep(0.1)
+    found = response.json()
+    assert pid_in(found["answer"]) not in known
+    assert found["occam"]["cache"] == "node"
 
 
 def test_slow_fetches_hold_up_nobody_else(http: httpx.Client, base_url: str) -> None:
@@ -283,6 +392,23 @@ def test_a_request_id_is_the_clients_if_it_is_harmless(http: httpx.Client, given
     assert re.fullmatch("[A-Za-z0-9._-]{1,64}", request_id)
 
 
+def test_a_job_runs_while_others_ask(http: httpx.Client) -> None:
+    body = {"videos": [{"url": f"fake://job{n}"} for n in range(3)], "questions": ["what?", "slow?", "who?"]}
+    estimate = http.post("/v1/estimate", json=body).json()
+    job = http.post("/v1/jobs", json=body)
+    assert job.status_code == 202, job.text
+    path = f"/v1/jobs/{job.json()['id']}"
+    video = post_video(http, "fake://beside")
+    while http.get(path).json()["done"] < 9:
+        assert query(http, video, "what?")["answer"].startswith("saw 8 frames")
+    lines = [json.loads(line) for line in http.get(f"{path}/results").iter_lines()]
+    assert sorted(line["index"] for line in lines) == list(range(9))
+    encoded = sum(line["answer"]["usage"]["visual_tokens"]["encoded"] for line in lines)
+    assert encoded == estimate["visual_tokens"]["encoded"] == 9 * 32
+    assert http.delete(path).status_code == 204
+    assert http.get(path).status_code == 404
+
+
 def test_a_dead_decoder_ends_no_request(http: httpx.Client) -> None:
     described = post_video(http, "fake://fatal")
     assert query(http, described, "what?")["answer"].startswith("saw 8 frames")
@@ -291,3 +417,87 @@ def test_a_dead_decoder_ends_no_request(http: httpx.Client) -> None:
 
 
 STAGES = ("encoded", "stage1", "stage2")
+
+
+def test_the_id_of_a_request_comes_back_once_through_the_proxy(http: httpx.Client) -> None:
+    """Of an answer, a stream, an error and what the proxy says by itself: Ray's adds one of its own to each."""
+    video = post_video(http, "fake://ids")
+    for method, path, body, status in (
+        ("GET", "/healthz", None, 200),
+        ("POST", f"/v1/videos/{video}/queries", {"question": "what?", "stream": True}, 200),
+        ("GET", "/nothing", None, 404),
+        ("PUT", "/v1/models", None, 405),
+        ("GET", "/-/healthz", None, 200),
+    ):
+        for sent in ("r-2", None):
+            headers = {} if sent is None else {"x-request-id": sent}
+            response = http.request(method, path, json=body, headers=headers)
+            assert response.status_code == status, path
+            (given,) = response.headers.get_list("x-request-id")
+            assert given == sent or (sent is None and len(given) == 32)
+
+
+def test_openais_client_waits_out_an_overload(http: httpx.Client, base_url: str) -> None:
+    """Three times what two workers and their queue take at once: whoever is refused comes again, and is answered."""
+    clip: Any = [{"role": "user", "content": [CLIP, {"type": "text", "text": "slow?"}]}]
+    rejected = totals(http, "occam_rejections_total").get(("overloaded",), 0)
+
+    async def main() -> list[str]:
+        limits = httpx.Limits(max_connections=None)
+        async with (
+            httpx.AsyncClient(limits=limits, timeout=60) as transport,
+            openai.AsyncOpenAI(
+                base_url=f"{base_url}/v1", api_key="any", max_retries=20, http_client=transport
+            ) as client,
+        ):
+            asked = (client.chat.completions.create(model=MODEL, messages=clip, max_tokens=8) for _ in range(48))
+            return [answer.choices[0].message.content or "" for answer in await asyncio.gather(*asked)]
+
+    answers = asyncio.run(main())
+    assert len(answers) == 48
+    assert all(answer.startswith("saw 8 frames") for answer in answers)
+    assert totals(http, "occam_rejections_total")[("overloaded",)] > rejected
+
+
+# Every route of the document, asked once of the running service: method and path, the body, the status.
+ROUTES: dict[str, tuple[dict[str, Any] | None, int]] = {
+    "POST /v1/videos": ({"url": "fake://routes"}, 200),
+    "GET /v1/videos/{video_id}": (None, 200),
+    "POST /v1/videos/{video_id}/queries": ({"question": "what?"}, 200),
+    "GET /v1/sessions/{session_id}/turns/{turn}/frames/{index}.png": (None, 200),
+    "POST /v1/estimate": ({"url": "fake://routes", "question": "what?"}, 200),
+    "POST /v1/jobs": ({"videos": [{"url": "fake://routes"}], "questions": ["what?"]}, 202),
+    "GET /v1/jobs": (None, 200),
+    "GET /v1/jobs/{job_id}": (None, 200),
+    "GET /v1/jobs/{job_id}/results": (None, 200),
+    "DELETE /v1/jobs/{job_id}": (None, 204),
+    "POST /v1/chat/completions": (
+        {"model": MODEL, "messages": [{"role": "user", "content": [CLIP, {"type": "text", "text": "what?"}]}]},
+        200,
+    ),
+    "GET /v1/models": (None, 200),
+    "GET /healthz": (None, 200),
+    "GET /startupz": (None, 200),
+    "GET /readyz": (None, 200),
+    "GET /metrics": (None, 200),
+    "GET /v1/sessions/{session_id}": (None, 200),
+    "DELETE /v1/sessions/{session_id}": (None, 204),
+    "DELETE /v1/videos/{video_id}": (None, 204),
+}
+
+
+def test_every_route_of_the_document_is_asked_of_the_running_service(http: httpx.Client) -> None:
+    """A route without a row in `ROUTES` fails here."""
+    document = http.get("/openapi.json").json()
+    routes = {f"{method.upper()} {path}" for path, methods in document["paths"].items() for method in methods}
+    assert routes == set(ROUTES)
+    video = post_video(http, "fake://routes")
+    answer = query(http, video, "what?", evidence=True)
+    ids = {"video_id": video, "session_id": answer["session_id"], "turn": 0, "job_id": ""}
+    ids["index"] = answer["evidence"]["frames"][0]["index"]
+    for route, (body, status) in ROUTES.items():
+        method, path = route.split()
+        response = http.request(method, path.format(**ids), json=body)
+        assert response.status_code == status, (route, response.text)
+        if route == "POST /v1/jobs":
+            ids["job_id"] = response.json()["id"]

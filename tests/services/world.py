@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from fastapi import FastAPI
 
 from occam.config import EngineConfig
 from occam.engine import Engine
@@ -28,6 +29,7 @@ class World:
     http: httpx.AsyncClient
     worker: LocalHandle
     decoder: LocalHandle
+    api: FastAPI
 
     async def post_video(self, url: str = "fake://clip") -> str:
         """The id of a video whose frames are encoded, or cannot be."""
@@ -57,7 +59,15 @@ async def world(
     settings.metrics_directory.mkdir(exist_ok=True)
     decoder = LocalHandle(Decoder(settings, media))
     workers = {model: LocalHandle(Worker(settings, model, load, decoder)) for model in settings.models}
-    api = Ingress(settings, decoder, workers).__serve_build_asgi_app__()
+    ingress = Ingress(settings, decoder, workers)
+    api = ingress.__serve_build_asgi_app__()
     transport = httpx.ASGITransport(api, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://occam", timeout=30) as http:
-        yield World(http, workers[settings.models[0]], decoder)
+    client = httpx.AsyncClient(transport=transport, base_url="http://occam", timeout=30)
+    try:
+        async with api.router.lifespan_context(api), client as http:
+            yield World(http, workers[settings.models[0]], decoder, api)
+    finally:
+        # Where each is a process, its connections end with it.
+        await ingress._state._redis.aclose()
+        for worker in workers.values():
+            await worker.target._prefixes._tiers.aclose()

@@ -1,0 +1,109 @@
+"""Jobs as their owners see them: taken on, looked at, read, given up."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+
+from occam.errors import CorruptState, InvalidInput
+from services.conversations import Conversations
+from services.errors import NotFound
+from services.job_records import JobRecord, sound
+from services.job_runner import JobRunner
+from services.job_schemas import JobBody, JobRequest, JobStatus
+from services.job_store import JobStore
+from services.settings import Settings
+from services.state import new_id
+from services.statuses import body_of
+
+_FOLLOW_S = 0.25
+
+
+class Jobs:
+    """The jobs of all tenants."""
+
+    def __init__(self, settings: Settings, store: JobStore, runner: JobRunner, conversations: Conversations) -> None:
+        self._max_questions = settings.max_job_questions
+        self._store = store
+        self._runner = runner
+        self._conversations = conversations
+
+    async def add(self, request: JobRequest, tenant: str) -> JobBody:
+        """Take on a job; InvalidInput for one that is too large or that no model could take."""
+        self.check_size(request)
+        for model in {query.model for query in request.queries() if query.sampling}:
+            await self._conversations.model(model, {"video"})
+        record = JobRecord(id=new_id("job"), tenant=tenant, created=time.time(), request=request)
+        await self._store.add(record, record.least_bytes)
+        self._runner.wake()
+        return _body(record, status="queued", done=0, failed=0)
+
+    def check_size(self, request: JobRequest) -> None:
+        """InvalidInput for more questions than a job may have."""
+        if request.total > self._max_questions:
+            raise InvalidInput(
+                f"The job has {len(request.videos)} videos x {len(request.questions)} questions = {request.total}, "
+                f"more than the limit of {self._max_questions}.",
+                "questions",
+            )
+
+    async def get(self, job_id: str, tenant: str) -> JobBody:
+        """How far a job is; NotFound."""
+        await self._store.check_owner(job_id, tenant)
+        body = await self._look(job_id)
+        if body is None:
+            raise NotFound("There is no job with this id.", "job_id")
+        return body
+
+    async def page(self, tenant: str, after: str | None, limit: int) -> tuple[list[JobBody], bool]:
+        """The tenant's jobs, the newest first, behind that of `after`; and whether there are more."""
+        ids = await self._store.page(tenant, after, limit + 1)
+        bodies = [await self._look(job_id) for job_id in ids[:limit]]
+        return [body for body in bodies if body is not None], len(ids) > limit
+
+    async def results(self, job_id: str, tenant: str, after: int, follow: bool) -> AsyncGenerator[bytes]:
+        """The lines of a job, each with its end, but for the first `after`; NotFound before the first one.
+
+        follow: until the job has ended, else those that are there
+        """
+        await self._store.check_owner(job_id, tenant)
+        while True:
+            progress = await self._store.progress(job_id)
+            async for line in self._store.lines(job_id, after):
+                after += 1
+                yield sound(line) + b"\n"
+            if not follow or progress.ended:
+                return
+            await asyncio.sleep(_FOLLOW_S)
+
+    async def forget(self, job_id: str, tenant: str) -> None:
+        """Cancel what runs of a job, and forget it with its results; NotFound."""
+        await self._store.check_owner(job_id, tenant)
+        await self._store.delete(job_id, tenant)
+        await self._runner.drop(job_id)
+
+    async def _look(self, job_id: str) -> JobBody | None:
+        """A job's state; None where it is gone."""
+        try:
+            record = await self._store.record(job_id)
+            if record is None:
+                return None
+            progress = await self._store.progress(job_id)
+        except CorruptState as error:
+            detail = body_of(error, None).error
+            return JobBody(id=job_id, status="failed", total=0, done=0, failed=0, created=0, error=detail)
+        total = record.request.total
+        status: JobStatus = "running" if progress.leased else "queued"
+        if progress.ended:
+            status = "done" if progress.done == total else "failed"
+        return _body(record, status=status, done=progress.done, failed=progress.failed)
+
+
+def _body(record: JobRecord, status: JobStatus, done: int, failed: int) -> JobBody:
+    return JobBody(
+        id=record.id,
+        status=status,
+        total=record.request.total,
+        done=done,
+        failed=failed,
+        created=int(record.created),
+    )

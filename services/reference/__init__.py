@@ -1,0 +1,1 @@
+"""The page at `/docs`: what a browser is given."""

@@ -1,0 +1,1 @@
+"""The routes of the API, a module for each group: paths, bodies and their documentation. What they do is elsewhere."""
