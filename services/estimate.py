@@ -10,6 +10,7 @@ from services.estimate_schemas import EstimateBody, EstimateRequest, ExpectedSec
 from services.job_schemas import JobQuestion, JobRequest, VideoName
 from services.jobs import Jobs
 from services.messages import Forecast, FrameChoice, Question, Source
+from services.remote import together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +80,7 @@ class Estimates:
                 return await self._of_video(video, queries, body.follow_ups, tenant)
 
         async with self._conversations.until(self._conversations.deadline()):
-            tasks = [asyncio.create_task(of_video(video)) for video in body.videos]
-            try:
-                shares = await asyncio.gather(*tasks)
-            finally:
-                for task in tasks:
-                    task.cancel()
+            shares = await together(*(of_video(video) for video in body.videos))
         return _summed([share for each in shares for share in each], requests=body.total)
 
     async def _of_video(

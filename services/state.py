@@ -15,7 +15,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import LockError, OutOfMemoryError, RedisError, ResponseError
 
-from occam.errors import CorruptState, StoreUnavailable
+from occam.errors import StoreUnavailable
 from occam.kv.key import KVKey
 from services.errors import NotFound, SessionBusy
 from services.kept_evidence import KEPT_TURNS
@@ -101,15 +101,16 @@ class State:
         return await self._released(record.id, record.tenant, record.video.digest, remove=True)
 
     async def uploads(self) -> set[str]:
-        """Digests of the uploaded videos that have a record; CorruptState where a record cannot be read."""
-        digests, cursor = set(), None
+        """Digests of the uploaded videos that have a record; one that cannot be read is nobody's (`_owned`)."""
+        digests: set[str] = set()
+        cursor = None
         with _translated():
             while cursor != 0:
                 cursor, names = await self._redis.scan(cursor or 0, "video:*", _SCANNED)
                 for raw in await self._redis.mget(names) if names else ():
-                    if raw is not None:  # else it has expired meanwhile
-                        record = _read(raw)
-                        digests |= {record.video.digest} if record.video.is_upload else set()
+                    record = _read(raw, _VIDEO)  # none where it has expired meanwhile
+                    if record is not None and record.video.is_upload:
+                        digests.add(record.video.digest)
         return digests
 
     async def note_key(self, video_id: str, tenant: str, digest: str, key: KVKey) -> bool:
@@ -212,20 +213,18 @@ class State:
 
 def _owned(raw: bytes | str | None, kind: TypeAdapter[Owned], tenant: str, what: str) -> Owned:
     """The record that was read; NotFound, and nothing else, if it is another tenant's or another version's."""
-    record = None
-    if raw is not None:
-        with suppress(ValidationError):
-            record = kind.validate_json(raw)
+    record = _read(raw, kind)
     if record is None or record.tenant != tenant:
         raise _not_found(what)
     return record
 
 
-def _read(raw: bytes | str) -> VideoRecord:
-    try:
-        return _VIDEO.validate_json(raw)
-    except ValidationError as error:
-        raise CorruptState("What is kept of a video is damaged, or of another version.") from error
+def _read(raw: bytes | str | None, kind: TypeAdapter[Owned]) -> Owned | None:
+    """The record, if there is one that this version can read."""
+    if raw is not None:
+        with suppress(ValidationError):
+            return kind.validate_json(raw)
+    return None
 
 
 def _not_found(what: str) -> NotFound:

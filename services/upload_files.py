@@ -108,7 +108,7 @@ class UploadFiles:
     def kept(self) -> tuple[str, ...]:
         """Digests of all that is here, but for what was uploaded just now and is about to get its record."""
         held = {upload.digest for upload in self._open.values()}
-        return tuple(path.name for path in self.copies.directory.iterdir() if path.is_file() and path.name not in held)
+        return tuple(path.name for path in self._files() if path.name not in held)
 
     def forget(self, digests: Iterable[str]) -> None:
         """Delete files that no record refers to; one that was uploaded just now may be about to get a record."""
@@ -145,7 +145,10 @@ class UploadFiles:
             )
 
     def _count(self) -> int:
-        return sum(self.copies.path(digest).stat().st_size for digest in self.kept())
+        return sum(path.stat().st_size for path in self._files())
+
+    def _files(self) -> list[Path]:
+        return [path for path in self.copies.directory.iterdir() if path.is_file()]
 
     def _close_stale(self) -> None:
         for name, upload in list(self._open.items()):

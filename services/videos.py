@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 
+from anyio import CancelScope
 from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
 
@@ -65,16 +66,18 @@ class Videos:
             reservation = await self._reserve(model, record)
             try:
                 await self._keep(model, record)
-            except OccamError:
-                await reservation.give_back()
+            except BaseException:
+                with CancelScope(shield=True):  # a client that hung up must not pay either
+                    await reservation.give_back()
                 raise
         self._start(model, record, reservation)
         return record
 
     async def get(self, video_id: str, tenant: str) -> VideoRecord:
         """A video's record; NotFound. One that an ingress which has died was encoding is encoded again."""
+        warming = video_id in self._warming  # asked first: it may end while the record is read
         record = await self._state.video(video_id, tenant)
-        if record.status == "processing" and video_id not in self._warming:
+        if record.status == "processing" and not warming:
             model = await self._conversations.model(None, {"video"})
             if video_id not in self._warming:  # nobody else asked meanwhile
                 self._start(model, record, await self._quotas.reserve(tenant, 0.0))

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +17,13 @@ from ray.serve.exceptions import BackPressureError
 from occam.engine import Engine
 from occam.errors import EngineFailure
 from occam.kv.break_even import Offer
+from services.state import State
 from tests.parity.checkpoint import write_checkpoint
 from tests.redis_server import RedisServer
 from tests.services.local import LocalStream
-from tests.services.world import MODEL, World, world
+from tests.services.world import MODEL, Play, World
 
-Scene = Callable[[World], Awaitable[None]]
 CLIP = {"type": "video_url", "video_url": {"url": "fake://clip"}}
-
-
-@pytest.fixture
-def play(tmp_path: Path, redis_server: RedisServer) -> Callable[..., None]:
-    """Run a scene in a fresh service; its settings may be given."""
-
-    def run(scene: Scene, **options: Any) -> None:
-        async def main() -> None:
-            async with world(tmp_path, redis_server.url, **options) as service:
-                await scene(service)
-
-        asyncio.run(main())
-
-    return run
 
 
 def chat(*messages: tuple[str, Any], **options: Any) -> dict[str, Any]:
@@ -54,7 +40,7 @@ def count(name: str, **labels: str) -> float:
     return REGISTRY.get_sample_value(name, labels) or 0.0
 
 
-def test_a_video_is_described_encoded_and_forgotten(play: Callable[..., None]) -> None:
+def test_a_video_is_described_encoded_and_forgotten(play: Play) -> None:
     async def scene(service: World) -> None:
         posted = (await service.http.post("/v1/videos", json={"url": "fake://fresh?frames=24&delay=0.05"})).json()
         assert set(posted) == {"id", "status", "duration_s", "frames", "digest", "error"}
@@ -83,7 +69,7 @@ def test_a_video_is_described_encoded_and_forgotten(play: Callable[..., None]) -
     play(scene)
 
 
-def test_an_answer_says_what_it_cost_and_a_follow_up_goes_on(play: Callable[..., None]) -> None:
+def test_an_answer_says_what_it_cost_and_a_follow_up_goes_on(play: Play) -> None:
     async def scene(service: World) -> None:
         video = await service.post_video("fake://cost")
         first = await service.query(video, "what?", evidence=True)
@@ -113,7 +99,7 @@ def test_an_answer_says_what_it_cost_and_a_follow_up_goes_on(play: Callable[...,
     play(scene)
 
 
-def test_a_follow_up_is_exact_wherever_its_state_comes_from(play: Callable[..., None], own_redis: RedisServer) -> None:
+def test_a_follow_up_is_exact_wherever_its_state_comes_from(play: Play, own_redis: RedisServer) -> None:
     """From memory; from Redis, with a memory that holds nothing; from frames, if a byte has flipped or Redis died."""
     answers: list[tuple[str, str]] = []
     clip = "fake://exact?delay=0.2"  # far slower to compute than any fetch
@@ -160,9 +146,7 @@ def test_a_follow_up_is_exact_wherever_its_state_comes_from(play: Callable[..., 
     assert answers[0] == answers[1] == answers[2]
 
 
-def test_what_came_over_a_lossy_wire_is_labelled_wherever_it_goes(
-    play: Callable[..., None], own_redis: RedisServer
-) -> None:
+def test_what_came_over_a_lossy_wire_is_labelled_wherever_it_goes(play: Play, own_redis: RedisServer) -> None:
     """Two replicas with int8 between them, then one that knows the exact wire alone."""
     clip = "fake://lossy?delay=0.2"  # far slower to compute than any fetch
 
@@ -204,7 +188,7 @@ def test_what_came_over_a_lossy_wire_is_labelled_wherever_it_goes(
     play(exact, kv_url=own_redis.url)
 
 
-def test_a_state_that_is_quicker_to_compute_is_not_fetched(play: Callable[..., None], own_redis: RedisServer) -> None:
+def test_a_state_that_is_quicker_to_compute_is_not_fetched(play: Play, own_redis: RedisServer) -> None:
     async def scene(service: World) -> None:
         prefixes = service.worker.target._prefixes
         video = await service.post_video("fake://quick?delay=0.1")
@@ -239,7 +223,7 @@ def results(tier: str) -> dict[str, float]:
 
 
 def test_workers_of_a_node_share_states_in_files_that_are_forgotten_with_their_video(
-    play: Callable[..., None], tmp_path: Path
+    play: Play, tmp_path: Path
 ) -> None:
     node = {"kv_url": "memory://", "kv_memory_bytes": 1, "kv_node_bytes": 1 << 20}
     clip = "fake://node?delay=0.2"
@@ -283,7 +267,7 @@ def flip_a_byte(redis: RedisServer) -> None:
         redis.client.hset(key, part, bytes(value))
 
 
-def test_answer_metrics_are_the_sum_of_usage(play: Callable[..., None]) -> None:
+def test_answer_metrics_are_the_sum_of_usage(play: Play) -> None:
     labels = {"model": MODEL, "strategy": "occam"}
 
     async def scene(service: World) -> None:
@@ -297,7 +281,7 @@ def test_answer_metrics_are_the_sum_of_usage(play: Callable[..., None]) -> None:
     play(scene)
 
 
-def test_requests_that_come_together_build_a_state_once(play: Callable[..., None]) -> None:
+def test_requests_that_come_together_build_a_state_once(play: Play) -> None:
     async def scene(service: World) -> None:
         before = count("occam_frames_decoded_total", backend="fake")
         clip = [{"type": "video_url", "video_url": {"url": "fake://once?delay=0.05"}}, text_part("what?")]
@@ -310,7 +294,7 @@ def test_requests_that_come_together_build_a_state_once(play: Callable[..., None
     play(scene)
 
 
-def test_a_stream_carries_pieces_then_the_answer(play: Callable[..., None]) -> None:
+def test_a_stream_carries_pieces_then_the_answer(play: Play) -> None:
     async def scene(service: World) -> None:
         video = await service.post_video()
         response = await service.http.post(f"/v1/videos/{video}/queries", json={"question": "what?", "stream": True})
@@ -324,7 +308,7 @@ def test_a_stream_carries_pieces_then_the_answer(play: Callable[..., None]) -> N
     play(scene)
 
 
-def test_a_stream_that_breaks_says_so(play: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_that_breaks_says_so(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene(service: World) -> None:
         video = await service.post_video()
         path = "/v1/videos/{video_id}/queries"
@@ -344,7 +328,7 @@ def test_a_stream_that_breaks_says_so(play: Callable[..., None], monkeypatch: py
     ("streamed", "after", "lives"), [(False, 0, True), (False, 2, True), (True, 0, True), (True, 1, False)]
 )
 def test_a_request_survives_its_replica_until_its_stream_begins(
-    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch, streamed: bool, after: int, lives: bool
+    play: Play, monkeypatch: pytest.MonkeyPatch, streamed: bool, after: int, lives: bool
 ) -> None:
     async def scene(service: World) -> None:
         video = await service.post_video()
@@ -374,7 +358,7 @@ def _die_after(items: int, error: Exception) -> Any:
     return anext_or_die
 
 
-def test_chat_takes_and_gives_what_openai_does(play: Callable[..., None]) -> None:
+def test_chat_takes_and_gives_what_openai_does(play: Play) -> None:
     async def scene(service: World) -> None:
         clip = [{"type": "video_url", "video_url": {"url": "fake://chat"}}, text_part("what?")]
         options = {"stream": True, "stream_options": {"include_usage": True}, "user": "somebody"}
@@ -401,7 +385,7 @@ def test_chat_takes_and_gives_what_openai_does(play: Callable[..., None]) -> Non
     play(scene)
 
 
-def test_a_session_is_not_told_another_past(play: Callable[..., None]) -> None:
+def test_a_session_is_not_told_another_past(play: Play) -> None:
     async def scene(service: World) -> None:
         async def said(*past: tuple[str, Any], session: str | None = None) -> Any:
             body = chat(*past, ("user", "and then?"), occam={"session_id": session})
@@ -423,7 +407,7 @@ def test_a_session_is_not_told_another_past(play: Callable[..., None]) -> None:
     play(scene)
 
 
-def test_a_null_is_as_good_as_nothing(play: Callable[..., None]) -> None:
+def test_a_null_is_as_good_as_nothing(play: Play) -> None:
     async def scene(service: World) -> None:
         messages: list[tuple[str, Any]] = [("user", [CLIP, text_part("what?")]), ("assistant", None), ("user", "so?")]
         names = ("temperature", "top_p", "n", "stream", "stream_options", "seed", "max_tokens", "max_completion_tokens",
@@ -452,7 +436,7 @@ def test_a_null_is_as_good_as_nothing(play: Callable[..., None]) -> None:
         ("n", 2, 1),
     ],
 )
-def test_what_is_not_supported_is_not_ignored(play: Callable[..., None], name: str, value: Any, harmless: Any) -> None:
+def test_what_is_not_supported_is_not_ignored(play: Play, name: str, value: Any, harmless: Any) -> None:
     async def scene(service: World) -> None:
         clip = ("user", [CLIP, text_part("what?")])
         refused = await service.http.post("/v1/chat/completions", json=chat(clip, **{name: value}))
@@ -464,7 +448,7 @@ def test_what_is_not_supported_is_not_ignored(play: Callable[..., None], name: s
     play(scene)
 
 
-def test_what_a_session_was_begun_with_stays(play: Callable[..., None]) -> None:
+def test_what_a_session_was_begun_with_stays(play: Play) -> None:
     async def scene(service: World) -> None:
         video, other = await service.post_video(), await service.post_video("fake://other")
         session = (await service.query(video, "what?", strategy="none"))["session_id"]
@@ -482,7 +466,7 @@ def test_what_a_session_was_begun_with_stays(play: Callable[..., None]) -> None:
     play(scene)
 
 
-def test_turns_of_one_session_do_not_run_side_by_side(play: Callable[..., None]) -> None:
+def test_turns_of_one_session_do_not_run_side_by_side(play: Play) -> None:
     async def scene(service: World) -> None:
         video = await service.post_video()
         session = (await service.query(video, "what?"))["session_id"]
@@ -555,7 +539,7 @@ def test_turns_of_one_session_do_not_run_side_by_side(play: Callable[..., None])
     ],
 )
 def test_errors_have_one_shape(
-    play: Callable[..., None], path: str, body: dict[str, Any], status: int, code: str, param: str | None
+    play: Play, path: str, body: dict[str, Any], status: int, code: str, param: str | None
 ) -> None:
     async def scene(service: World) -> None:
         ids = {name: await service.post_video(f"fake://{name}") for name in ("clip", "corrupt")}
@@ -586,7 +570,7 @@ HALF_IMAGE = {"type": "image_url", "image_url": {"url": f"data:{HALF}"}}
         ("/v1/chat/completions", chat(("user", "what?"), occam={"session_id": HALF})),
     ],
 )
-def test_half_a_character_is_malformed(play: Callable[..., None], path: str, body: dict[str, Any]) -> None:
+def test_half_a_character_is_malformed(play: Play, path: str, body: dict[str, Any]) -> None:
     async def scene(service: World) -> None:
         clip = await service.post_video()
         headers = {"content-type": "application/json"}
@@ -597,7 +581,7 @@ def test_half_a_character_is_malformed(play: Callable[..., None], path: str, bod
 
 
 @pytest.mark.parametrize("given", [None, b"\xff\xfe", b"x" * 65, b"<b>", b"a b", b""])
-def test_every_request_has_a_harmless_id(play: Callable[..., None], given: bytes | None) -> None:
+def test_every_request_has_a_harmless_id(play: Play, given: bytes | None) -> None:
     async def scene(service: World) -> None:
         headers = {} if given is None else {b"x-request-id": given}
         response = await service.http.post("/v1/videos", json={"url": "fake://missing"}, headers=headers)
@@ -607,7 +591,7 @@ def test_every_request_has_a_harmless_id(play: Callable[..., None], given: bytes
 
 
 @pytest.mark.parametrize("declared", [True, False])
-def test_a_body_has_a_limit(play: Callable[..., None], declared: bool) -> None:
+def test_a_body_has_a_limit(play: Play, declared: bool) -> None:
     async def scene(service: World) -> None:
         fits = {"url": "fake://" + "x" * 400}
         assert (await service.http.post("/v1/videos", json=fits)).status_code == 200
@@ -630,7 +614,7 @@ def test_a_body_has_a_limit(play: Callable[..., None], declared: bool) -> None:
     play(scene, max_body_bytes=512)
 
 
-def test_a_video_is_encoded_again_if_its_ingress_died(play: Callable[..., None], redis_server: RedisServer) -> None:
+def test_a_video_is_encoded_again_if_its_ingress_died(play: Play, redis_server: RedisServer) -> None:
     async def scene(service: World) -> None:
         video = await service.post_video()
         record = json.loads(redis_server.client.get(f"video:{video}"))
@@ -644,7 +628,35 @@ def test_a_video_is_encoded_again_if_its_ingress_died(play: Callable[..., None],
     play(scene)
 
 
-def test_a_video_whose_frames_cannot_be_had_fails(play: Callable[..., None]) -> None:
+def test_who_asks_as_the_encoding_ends_does_not_begin_it_again(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, encoded = State.video, asyncio.Event()
+
+    async def slowly(state: State, *names: str) -> Any:
+        record = await read(state, *names)
+        await encoded.wait()
+        return record
+
+    async def scene(service: World) -> None:
+        warms = []
+        warm = service.worker.target.warm
+
+        async def counted(*args: Any) -> Any:
+            warms.append(args)
+            warmed = await warm(*args)
+            asyncio.get_running_loop().call_later(0.1, encoded.set)
+            return warmed
+
+        monkeypatch.setattr(service.worker.target, "warm", counted)
+        monkeypatch.setattr(State, "video", slowly)
+        video = (await service.http.post("/v1/videos", json={"url": "fake://clip?delay=0.02"})).json()["id"]
+        assert (await service.http.get(f"/v1/videos/{video}")).json()["status"] == "processing", "as it was read"
+        assert (await service.http.get(f"/v1/videos/{video}")).json()["status"] == "ready"
+        assert len(warms) == 1
+
+    play(scene)
+
+
+def test_a_video_whose_frames_cannot_be_had_fails(play: Play) -> None:
     async def scene(service: World) -> None:
         path = f"/v1/videos/{await service.post_video('fake://corrupt')}"
         body = (await service.http.get(path)).json()
@@ -653,7 +665,7 @@ def test_a_video_whose_frames_cannot_be_had_fails(play: Callable[..., None]) -> 
     play(scene)
 
 
-def test_a_full_queue_says_when_to_come_back(play: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_queue_says_when_to_come_back(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene(service: World) -> None:
         video = await service.post_video()
         monkeypatch.setattr(LocalStream, "__anext__", _die_after(0, BackPressureError(8, 8)))
@@ -664,7 +676,7 @@ def test_a_full_queue_says_when_to_come_back(play: Callable[..., None], monkeypa
     play(scene)
 
 
-def test_a_request_ends_at_its_deadline(play: Callable[..., None]) -> None:
+def test_a_request_ends_at_its_deadline(play: Play) -> None:
     async def scene(service: World) -> None:
         video = await service.post_video()
         path = f"/v1/videos/{video}/queries"
@@ -676,7 +688,7 @@ def test_a_request_ends_at_its_deadline(play: Callable[..., None]) -> None:
     play(scene, deadline_s=0.5)
 
 
-def test_posting_a_video_ends_at_its_deadline(play: Callable[..., None]) -> None:
+def test_posting_a_video_ends_at_its_deadline(play: Play) -> None:
     async def scene(service: World) -> None:
         response = await service.http.post("/v1/videos", json={"url": "fake://late?fetch=5"})
         assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
@@ -684,7 +696,7 @@ def test_posting_a_video_ends_at_its_deadline(play: Callable[..., None]) -> None
     play(scene, deadline_s=0.5)
 
 
-def test_sessions_need_their_store(play: Callable[..., None], own_redis: RedisServer) -> None:
+def test_sessions_need_their_store(play: Play, own_redis: RedisServer) -> None:
     async def scene(service: World) -> None:
         ready = (await service.http.get("/readyz")).json()
         assert (ready["models"], ready["sandbox"]) == ([MODEL], "without landlock and namespaces")
@@ -696,7 +708,7 @@ def test_sessions_need_their_store(play: Callable[..., None], own_redis: RedisSe
     play(scene, state_url=own_redis.url)
 
 
-def test_a_cache_that_is_away_is_said_so(play: Callable[..., None], own_redis: RedisServer) -> None:
+def test_a_cache_that_is_away_is_said_so(play: Play, own_redis: RedisServer) -> None:
     async def scene(service: World) -> None:
         assert (await service.http.get("/readyz")).json()["kv"] == "a private Redis"
         own_redis.kill()
@@ -707,7 +719,7 @@ def test_a_cache_that_is_away_is_said_so(play: Callable[..., None], own_redis: R
     play(scene, kv_url=own_redis.url, kv_detail="a private Redis")
 
 
-def test_a_full_store_says_so(play: Callable[..., None], own_redis: RedisServer) -> None:
+def test_a_full_store_says_so(play: Play, own_redis: RedisServer) -> None:
     async def scene(service: World) -> None:
         assert (await service.http.get("/readyz")).status_code == 200
         own_redis.client.config_set("maxmemory-policy", "noeviction")
@@ -723,9 +735,7 @@ def test_a_full_store_says_so(play: Callable[..., None], own_redis: RedisServer)
     play(scene, state_url=own_redis.url)
 
 
-def test_a_session_is_kept_for_long_once_it_is_followed_up(
-    play: Callable[..., None], redis_server: RedisServer
-) -> None:
+def test_a_session_is_kept_for_long_once_it_is_followed_up(play: Play, redis_server: RedisServer) -> None:
     async def scene(service: World) -> None:
         clip = chat(("user", [CLIP, text_part("what?")]))
         session = (await service.http.post("/v1/chat/completions", json=clip)).json()["occam"]["session_id"]
@@ -737,7 +747,7 @@ def test_a_session_is_kept_for_long_once_it_is_followed_up(
     play(scene, session_first_ttl_s=60, session_ttl_s=600)
 
 
-def test_models_and_the_document_describe_the_service(play: Callable[..., None]) -> None:
+def test_models_and_the_document_describe_the_service(play: Play) -> None:
     async def scene(service: World) -> None:
         model = (await service.http.get("/v1/models")).json()["data"][0]
         assert (model["id"], model["object"], model["frames"], model["media"]) == (MODEL, "model", 8, ["video"])
@@ -758,9 +768,7 @@ def test_models_and_the_document_describe_the_service(play: Callable[..., None])
 
 
 @pytest.mark.parametrize("options", [{"strategy": "occam"}, {"lambda1": 0.5}, {"lambda2": 0.0}], ids=str)
-def test_a_model_without_calibration_refuses_to_prune(
-    play: Callable[..., None], tmp_path: Path, options: dict[str, Any]
-) -> None:
+def test_a_model_without_calibration_refuses_to_prune(play: Play, tmp_path: Path, options: dict[str, Any]) -> None:
     """In either dialect, however the pruning is asked for; an answer without it would pass for a pruned one."""
     bare = write_checkpoint(tmp_path / "bare")
     (bare / "occam.json").unlink()

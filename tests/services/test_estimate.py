@@ -1,7 +1,6 @@
 """Estimates: what is said before a question runs, beside what it then costs."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +17,8 @@ from services.media import LocalMedia
 from services.messages import PruningChoice
 from services.recent import Recent
 from tests.parity.checkpoint_llava import write_llava, write_llava_next
-from tests.redis_server import RedisServer
 from tests.services.test_media import write_clip
-from tests.services.world import MODEL, World, world
-
-Scene = Callable[[World], Awaitable[None]]
-
-
-@pytest.fixture
-def play(tmp_path: Path, redis_server: RedisServer) -> Callable[..., None]:
-    """Run a scene in a fresh service; its settings may be given."""
-
-    def run(scene: Scene, **options: Any) -> None:
-        async def main() -> None:
-            (tmp_path / "node").mkdir(exist_ok=True)
-            async with world(tmp_path / "node", redis_server.url, **options) as service:
-                await scene(service)
-
-        asyncio.run(main())
-
-    return run
+from tests.services.world import MODEL, Play, World
 
 
 async def estimate(service: World, **body: Any) -> dict[str, Any]:
@@ -50,7 +31,7 @@ def decoded() -> float:
     return REGISTRY.get_sample_value("occam_frames_decoded_total", {"backend": "fake"}) or 0.0
 
 
-def test_an_estimate_says_what_an_answer_then_costs(play: Callable[..., None]) -> None:
+def test_an_estimate_says_what_an_answer_then_costs(play: Play) -> None:
     async def scene(service: World) -> None:
         before = decoded()
         options = {"question": "what is it?", "max_frames": 6}
@@ -78,7 +59,7 @@ def test_an_estimate_says_what_an_answer_then_costs(play: Callable[..., None]) -
     play(scene)
 
 
-def test_an_estimate_of_a_follow_up_counts_the_turns_before(play: Callable[..., None]) -> None:
+def test_an_estimate_of_a_follow_up_counts_the_turns_before(play: Play) -> None:
     async def scene(service: World) -> None:
         video = await service.post_video("fake://clip")
         first = await service.query(video, "what?")
@@ -92,7 +73,7 @@ def test_an_estimate_of_a_follow_up_counts_the_turns_before(play: Callable[..., 
 
 
 @pytest.mark.parametrize("follow_ups", [False, True])
-def test_an_estimate_of_a_job_is_the_sum_of_its_answers(follow_ups: bool, play: Callable[..., None]) -> None:
+def test_an_estimate_of_a_job_is_the_sum_of_its_answers(follow_ups: bool, play: Play) -> None:
     async def scene(service: World) -> None:
         videos = [{"url": "fake://one"}, {"id": await service.post_video("fake://two?frames=4")}]
         job = {"videos": videos, "questions": ["what?", "who is it?", "why?"], "follow_ups": follow_ups}
@@ -128,9 +109,7 @@ def test_an_estimate_of_a_job_is_the_sum_of_its_answers(follow_ups: bool, play: 
         ({"videos": [], "questions": ["what?"]}, 400),
     ],
 )
-def test_what_could_not_be_answered_is_not_estimated(
-    body: dict[str, Any], status: int, play: Callable[..., None]
-) -> None:
+def test_what_could_not_be_answered_is_not_estimated(body: dict[str, Any], status: int, play: Play) -> None:
     async def scene(service: World) -> None:
         response = await service.http.post("/v1/estimate", json=body)
         assert response.status_code == status, response.text
@@ -138,7 +117,7 @@ def test_what_could_not_be_answered_is_not_estimated(
     play(scene)
 
 
-def test_an_image_is_estimated_for_a_model_that_takes_it(play: Callable[..., None]) -> None:
+def test_an_image_is_estimated_for_a_model_that_takes_it(play: Play) -> None:
     async def scene(service: World) -> None:
         said = await estimate(service, url="fake://clip", question="what?", model="fake-both")
         assert (said["model"], said["frames"]) == ("fake-both", 8)
@@ -150,7 +129,7 @@ def test_an_image_is_estimated_for_a_model_that_takes_it(play: Callable[..., Non
     play(scene, models=("fake-images", "fake-both"))
 
 
-def test_the_estimate_of_every_family_is_what_it_encodes(tmp_path: Path, play: Callable[..., None]) -> None:
+def test_the_estimate_of_every_family_is_what_it_encodes(tmp_path: Path, play: Play) -> None:
     """The embedded models and LLaVA's, over real videos and images."""
     for write in (write_llava, write_llava_next):
         (tmp_path / write.__name__).mkdir()

@@ -4,7 +4,6 @@ import asyncio
 import base64
 import io
 import socket
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +15,15 @@ from prometheus_client import REGISTRY
 from occam.kv.store import TieredStore
 from services.media import LocalMedia
 from tests.redis_server import RedisServer
-from tests.services.world import World, world
+from tests.services.world import Play, World
 
 IMAGES, BOTH = "fake-images", "fake-both"
-Scene = Callable[[World], Awaitable[None]]
 
 
 @pytest.fixture
-def play(tmp_path: Path, redis_server: RedisServer) -> Callable[..., None]:
-    """Run a scene in a fresh service of a model of videos, one of images and one of both; settings may be given."""
-
-    def run(scene: Scene, **options: Any) -> None:
-        async def main() -> None:
-            given = {"models": ("fake", IMAGES, BOTH)} | options
-            async with world(tmp_path / "node", redis_server.url, **given) as service:
-                await scene(service)
-
-        (tmp_path / "node").mkdir(exist_ok=True)
-        asyncio.run(main())
-
-    return run
+def usual() -> dict[str, Any]:
+    """A model of videos, one of images and one of both."""
+    return {"models": ("fake", IMAGES, BOTH)}
 
 
 def count(name: str, **labels: str) -> float:
@@ -80,7 +68,7 @@ def text_of(answer: dict[str, Any]) -> str:
     return str(answer["choices"][0]["message"]["content"])
 
 
-def test_openais_client_asks_about_an_image(play: Callable[..., None]) -> None:
+def test_openais_client_asks_about_an_image(play: Play) -> None:
     async def scene(service: World) -> None:
         labels = {"model": IMAGES, "strategy": "occam", "stage": "encoded"}
         before = count("occam_visual_tokens_total", **labels), count("occam_frames_decoded_total", backend="pillow")
@@ -102,7 +90,7 @@ def test_openais_client_asks_about_an_image(play: Callable[..., None]) -> None:
     play(scene, media=LocalMedia)
 
 
-def test_an_image_comes_from_a_file_an_address_or_the_request(play: Callable[..., None], tmp_path: Path) -> None:
+def test_an_image_comes_from_a_file_an_address_or_the_request(play: Play, tmp_path: Path) -> None:
     """One image is one image wherever it comes from; another one gives another answer."""
 
     async def scene(service: World) -> None:
@@ -125,7 +113,7 @@ def test_an_image_comes_from_a_file_an_address_or_the_request(play: Callable[...
     play(scene, media=LocalMedia, file_roots=(str(tmp_path),), allow_private_hosts=(f"127.0.0.1:{port}",))
 
 
-def test_a_session_remembers_an_image_and_not_its_bytes(play: Callable[..., None], redis_server: RedisServer) -> None:
+def test_a_session_remembers_an_image_and_not_its_bytes(play: Play, redis_server: RedisServer) -> None:
     async def scene(service: World) -> None:
         url = inside(still(9))
         first = await ask(service, IMAGES, user("what?", image(url)))
@@ -141,7 +129,7 @@ def test_a_session_remembers_an_image_and_not_its_bytes(play: Callable[..., None
     play(scene, media=LocalMedia)
 
 
-def test_an_image_whose_every_copy_is_gone_must_be_sent_again(play: Callable[..., None], tmp_path: Path) -> None:
+def test_an_image_whose_every_copy_is_gone_must_be_sent_again(play: Play, tmp_path: Path) -> None:
     async def scene(service: World) -> None:
         message = user("what?", image(inside(still(9))))
         first = await ask(service, IMAGES, message)
@@ -169,9 +157,7 @@ def test_an_image_whose_every_copy_is_gone_must_be_sent_again(play: Callable[...
         ("http://169.254.169.254/latest/", 422, "forbidden_source"),
     ],
 )
-def test_images_that_cannot_be_had_are_typed_errors(
-    play: Callable[..., None], url: str, status: int, code: str
-) -> None:
+def test_images_that_cannot_be_had_are_typed_errors(play: Play, url: str, status: int, code: str) -> None:
     async def scene(service: World) -> None:
         got, body = await post(service, IMAGES, user("what?", image(url)))
         assert (got, body["error"]["code"]) == (status, code), body
@@ -179,7 +165,7 @@ def test_images_that_cannot_be_had_are_typed_errors(
     play(scene, media=LocalMedia, max_image_bytes=1500)
 
 
-def test_the_order_and_number_of_images_matter(play: Callable[..., None]) -> None:
+def test_the_order_and_number_of_images_matter(play: Play) -> None:
     async def scene(service: World) -> None:
         a, b = image("fake://a"), image("fake://b")
         texts = []
@@ -197,9 +183,7 @@ def test_the_order_and_number_of_images_matter(play: Callable[..., None]) -> Non
     play(scene)
 
 
-def test_all_media_of_a_prompt_are_looked_up_at_once(
-    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_media_of_a_prompt_are_looked_up_at_once(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow cache costs its round trips once, however many images there are."""
     together = asyncio.Barrier(3)
 
@@ -216,7 +200,7 @@ def test_all_media_of_a_prompt_are_looked_up_at_once(
     play(scene)
 
 
-def test_a_video_and_images_in_one_prompt(play: Callable[..., None]) -> None:
+def test_a_video_and_images_in_one_prompt(play: Play) -> None:
     async def scene(service: World) -> None:
         a, clip = image("fake://a"), video("fake://clip")
         one = await ask(service, BOTH, user("what?", a, clip), occam={"max_frames": 4, "evidence": True})
@@ -229,7 +213,7 @@ def test_a_video_and_images_in_one_prompt(play: Callable[..., None]) -> None:
     play(scene)
 
 
-def test_one_address_as_video_and_as_image_are_two_media(play: Callable[..., None]) -> None:
+def test_one_address_as_video_and_as_image_are_two_media(play: Play) -> None:
     async def scene(service: World) -> None:
         answers = [await ask(service, BOTH, user("what?", part("fake://same?frames=1"))) for part in (video, image)]
         assert [answer["occam"]["cache"] for answer in answers] == ["none", "none"]
@@ -237,7 +221,7 @@ def test_one_address_as_video_and_as_image_are_two_media(play: Callable[..., Non
     play(scene)
 
 
-def test_media_come_with_the_first_turn(play: Callable[..., None]) -> None:
+def test_media_come_with_the_first_turn(play: Play) -> None:
     async def scene(service: World) -> None:
         a, said = image("fake://a"), {"role": "assistant", "content": "it is"}
         assert " turn 1 " in text_of(await ask(service, IMAGES, user("what?", a), said, user("and?", a)))
@@ -260,7 +244,7 @@ def test_media_come_with_the_first_turn(play: Callable[..., None]) -> None:
     ],
 )
 def test_what_cannot_be_asked_is_refused_before_anything_is_fetched(
-    play: Callable[..., None], model: str, message: dict[str, Any], options: dict[str, Any], param: str, says: str
+    play: Play, model: str, message: dict[str, Any], options: dict[str, Any], param: str, says: str
 ) -> None:
     async def scene(service: World) -> None:
         failures = count("occam_decode_failures_total", reason="source_unavailable")
@@ -272,7 +256,7 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_fetched(
     play(scene)
 
 
-def test_a_posted_video_goes_to_a_model_that_takes_videos(play: Callable[..., None]) -> None:
+def test_a_posted_video_goes_to_a_model_that_takes_videos(play: Play) -> None:
     async def with_one(service: World) -> None:
         posted = await service.post_video()
         answer = await service.query(posted, "who?")
@@ -290,7 +274,7 @@ def test_a_posted_video_goes_to_a_model_that_takes_videos(play: Callable[..., No
     play(with_none, models=(IMAGES,))
 
 
-def test_a_posted_image_is_no_video(play: Callable[..., None], tmp_path: Path) -> None:
+def test_a_posted_image_is_no_video(play: Play, tmp_path: Path) -> None:
     async def scene(service: World) -> None:
         (tmp_path / "a.png").write_bytes(still(7))
         refused = await service.http.post("/v1/videos", json={"url": str(tmp_path / "a.png")})
@@ -300,7 +284,7 @@ def test_a_posted_image_is_no_video(play: Callable[..., None], tmp_path: Path) -
     play(scene, media=LocalMedia, file_roots=(str(tmp_path),))
 
 
-def test_two_models_answer_side_by_side_and_share_no_state(play: Callable[..., None]) -> None:
+def test_two_models_answer_side_by_side_and_share_no_state(play: Play) -> None:
     async def scene(service: World) -> None:
         clip = user("who?", video("fake://beside"))
         for cache in ("none", "memory"):

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Any
@@ -22,23 +22,7 @@ from services.state import State
 from services.tenants import tenant_of
 from tests.fakes import FakeMedia
 from tests.redis_server import RedisServer
-from tests.services.world import MODEL, World, world
-
-Scene = Callable[[World], Awaitable[None]]
-
-
-@pytest.fixture
-def play(tmp_path: Path, redis_server: RedisServer) -> Callable[..., None]:
-    """Run a scene in a fresh service; its settings may be given."""
-
-    def run(scene: Scene, **options: Any) -> None:
-        async def main() -> None:
-            async with world(tmp_path, redis_server.url, **options) as service:
-                await scene(service)
-
-        asyncio.run(main())
-
-    return run
+from tests.services.world import MODEL, Play, World, world
 
 
 def count(name: str, **labels: str) -> float:
@@ -69,7 +53,7 @@ def clips(*names: str) -> list[dict[str, str]]:
     return [{"url": f"fake://{name}"} for name in names]
 
 
-def test_every_question_of_every_video_has_one_line(play: Callable[..., None]) -> None:
+def test_every_question_of_every_video_has_one_line(play: Play) -> None:
     async def scene(service: World) -> None:
         posted = await service.post_video("fake://posted")
         videos = [{"id": posted}, *clips("other")]
@@ -134,7 +118,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
 
 
 def test_a_video_is_fetched_and_encoded_once_for_all_of_a_thousand_questions(
-    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetched: list[str] = []
     describe = FakeMedia.describe
@@ -163,7 +147,7 @@ def test_a_video_is_fetched_and_encoded_once_for_all_of_a_thousand_questions(
     play(scene)
 
 
-def test_answers_of_a_job_are_counted_once(play: Callable[..., None]) -> None:
+def test_answers_of_a_job_are_counted_once(play: Play) -> None:
     async def scene(service: World) -> None:
         before = count("occam_visual_tokens_total", model=MODEL, strategy="occam", stage="encoded")
         questions = count("occam_job_questions_total", outcome="ok")
@@ -178,7 +162,7 @@ def test_answers_of_a_job_are_counted_once(play: Callable[..., None]) -> None:
     play(scene)
 
 
-def test_follow_ups_are_one_conversation_in_order(play: Callable[..., None]) -> None:
+def test_follow_ups_are_one_conversation_in_order(play: Play) -> None:
     async def scene(service: World) -> None:
         questions = ["what?", "and then?", {"question": "and in the end?", "start_s": 1}, "really?"]
         job = await post(service, clips("talk", "talk2"), questions, follow_ups=True, max_frames=4)
@@ -198,7 +182,7 @@ def test_follow_ups_are_one_conversation_in_order(play: Callable[..., None]) -> 
 
 
 def test_a_conversation_whose_session_has_run_out_goes_on_from_its_texts(
-    play: Callable[..., None], asked: Asked, redis_server: RedisServer
+    play: Play, asked: Asked, redis_server: RedisServer
 ) -> None:
     async def scene(service: World) -> None:
         asked.go.set()
@@ -221,7 +205,7 @@ def texts(results: list[dict[str, Any]]) -> list[str]:
     return [line["answer"]["answer"] for line in sorted(results, key=lambda line: line["index"])]
 
 
-def test_a_broken_video_fails_its_own_lines_as_over_http(play: Callable[..., None], asked: Asked) -> None:
+def test_a_broken_video_fails_its_own_lines_as_over_http(play: Play, asked: Asked) -> None:
     async def scene(service: World) -> None:
         videos = [*clips("missing", "corrupt"), {"id": "video-none"}, *clips("fine")]
         job = await post(service, videos, ["what?", {"question": "when?", "start_s": 200}])
@@ -240,7 +224,7 @@ def test_a_broken_video_fails_its_own_lines_as_over_http(play: Callable[..., Non
     play(scene)
 
 
-def test_a_bug_fails_its_own_line(play: Callable[..., None], asked: Asked) -> None:
+def test_a_bug_fails_its_own_line(play: Play, asked: Asked) -> None:
     asked.fails = lambda question: RuntimeError("secret") if "bug" in question.text else None
 
     async def scene(service: World) -> None:
@@ -254,7 +238,7 @@ def test_a_bug_fails_its_own_line(play: Callable[..., None], asked: Asked) -> No
     play(scene)
 
 
-def test_overload_is_waited_for(play: Callable[..., None], asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overload_is_waited_for(play: Play, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
     refusals = [Overloaded("full", retry_after_s=7.5), StoreUnavailable("away"), SessionBusy("busy")]
     waits: list[float] = []
     sleep = asyncio.sleep
@@ -276,9 +260,7 @@ def test_overload_is_waited_for(play: Callable[..., None], asked: Asked, monkeyp
     play(scene, job_lease_s=60)
 
 
-def test_a_video_that_kills_workers_is_given_up(
-    play: Callable[..., None], asked: Asked, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_video_that_kills_workers_is_given_up(play: Play, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
     asked.fails = lambda question: ReplicaLost("died") if "killer" in str(question.sources) else None
     sleep = asyncio.sleep
     monkeypatch.setattr("services.job_runner.asyncio.sleep", lambda seconds: sleep(0 if seconds == 1.0 else seconds))
@@ -365,9 +347,7 @@ def test_two_ingresses_never_work_on_one_job_both(
     asyncio.run(scene())
 
 
-def test_a_deleted_job_stops_at_once_and_leaves_nothing(
-    play: Callable[..., None], asked: Asked, redis_server: RedisServer
-) -> None:
+def test_a_deleted_job_stops_at_once_and_leaves_nothing(play: Play, asked: Asked, redis_server: RedisServer) -> None:
     async def scene(service: World) -> None:
         job = (await post(service, clips("a", "b"), ["one", "hold two", "three"]))["id"]
         while asked.texts.count("hold two") < 2:
@@ -401,7 +381,7 @@ def test_a_job_that_another_ingress_deletes_stops(tmp_path: Path, redis_server: 
     asyncio.run(scene())
 
 
-def test_questions_that_somebody_waits_for_go_first(play: Callable[..., None], asked: Asked) -> None:
+def test_questions_that_somebody_waits_for_go_first(play: Play, asked: Asked) -> None:
     async def scene(service: World) -> None:
         video = await service.post_video("fake://now")
         waiting = asyncio.create_task(service.query(video, "hold on, who waits?"))
@@ -418,7 +398,7 @@ def test_questions_that_somebody_waits_for_go_first(play: Callable[..., None], a
     play(scene, job_patience_s=600)
 
 
-def test_a_job_goes_on_under_a_load_that_never_ends(play: Callable[..., None], asked: Asked) -> None:
+def test_a_job_goes_on_under_a_load_that_never_ends(play: Play, asked: Asked) -> None:
     async def scene(service: World) -> None:
         video = await service.post_video("fake://now")
         waiting = asyncio.create_task(service.query(video, "hold on, who waits?"))
@@ -432,7 +412,7 @@ def test_a_job_goes_on_under_a_load_that_never_ends(play: Callable[..., None], a
     play(scene, job_patience_s=0.05)
 
 
-def test_no_more_videos_are_in_hand_than_are_set(play: Callable[..., None], asked: Asked) -> None:
+def test_no_more_videos_are_in_hand_than_are_set(play: Play, asked: Asked) -> None:
     async def scene(service: World) -> None:
         jobs = [(await post(service, clips("a", "b", "c", "d"), [f"hold {n}"]))["id"] for n in range(3)]
         while len(asked.texts) < 3:
@@ -446,7 +426,7 @@ def test_no_more_videos_are_in_hand_than_are_set(play: Callable[..., None], aske
     play(scene, job_concurrency=3)
 
 
-def test_jobs_are_listed_by_page_the_newest_first(play: Callable[..., None]) -> None:
+def test_jobs_are_listed_by_page_the_newest_first(play: Play) -> None:
     async def scene(service: World) -> None:
         ids = [(await post(service, clips("a"), [f"{n}?"]))["id"] for n in range(5)]
         for job in ids:
@@ -465,7 +445,7 @@ def test_jobs_are_listed_by_page_the_newest_first(play: Callable[..., None]) -> 
     play(scene)
 
 
-def test_a_job_is_its_tenants_alone(play: Callable[..., None]) -> None:
+def test_a_job_is_its_tenants_alone(play: Play) -> None:
     async def scene(service: World) -> None:
         job = (await post(service, clips("a"), ["what?"]))["id"]
         await ended(service, job)
@@ -519,7 +499,7 @@ def test_damaged_entries_fail_their_job_alone(
     asyncio.run(scene())
 
 
-def test_more_questions_than_the_limit_are_refused_with_both_numbers(play: Callable[..., None]) -> None:
+def test_more_questions_than_the_limit_are_refused_with_both_numbers(play: Play) -> None:
     async def scene(service: World) -> None:
         body = {"videos": clips("a", "b", "c"), "questions": ["1", "2", "3", "4"]}
         response = await service.http.post("/v1/jobs", json=body)
@@ -550,7 +530,7 @@ def test_more_questions_than_the_limit_are_refused_with_both_numbers(play: Calla
     ],
 )
 def test_a_job_that_could_not_be_answered_is_refused_at_once(
-    body: dict[str, Any], status: int, play: Callable[..., None], redis_server: RedisServer
+    body: dict[str, Any], status: int, play: Play, redis_server: RedisServer
 ) -> None:
     async def scene(service: World) -> None:
         response = await service.http.post(
@@ -562,7 +542,7 @@ def test_a_job_that_could_not_be_answered_is_refused_at_once(
     play(scene)
 
 
-def test_jobs_of_a_tenant_are_bounded_in_number(play: Callable[..., None], redis_server: RedisServer) -> None:
+def test_jobs_of_a_tenant_are_bounded_in_number(play: Play, redis_server: RedisServer) -> None:
     async def scene(service: World) -> None:
         ids = [(await post(service, clips("a"), ["what?"]))["id"] for _ in range(2)]
         for job in ids:
@@ -577,9 +557,7 @@ def test_jobs_of_a_tenant_are_bounded_in_number(play: Callable[..., None], redis
     play(scene, max_jobs=2)
 
 
-def test_bytes_of_jobs_are_bounded_and_what_does_not_fit_says_so(
-    play: Callable[..., None], redis_server: RedisServer
-) -> None:
+def test_bytes_of_jobs_are_bounded_and_what_does_not_fit_says_so(play: Play, redis_server: RedisServer) -> None:
     limit = 80_000
 
     def stored() -> int:
@@ -610,7 +588,7 @@ def test_bytes_of_jobs_are_bounded_and_what_does_not_fit_says_so(
 
 
 def test_results_are_kept_for_their_time_and_open_jobs_for_ever(
-    play: Callable[..., None], asked: Asked, redis_server: RedisServer
+    play: Play, asked: Asked, redis_server: RedisServer
 ) -> None:
     async def scene(service: World) -> None:
         job = (await post(service, clips("a"), ["one", "hold two"]))["id"]
@@ -627,7 +605,7 @@ def test_results_are_kept_for_their_time_and_open_jobs_for_ever(
     play(scene, job_ttl_s=500)
 
 
-def test_lines_are_whole_whatever_is_in_them(play: Callable[..., None]) -> None:
+def test_lines_are_whole_whatever_is_in_them(play: Play) -> None:
     odd = ["\u2028 \u2029 \x85 \x0c \x1e", "первый\nвторой\r\n", '😀 "quoted" \\ \t', "؟ مرحبا", "\u0000"]
 
     async def scene(service: World) -> None:
@@ -640,7 +618,7 @@ def test_lines_are_whole_whatever_is_in_them(play: Callable[..., None]) -> None:
     play(scene)
 
 
-def test_results_can_be_followed_to_the_end(play: Callable[..., None], asked: Asked) -> None:
+def test_results_can_be_followed_to_the_end(play: Play, asked: Asked) -> None:
     async def scene(service: World) -> None:
         job = await post(service, clips("a"), ["one", "hold two", "three"])
         await asked.reach("hold two")
@@ -655,7 +633,7 @@ def test_results_can_be_followed_to_the_end(play: Callable[..., None], asked: As
 
 
 def test_an_answer_that_cannot_be_kept_is_not_asked_for_again(
-    play: Callable[..., None], asked: Asked, monkeypatch: pytest.MonkeyPatch
+    play: Play, asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The store is away, or has kept the line and its answer was lost: one line, one answer."""
     monkeypatch.setattr("services.job_runner._STORE_RETRY_S", 0)
@@ -682,7 +660,7 @@ def test_an_answer_that_cannot_be_kept_is_not_asked_for_again(
 
 
 def test_a_service_ends_whose_library_loses_a_cancellation(
-    play: Callable[..., None], asked: Asked, monkeypatch: pytest.MonkeyPatch
+    play: Play, asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As redis-py does where a reply comes together with it (`asyncio.wait_for` before Python 3.12)."""
     monkeypatch.setattr("services.background._CANCEL_S", 0.01)

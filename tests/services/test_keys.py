@@ -5,7 +5,6 @@ import itertools
 import json
 import logging
 import re
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,33 +20,23 @@ from services.settings import Settings
 from services.tenants import Doorkeeper
 from tests.redis_server import RedisServer
 from tests.services.document import operations
-from tests.services.world import MODEL, World, world
+from tests.services.world import MODEL, Play, World
 
-Scene = Callable[[World], Awaitable[None]]
 KEY, SECOND, OTHER = (fresh_key() for _ in range(3))
 KEYS = (entry_of("acme", KEY), entry_of("acme", SECOND), entry_of("other", OTHER))
 OPEN = {"/", "/docs", "/openapi.json", "/healthz", "/readyz", "/startupz"}
 
 
 @pytest.fixture
-def play(tmp_path: Path, redis_server: RedisServer) -> Callable[..., None]:
-    """Run a scene in a fresh service with keys."""
-
-    def run(scene: Scene, **options: Any) -> None:
-        async def main() -> None:
-            async with world(tmp_path, redis_server.url, **{"api_keys": KEYS, **options}) as service:
-                await scene(service)
-
-        asyncio.run(main())
-
-    return run
+def usual() -> dict[str, Any]:
+    return {"api_keys": KEYS}
 
 
 def bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
-def test_every_route_but_the_open_ones_needs_a_key(play: Callable[..., None]) -> None:
+def test_every_route_but_the_open_ones_needs_a_key(play: Play) -> None:
     async def scene(service: World) -> None:
         listed = [(each.method, each.path(), each.body) for each in await operations(service)]
         assert {"/v1/videos", "/v1/chat/completions", "/v1/models", "/metrics"} <= {path for _, path, _ in listed}
@@ -93,9 +82,7 @@ def test_every_route_but_the_open_ones_needs_a_key(play: Callable[..., None]) ->
         ([("x-api-key", KEY)], False),
     ],
 )
-def test_a_key_comes_in_one_header_of_its_form(
-    play: Callable[..., None], headers: list[tuple[str, Any]], enters: bool
-) -> None:
+def test_a_key_comes_in_one_header_of_its_form(play: Play, headers: list[tuple[str, Any]], enters: bool) -> None:
     async def scene(service: World) -> None:
         response = await service.http.get("/v1/models", headers=headers)
         assert response.status_code == (200 if enters else 401)
@@ -103,7 +90,7 @@ def test_a_key_comes_in_one_header_of_its_form(
     play(scene)
 
 
-def test_without_keys_everybody_enters(play: Callable[..., None]) -> None:
+def test_without_keys_everybody_enters(play: Play) -> None:
     async def scene(service: World) -> None:
         for headers in ({}, bearer("anything")):
             assert (await service.http.get("/v1/models", headers=headers)).status_code == 200
@@ -111,7 +98,7 @@ def test_without_keys_everybody_enters(play: Callable[..., None]) -> None:
     play(scene, api_keys=())
 
 
-def test_a_refusal_is_counted_and_has_an_id(play: Callable[..., None]) -> None:
+def test_a_refusal_is_counted_and_has_an_id(play: Play) -> None:
     def rejected() -> float:
         return REGISTRY.get_sample_value("occam_rejections_total", {"reason": "invalid_api_key"}) or 0.0
 
@@ -124,7 +111,7 @@ def test_a_refusal_is_counted_and_has_an_id(play: Callable[..., None]) -> None:
     play(scene)
 
 
-def test_openais_client_knows_a_wrong_key(play: Callable[..., None]) -> None:
+def test_openais_client_knows_a_wrong_key(play: Play) -> None:
     async def scene(service: World) -> None:
         def client(key: str) -> openai.AsyncOpenAI:
             return openai.AsyncOpenAI(api_key=key, base_url="http://occam/v1", http_client=service.http, max_retries=0)
@@ -138,7 +125,7 @@ def test_openais_client_knows_a_wrong_key(play: Callable[..., None]) -> None:
 
 
 def test_a_key_reaches_no_log_error_metric_or_store(
-    play: Callable[..., None], redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+    play: Play, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scene(service: World) -> None:
         service.http.headers.update(bearer(KEY))

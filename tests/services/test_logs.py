@@ -4,7 +4,7 @@ import asyncio
 import io
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,8 @@ from services.decoder import Decoder
 from services.log_collector import collected
 from services.settings import Settings
 from tests.fakes import FakeMedia
-from tests.redis_server import RedisServer
-from tests.services.world import MODEL, World, world
+from tests.services.world import MODEL, Play, World
 
-Scene = Callable[[World], Awaitable[None]]
 SECRETS = ("whose-secret", "sig=planted", "occ_key", "10.11.12.13", "planted-text", "answer-in-history")
 
 
@@ -31,23 +29,11 @@ def out() -> Iterator[io.StringIO]:
     logs.uninstall()
 
 
-@pytest.fixture
-def play(tmp_path: Path, redis_server: RedisServer) -> Callable[..., None]:
-    def run(scene: Scene, **options: Any) -> None:
-        async def main() -> None:
-            async with world(tmp_path, redis_server.url, **options) as service:
-                await scene(service)
-
-        asyncio.run(main())
-
-    return run
-
-
 def lines(out: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.getvalue().splitlines()]
 
 
-def test_a_finished_request_is_one_line(play: Callable[..., None], out: io.StringIO) -> None:
+def test_a_finished_request_is_one_line(play: Play, out: io.StringIO) -> None:
     async def scene(service: World) -> None:
         video = await service.post_video("fake://logged")
         out.truncate(out.seek(0))
@@ -78,7 +64,7 @@ def test_a_finished_request_is_one_line(play: Callable[..., None], out: io.Strin
     play(scene)
 
 
-def test_what_fails_is_logged_with_its_request(play: Callable[..., None], out: io.StringIO) -> None:
+def test_what_fails_is_logged_with_its_request(play: Play, out: io.StringIO) -> None:
     async def scene(service: World) -> None:
         async def sent(path: str, **body: Any) -> list[dict[str, Any]]:
             out.truncate(out.seek(0))
@@ -103,7 +89,7 @@ def test_what_fails_is_logged_with_its_request(play: Callable[..., None], out: i
     play(scene)
 
 
-def test_probes_are_not_worth_a_line(play: Callable[..., None], out: io.StringIO) -> None:
+def test_probes_are_not_worth_a_line(play: Play, out: io.StringIO) -> None:
     async def scene(service: World) -> None:
         out.truncate(out.seek(0))
         await service.http.get("/healthz")
@@ -115,7 +101,7 @@ def test_probes_are_not_worth_a_line(play: Callable[..., None], out: io.StringIO
     play(scene)
 
 
-def test_a_log_holds_no_secret(play: Callable[..., None], out: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_holds_no_secret(play: Play, out: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted where requests have room for them; an error inside the service holds them all in its message."""
 
     async def scene(service: World) -> None:
@@ -211,7 +197,7 @@ def test_a_process_without_the_launcher_writes_to_standard_error(
     assert line[8:] == ' warning two lines request_id=mine-3 a=1 b={"c": "d e"}'
 
 
-def test_work_elsewhere_knows_whose_it_is(play: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_elsewhere_knows_whose_it_is(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the decoder and in the worker, in work that is shared, and in what goes on behind an answer."""
     seen: dict[str, set[str]] = {"describe": set(), "decode": set(), "encode": set()}
     describe, decode = FakeMedia.describe, FakeMedia.decode

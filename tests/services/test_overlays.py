@@ -1,9 +1,7 @@
 """Overlays: what was kept is clear and what was not is dimmed, at the geometry that the model saw."""
 
-import asyncio
 import base64
 import io
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +17,15 @@ from services.kept_evidence import pack, unpack
 from services.media import LocalMedia
 from services.overlay import LONGEST, Patches, draw
 from tests.redis_server import RedisServer
-from tests.services.world import World, world
+from tests.services.world import Play, World
 
-Scene = Callable[[World], Awaitable[None]]
 RNG = np.random.default_rng(0)
 KEPT = np.array([[True, False, False], [False, False, True]])
 
 
 @pytest.fixture
-def play(tmp_path: Path, redis_server: RedisServer) -> Callable[..., None]:
-    def run(scene: Scene, **options: Any) -> None:
-        async def main() -> None:
-            async with world(tmp_path, redis_server.url, **{"kv_url": "memory://", **options}) as service:
-                await scene(service)
-
-        asyncio.run(main())
-
-    return run
+def usual() -> dict[str, Any]:
+    return {"kv_url": "memory://"}
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -157,7 +147,7 @@ def test_what_is_torn_shows_nothing(change: bytes | tuple[bytes, bytes]) -> None
     assert unpack(raw.replace(*change) if isinstance(change, tuple) else change, 1, 3) == []
 
 
-def test_answers_say_where_their_overlays_are(play: Callable[..., None], own_redis: RedisServer) -> None:
+def test_answers_say_where_their_overlays_are(play: Play, own_redis: RedisServer) -> None:
     async def scene(service: World) -> None:
         video = await service.post_video("fake://clip?frames=200")
         first = await service.query(video, "what?", evidence=True, start_s=100)
@@ -217,7 +207,7 @@ def write_noise(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("model", ["tiny-video-llava", "tiny-qwen3-vl"])
-def test_a_clip_is_drawn_as_the_model_saw_it(model: str, play: Callable[..., None], tmp_path: Path) -> None:
+def test_a_clip_is_drawn_as_the_model_saw_it(model: str, play: Play, tmp_path: Path) -> None:
     """The first sees a square in the middle of the frame, the second all of it."""
     frame = write_noise(tmp_path / "clip.mp4")
 
@@ -234,7 +224,7 @@ def test_a_clip_is_drawn_as_the_model_saw_it(model: str, play: Callable[..., Non
     play(scene, models=(model,), load=Engine.load, media=LocalMedia, file_roots=(str(tmp_path),))
 
 
-def test_images_of_a_conversation_have_overlays_of_their_own(play: Callable[..., None]) -> None:
+def test_images_of_a_conversation_have_overlays_of_their_own(play: Play) -> None:
     stills = [np.kron(noise(4, 8), np.ones((32, 32, 1), np.uint8)) for _ in range(2)]
 
     def part(frame: np.ndarray) -> dict[str, Any]:

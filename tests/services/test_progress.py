@@ -2,8 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from pathlib import Path
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import openai
@@ -16,24 +15,10 @@ from services import events
 from services.messages import Progress, Reply
 from services.progress import Watched
 from services.routes import chat as routes
-from tests.redis_server import RedisServer
 from tests.services.local import LocalStream
-from tests.services.world import MODEL, World, world
+from tests.services.world import MODEL, Play, World
 
-Scene = Callable[[World], Awaitable[None]]
 WHAT = {"type": "text", "text": "what?"}
-
-
-@pytest.fixture
-def play(tmp_path: Path, redis_server: RedisServer) -> Callable[..., None]:
-    def run(scene: Scene, **options: Any) -> None:
-        async def main() -> None:
-            async with world(tmp_path, redis_server.url, **options) as service:
-                await scene(service)
-
-        asyncio.run(main())
-
-    return run
 
 
 def chat(url: str, **options: Any) -> dict[str, Any]:
@@ -58,7 +43,7 @@ def steps(told: list[Any]) -> list[tuple[str, int, int]]:
     return [(each["stage"], each["done"], each["total"]) for each in told]
 
 
-def test_what_is_built_for_an_answer_is_told_in_frames(play: Callable[..., None]) -> None:
+def test_what_is_built_for_an_answer_is_told_in_frames(play: Play) -> None:
     async def scene(service: World) -> None:
         video = await service.post_video()
         told = await ask(service, video, max_frames=6)  # other frames than those that posting encoded
@@ -77,7 +62,7 @@ def test_what_is_built_for_an_answer_is_told_in_frames(play: Callable[..., None]
     play(scene)
 
 
-def test_over_embeddings_only_the_prefill_is_told(play: Callable[..., None]) -> None:
+def test_over_embeddings_only_the_prefill_is_told(play: Play) -> None:
     async def scene(service: World) -> None:
         video = await service.post_video("fake://projected?delay=0.1")
         await service.worker.target._prefixes._tiers.drain()
@@ -90,7 +75,7 @@ def test_over_embeddings_only_the_prefill_is_told(play: Callable[..., None]) -> 
     play(scene, kv_memory_bytes=1)
 
 
-def test_a_fetch_is_told_once_and_a_cached_follow_up_nothing(play: Callable[..., None]) -> None:
+def test_a_fetch_is_told_once_and_a_cached_follow_up_nothing(play: Play) -> None:
     async def scene(service: World) -> None:
         response = await service.http.post("/v1/chat/completions", json=chat("fake://far"))
         *chunks, end = parsed(response.text)
@@ -109,7 +94,7 @@ def test_a_fetch_is_told_once_and_a_cached_follow_up_nothing(play: Callable[...,
     play(scene)
 
 
-def test_who_waits_for_anothers_state_hears_how_far_it_is(play: Callable[..., None]) -> None:
+def test_who_waits_for_anothers_state_hears_how_far_it_is(play: Play) -> None:
     async def scene(service: World) -> None:
         decoded = REGISTRY.get_sample_value("occam_frames_decoded_total", {"backend": "fake"}) or 0
         body = chat("fake://shared?delay=0.05")
@@ -122,7 +107,7 @@ def test_who_waits_for_anothers_state_hears_how_far_it_is(play: Callable[..., No
     play(scene)
 
 
-def test_nobody_is_told_who_does_not_stream(play: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_is_told_who_does_not_stream(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     original = LocalStream.__anext__
 
@@ -157,7 +142,7 @@ def test_nobody_is_told_who_does_not_stream(play: Callable[..., None], monkeypat
     ],
 )
 def test_an_error_before_any_work_has_its_status(
-    play: Callable[..., None], path: str, body: dict[str, Any], status: int, code: str
+    play: Play, path: str, body: dict[str, Any], status: int, code: str
 ) -> None:
     async def scene(service: World) -> None:
         response = await service.http.post(path, json=body)
@@ -167,7 +152,7 @@ def test_an_error_before_any_work_has_its_status(
 
 
 def test_an_overloaded_worker_is_a_status_although_the_video_was_fetched(
-    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refuse(stream: LocalStream) -> Any:
         raise BackPressureError(num_queued_requests=9, max_queued_requests=9)
@@ -181,7 +166,7 @@ def test_an_overloaded_worker_is_a_status_although_the_video_was_fetched(
     play(scene)
 
 
-def test_what_fails_in_the_middle_of_the_work_is_said_in_the_stream(play: Callable[..., None]) -> None:
+def test_what_fails_in_the_middle_of_the_work_is_said_in_the_stream(play: Play) -> None:
     async def scene(service: World) -> None:
         response = await service.http.post("/v1/chat/completions", json=chat("fake://corrupt?delay=0.05"))
         assert response.status_code == 200
@@ -192,9 +177,7 @@ def test_what_fails_in_the_middle_of_the_work_is_said_in_the_stream(play: Callab
     play(scene)
 
 
-def test_a_replica_that_dies_behind_progress_is_replaced(
-    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_replica_that_dies_behind_progress_is_replaced(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     """Progress promises nothing: only a text that has gone out keeps another replica from beginning anew."""
     original, worker_events = LocalStream.__anext__, []
 
@@ -218,7 +201,7 @@ def test_a_replica_that_dies_behind_progress_is_replaced(
     play(scene)
 
 
-def test_the_last_event_says_what_the_answer_cost(play: Callable[..., None]) -> None:
+def test_the_last_event_says_what_the_answer_cost(play: Play) -> None:
     async def scene(service: World) -> None:
         answer = (await ask(service, await service.post_video()))[-1]
         assert answer["usage"]["visual_tokens"]["stage2"] == 8
@@ -237,7 +220,7 @@ def test_the_last_event_says_what_the_answer_cost(play: Callable[..., None]) -> 
     play(scene)
 
 
-def test_the_first_text_is_what_the_ttft_is_of(play: Callable[..., None]) -> None:
+def test_the_first_text_is_what_the_ttft_is_of(play: Play) -> None:
     """Progress goes out long before."""
 
     async def scene(service: World) -> None:
@@ -247,7 +230,7 @@ def test_the_first_text_is_what_the_ttft_is_of(play: Callable[..., None]) -> Non
     play(scene)
 
 
-def test_a_silent_stream_is_kept_open(play: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_stream_is_kept_open(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene(service: World) -> None:
         body = chat("fake://silent?delay=0.2")
         monkeypatch.setattr(events, "HEARTBEAT_S", 0.02)
@@ -265,7 +248,7 @@ def test_a_silent_stream_is_kept_open(play: Callable[..., None], monkeypatch: py
     play(scene)
 
 
-def test_openais_async_client_is_not_disturbed(play: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_openais_async_client_is_not_disturbed(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene(service: World) -> None:
         monkeypatch.setattr(events, "HEARTBEAT_S", 0.02)
         client = openai.AsyncOpenAI(base_url="http://occam/v1", api_key="any", http_client=service.http, max_retries=0)

@@ -1,9 +1,8 @@
 """Quotas: what counts, what is refused and how, and that nothing is free while they cannot be counted."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,14 +18,14 @@ from services.allowances import Allowance
 from services.errors import DeadlineExceeded, QuotaExceeded
 from services.keys import entry_of, fresh_key
 from services.quotas import Quotas
+from services.reference_sets import Sets
 from services.settings import Settings
 from services.state import State
 from tests.redis_server import RedisServer
 from tests.services.document import operations
 from tests.services.local import LocalStream
-from tests.services.world import MODEL, World, world
+from tests.services.world import MODEL, Play, World
 
-Scene = Callable[[World], Awaitable[None]]
 ACME, OTHER = fresh_key(), fresh_key()
 AS_OTHER = {"authorization": f"Bearer {OTHER}"}
 NOON = 20_000 * 86_400 + 43_200.0
@@ -52,19 +51,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def play(tmp_path: Path, redis_server: RedisServer, clock: Clock) -> Callable[..., None]:
-    """Run a scene in a fresh service with two tenants, as the first of them."""
-
-    def run(scene: Scene, **options: Any) -> None:
-        async def main() -> None:
-            keys = (entry_of("acme", ACME), entry_of("other", OTHER))
-            async with world(tmp_path, redis_server.url, **{"api_keys": keys, **options}) as service:
-                service.http.headers["authorization"] = f"Bearer {ACME}"
-                await scene(service)
-
-        asyncio.run(main())
-
-    return run
+def usual(clock: Clock) -> dict[str, Any]:
+    """Two tenants; scenes are played as the first of them."""
+    keys = (entry_of("acme", ACME), entry_of("other", OTHER))
+    return {"api_keys": keys, "headers": {"authorization": f"Bearer {ACME}"}}
 
 
 def chat(url: str = "fake://clip", **options: Any) -> dict[str, Any]:
@@ -93,7 +83,7 @@ def used(redis: RedisServer, kind: str, tenant: str = "acme") -> int:
     return sum(int(redis.client.get(name)) for name in redis.client.scan_iter(f"quota:{kind}:{tenant}:*"))
 
 
-def test_requests_are_counted_by_the_minute_and_the_tenant(play: Callable[..., None], clock: Clock) -> None:
+def test_requests_are_counted_by_the_minute_and_the_tenant(play: Play, clock: Clock) -> None:
     async def scene(service: World) -> None:
         video = await service.post_video()
         clock.now += 20.5
@@ -116,7 +106,7 @@ def test_requests_are_counted_by_the_minute_and_the_tenant(play: Callable[..., N
     play(scene, quota_requests=3)
 
 
-def test_every_route_that_costs_is_counted(play: Callable[..., None], redis_server: RedisServer) -> None:
+def test_every_route_that_costs_is_counted(play: Play, redis_server: RedisServer) -> None:
     """Every POST; those of jobs are counted by their questions."""
 
     async def scene(service: World) -> None:
@@ -133,7 +123,7 @@ def test_every_route_that_costs_is_counted(play: Callable[..., None], redis_serv
     play(scene, quota_requests=100)
 
 
-def test_of_requests_that_come_together_no_more_than_the_quota_enter(play: Callable[..., None]) -> None:
+def test_of_requests_that_come_together_no_more_than_the_quota_enter(play: Play) -> None:
     async def scene(service: World) -> None:
         answers = await asyncio.gather(*(ask(service) for _ in range(12)))
         assert sorted(answer.status_code for answer in answers) == [200] * 5 + [429] * 7
@@ -141,7 +131,7 @@ def test_of_requests_that_come_together_no_more_than_the_quota_enter(play: Calla
     play(scene, quota_requests=5)
 
 
-def test_tenants_may_have_quotas_of_their_own(play: Callable[..., None]) -> None:
+def test_tenants_may_have_quotas_of_their_own(play: Play) -> None:
     async def scene(service: World) -> None:
         assert (await ask(service)).status_code == 200
         assert "quota of 1 requests" in refused(await ask(service))
@@ -151,7 +141,7 @@ def test_tenants_may_have_quotas_of_their_own(play: Callable[..., None]) -> None
     play(scene, quota_requests=1, tenant_quotas=("other:0:0",))
 
 
-def test_openais_client_knows_a_quota(play: Callable[..., None]) -> None:
+def test_openais_client_knows_a_quota(play: Play) -> None:
     async def scene(service: World) -> None:
         client = openai.AsyncOpenAI(
             api_key=ACME, base_url="http://occam/v1", http_client=service.http, max_retries=0
@@ -166,9 +156,7 @@ def test_openais_client_knows_a_quota(play: Callable[..., None]) -> None:
     play(scene, quota_requests=1)
 
 
-def test_only_what_is_newly_decoded_costs_seconds(
-    play: Callable[..., None], redis_server: RedisServer, clock: Clock
-) -> None:
+def test_only_what_is_newly_decoded_costs_seconds(play: Play, redis_server: RedisServer, clock: Clock) -> None:
     async def scene(service: World) -> None:
         first = (await ask(service)).json()
         assert (first["occam"]["cache"], first["usage"]["video_seconds"]) == ("none", SECONDS)
@@ -191,7 +179,7 @@ def test_only_what_is_newly_decoded_costs_seconds(
     play(scene, quota_video_seconds=3.0)
 
 
-def test_a_posted_video_costs_what_encoding_it_decodes(play: Callable[..., None], redis_server: RedisServer) -> None:
+def test_a_posted_video_costs_what_encoding_it_decodes(play: Play, redis_server: RedisServer) -> None:
     async def scene(service: World) -> None:
         video = await service.post_video()
         assert used(redis_server, "video") == 2000
@@ -204,7 +192,7 @@ def test_a_posted_video_costs_what_encoding_it_decodes(play: Callable[..., None]
     play(scene, quota_video_seconds=3.0)
 
 
-def test_what_no_day_has_is_not_promised_for_tomorrow(play: Callable[..., None]) -> None:
+def test_what_no_day_has_is_not_promised_for_tomorrow(play: Play) -> None:
     async def scene(service: World) -> None:
         for response in (
             await ask(service, "fake://long?frames=80"),
@@ -217,9 +205,7 @@ def test_what_no_day_has_is_not_promised_for_tomorrow(play: Callable[..., None])
     play(scene, quota_video_seconds=9.0)
 
 
-def test_requests_that_come_together_do_not_overrun_the_seconds(
-    play: Callable[..., None], redis_server: RedisServer
-) -> None:
+def test_requests_that_come_together_do_not_overrun_the_seconds(play: Play, redis_server: RedisServer) -> None:
     async def scene(service: World) -> None:
         answers = await asyncio.gather(*(ask(service, f"fake://clip-{number}?delay=0.05") for number in range(8)))
         assert sorted(answer.status_code for answer in answers) == [200] * 3 + [429] * 5
@@ -228,7 +214,7 @@ def test_requests_that_come_together_do_not_overrun_the_seconds(
     play(scene, quota_video_seconds=7.0)
 
 
-def test_of_requests_for_one_video_one_pays(play: Callable[..., None], redis_server: RedisServer) -> None:
+def test_of_requests_for_one_video_one_pays(play: Play, redis_server: RedisServer) -> None:
     async def scene(service: World) -> None:
         answers = await asyncio.gather(*(ask(service, "fake://clip?delay=0.05") for _ in range(3)))
         assert sorted(answer.json()["occam"]["cache"] for answer in answers) == ["memory", "memory", "none"]
@@ -248,7 +234,7 @@ def test_of_requests_for_one_video_one_pays(play: Callable[..., None], redis_ser
     ids=lambda given: type(given).__name__,
 )
 def test_what_the_service_fails_at_is_given_back(
-    play: Callable[..., None],
+    play: Play,
     redis_server: RedisServer,
     monkeypatch: pytest.MonkeyPatch,
     trouble: Exception,
@@ -271,7 +257,23 @@ def test_what_the_service_fails_at_is_given_back(
     play(scene, quota_video_seconds=10.0)
 
 
-def test_a_video_that_breaks_off_is_paid_for(play: Callable[..., None], redis_server: RedisServer) -> None:
+def test_who_hangs_up_while_a_video_waits_for_its_turn_does_not_pay(play: Play, redis_server: RedisServer) -> None:
+    async def scene(service: World) -> None:
+        digest = (await service.http.post("/v1/videos", json={"url": "fake://clip"})).json()["digest"]
+        paid = used(redis_server, "video")
+        redis_server.client.set(Sets("", digest).lock, "somebody else")
+        post = asyncio.create_task(service.http.post("/v1/videos", json={"url": "fake://clip?frames=16"}))
+        while used(redis_server, "video") == paid:
+            await asyncio.sleep(0.01)
+        post.cancel()
+        with suppress(asyncio.CancelledError):
+            await post
+        assert used(redis_server, "video") == paid
+
+    play(scene, quota_video_seconds=100)
+
+
+def test_a_video_that_breaks_off_is_paid_for(play: Play, redis_server: RedisServer) -> None:
     async def scene(service: World) -> None:
         await service.post_video("fake://corrupt")
         assert (await ask(service, "fake://corrupt")).status_code == 415
@@ -280,9 +282,7 @@ def test_a_video_that_breaks_off_is_paid_for(play: Callable[..., None], redis_se
     play(scene, quota_video_seconds=10.0)
 
 
-def test_without_its_store_nothing_is_free(
-    play: Callable[..., None], own_redis: RedisServer, redis_server: RedisServer
-) -> None:
+def test_without_its_store_nothing_is_free(play: Play, own_redis: RedisServer, redis_server: RedisServer) -> None:
     async def scene(service: World) -> None:
         own_redis.kill()
         for response in (await ask(service), await service.http.post("/v1/videos", json={"url": "fake://clip"})):

@@ -2,9 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +11,8 @@ from services.errors import ReplicaLost
 from services.keys import entry_of, fresh_key
 from services.state import State
 from tests.redis_server import RedisServer
-from tests.services.world import MODEL, World, world
+from tests.services.world import MODEL, Play, World
 
-Scene = Callable[[World], Awaitable[None]]
 ACME, OTHER = fresh_key(), fresh_key()
 AS_ACME, AS_OTHER = ({"authorization": f"Bearer {key}"} for key in (ACME, OTHER))
 CLIP = "fake://clip"
@@ -23,19 +20,9 @@ DIGEST = sha256(b"clip").hexdigest()
 
 
 @pytest.fixture
-def play(tmp_path: Path, redis_server: RedisServer) -> Callable[..., None]:
-    """Run a scene in a fresh service with two tenants, as the first of them."""
-
-    def run(scene: Scene, **options: Any) -> None:
-        async def main() -> None:
-            keys = (entry_of("acme", ACME), entry_of("other", OTHER))
-            async with world(tmp_path, redis_server.url, api_keys=keys, **options) as service:
-                service.http.headers.update(AS_ACME)
-                await scene(service)
-
-        asyncio.run(main())
-
-    return run
+def usual() -> dict[str, Any]:
+    """Two tenants; scenes are played as the first of them."""
+    return {"api_keys": (entry_of("acme", ACME), entry_of("other", OTHER)), "headers": AS_ACME}
 
 
 async def post(service: World, headers: dict[str, str] = AS_ACME, url: str = CLIP) -> str:
@@ -69,9 +56,7 @@ def has_copy(service: World) -> bool:
     return DIGEST in service.decoder.target._media._here
 
 
-def test_the_last_video_of_the_same_bytes_takes_states_and_copies_along(
-    play: Callable[..., None], redis_server: RedisServer
-) -> None:
+def test_the_last_video_of_the_same_bytes_takes_states_and_copies_along(play: Play, redis_server: RedisServer) -> None:
     async def scene(service: World) -> None:
         first, second = await post(service), await post(service, url=f"{CLIP}?again")
         assert states(service) == 1
@@ -89,7 +74,7 @@ def test_the_last_video_of_the_same_bytes_takes_states_and_copies_along(
     play(scene)
 
 
-def test_tenants_keep_their_own_states_and_one_copy(play: Callable[..., None]) -> None:
+def test_tenants_keep_their_own_states_and_one_copy(play: Play) -> None:
     async def scene(service: World) -> None:
         ours, theirs = await post(service), await post(service, AS_OTHER)
         assert states(service) == 2
@@ -102,7 +87,7 @@ def test_tenants_keep_their_own_states_and_one_copy(play: Callable[..., None]) -
     play(scene)
 
 
-def test_with_a_shared_cache_the_last_tenant_takes_the_states_along(play: Callable[..., None]) -> None:
+def test_with_a_shared_cache_the_last_tenant_takes_the_states_along(play: Play) -> None:
     async def scene(service: World) -> None:
         ours, theirs = await post(service), await post(service, AS_OTHER)
         assert states(service) == 1
@@ -114,7 +99,7 @@ def test_with_a_shared_cache_the_last_tenant_takes_the_states_along(play: Callab
     play(scene, shared_cache=True)
 
 
-def test_a_video_that_has_expired_refers_to_nothing(play: Callable[..., None], redis_server: RedisServer) -> None:
+def test_a_video_that_has_expired_refers_to_nothing(play: Play, redis_server: RedisServer) -> None:
     async def scene(service: World) -> None:
         expired, video = await post(service), await post(service)
         redis_server.client.delete(f"video:{expired}")
@@ -124,7 +109,7 @@ def test_a_video_that_has_expired_refers_to_nothing(play: Callable[..., None], r
     play(scene)
 
 
-def test_what_is_referred_to_lives_as_long_as_the_video(play: Callable[..., None], redis_server: RedisServer) -> None:
+def test_what_is_referred_to_lives_as_long_as_the_video(play: Play, redis_server: RedisServer) -> None:
     async def scene(service: World) -> None:
         video = await post(service)
         names = [f"video:{video}", f"refs:acme:{DIGEST}", f"keys:acme:{DIGEST}", f"copies:{DIGEST}"]
@@ -167,7 +152,7 @@ async def settled() -> None:
         await asyncio.sleep(0.02)
 
 
-def test_of_two_deletes_at_once_one_drops(play: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_deletes_at_once_one_drops(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene(service: World) -> None:
         videos = [await post(service) for _ in range(2)]
         drop = Halt(monkeypatch, service.decoder.target, "forget")
@@ -181,9 +166,7 @@ def test_of_two_deletes_at_once_one_drops(play: Callable[..., None], monkeypatch
     play(scene)
 
 
-def test_a_post_during_a_delete_has_its_copy_and_its_state(
-    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_post_during_a_delete_has_its_copy_and_its_state(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     """The post has described the copy before the delete drops it."""
 
     async def scene(service: World) -> None:
@@ -206,7 +189,7 @@ def test_a_post_during_a_delete_has_its_copy_and_its_state(
 
 
 def test_a_delete_between_the_halves_of_a_post_makes_it_fetch_again(
-    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scene(service: World) -> None:
         first = await post(service)
@@ -227,7 +210,7 @@ def test_a_delete_between_the_halves_of_a_post_makes_it_fetch_again(
 
 @pytest.mark.parametrize("where", [(State, "note_key"), (State, "save_session")])
 def test_what_an_answer_caches_while_its_video_is_deleted_goes_too(
-    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch, where: tuple[Any, str]
+    play: Play, monkeypatch: pytest.MonkeyPatch, where: tuple[Any, str]
 ) -> None:
     async def scene(service: World) -> None:
         video = await post(service)
@@ -243,9 +226,7 @@ def test_what_an_answer_caches_while_its_video_is_deleted_goes_too(
     play(scene)
 
 
-def test_what_an_answer_notes_while_the_drop_is_under_way_goes_too(
-    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_an_answer_notes_while_the_drop_is_under_way_goes_too(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene(service: World) -> None:
         video = await post(service)
         drop = Halt(monkeypatch, service.decoder.target, "forget")
@@ -260,9 +241,7 @@ def test_what_an_answer_notes_while_the_drop_is_under_way_goes_too(
     play(scene)
 
 
-def test_what_posting_encodes_after_a_delete_goes_too(
-    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_posting_encodes_after_a_delete_goes_too(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene(service: World) -> None:
         warm = Halt(monkeypatch, service.worker.target, "warm")
         video = (await service.http.post("/v1/videos", json={"url": CLIP})).json()["id"]
@@ -276,7 +255,7 @@ def test_what_posting_encodes_after_a_delete_goes_too(
     play(scene)
 
 
-def test_a_delete_that_fails_can_be_tried_again(play: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_delete_that_fails_can_be_tried_again(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene(service: World) -> None:
         video = await post(service)
 
@@ -296,7 +275,7 @@ def test_a_delete_that_fails_can_be_tried_again(play: Callable[..., None], monke
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("seed", range(6))
 def test_references_hold_however_things_interleave(
-    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch, seed: int, shared: bool
+    play: Play, monkeypatch: pytest.MonkeyPatch, seed: int, shared: bool
 ) -> None:
     """Two tenants post, ask about and delete the same bytes, each step held up by chance."""
     dice = random.Random(seed)

@@ -2,8 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,27 +13,17 @@ from services.settings import Settings
 from services.state import new_id
 from tests.redis_server import RedisServer
 from tests.services.document import operations
-from tests.services.world import MODEL, World, world
+from tests.services.world import MODEL, Play, World
 
-Scene = Callable[[World], Awaitable[None]]
 ACME, OTHER = fresh_key(), fresh_key()
 KEYS = (entry_of("acme", ACME), entry_of("other", OTHER))
 CLIP = "fake://clip?delay=0.2"  # far slower to compute than any fetch
 
 
 @pytest.fixture
-def play(tmp_path: Path, redis_server: RedisServer) -> Callable[..., None]:
-    """Run a scene in a fresh service with two tenants, as the first of them unless it says otherwise."""
-
-    def run(scene: Scene, **options: Any) -> None:
-        async def main() -> None:
-            async with world(tmp_path, redis_server.url, **{"api_keys": KEYS, **options}) as service:
-                service.http.headers["authorization"] = f"Bearer {ACME}"
-                await scene(service)
-
-        asyncio.run(main())
-
-    return run
+def usual() -> dict[str, Any]:
+    """Two tenants; scenes are played as the first of them unless they say otherwise."""
+    return {"api_keys": KEYS, "headers": {"authorization": f"Bearer {ACME}"}}
 
 
 AS_OTHER = {"authorization": f"Bearer {OTHER}"}
@@ -60,7 +48,7 @@ def without_request_id(response: httpx.Response) -> dict[str, Any]:
     return error
 
 
-def test_ids_of_others_are_unknown_on_every_route(play: Callable[..., None]) -> None:
+def test_ids_of_others_are_unknown_on_every_route(play: Play) -> None:
     async def scene(service: World) -> None:
         video = await service.post_video()
         owned = {"video_id": video, "session_id": (await service.query(video, "what?"))["session_id"]}
@@ -91,9 +79,7 @@ def test_ids_of_others_are_unknown_on_every_route(play: Callable[..., None]) -> 
     play(scene)
 
 
-def test_a_session_of_others_is_unknown_in_bodies_even_while_it_is_busy(
-    play: Callable[..., None], redis_server: RedisServer
-) -> None:
+def test_a_session_of_others_is_unknown_in_bodies_even_while_it_is_busy(play: Play, redis_server: RedisServer) -> None:
     async def scene(service: World) -> None:
         video = await service.post_video()
         session = (await service.query(video, "what?"))["session_id"]
@@ -142,7 +128,7 @@ def decoded() -> float:
 
 
 @pytest.mark.parametrize("options", [{}, {"kv_memory_bytes": 1}, {"kv_url": "memory://", "kv_node_bytes": 1 << 20}])
-def test_cached_states_and_embeddings_are_of_one_tenant(play: Callable[..., None], options: dict[str, Any]) -> None:
+def test_cached_states_and_embeddings_are_of_one_tenant(play: Play, options: dict[str, Any]) -> None:
     async def scene(service: World) -> None:
         assert await tier(service) == "none"
         assert await tier(service) != "none"
@@ -154,7 +140,7 @@ def test_cached_states_and_embeddings_are_of_one_tenant(play: Callable[..., None
     play(scene, **options)
 
 
-def test_a_build_under_way_is_of_one_tenant(play: Callable[..., None]) -> None:
+def test_a_build_under_way_is_of_one_tenant(play: Play) -> None:
     async def scene(service: World) -> None:
         before = decoded()
         tiers = await asyncio.gather(*(tier(service, headers=headers) for headers in (None, AS_OTHER, None, AS_OTHER)))
@@ -164,7 +150,7 @@ def test_a_build_under_way_is_of_one_tenant(play: Callable[..., None]) -> None:
     play(scene)
 
 
-def test_a_shared_cache_is_a_setting(play: Callable[..., None]) -> None:
+def test_a_shared_cache_is_a_setting(play: Play) -> None:
     async def scene(service: World) -> None:
         assert await tier(service) == "none"
         assert await tier(service, headers=AS_OTHER) == "memory"
@@ -180,7 +166,7 @@ def test_a_switch_is_read_as_it_is_meant(given: str, shared: bool) -> None:
     assert Settings.load({"OCCAM_SHARED_CACHE": given}).shared_cache is shared
 
 
-def test_a_session_is_shown_and_forgotten(play: Callable[..., None], redis_server: RedisServer) -> None:
+def test_a_session_is_shown_and_forgotten(play: Play, redis_server: RedisServer) -> None:
     async def scene(service: World) -> None:
         video = await service.post_video()
         first = await service.query(video, "what?")
@@ -225,7 +211,7 @@ def test_a_session_is_shown_and_forgotten(play: Callable[..., None], redis_serve
 
 
 def test_a_session_that_is_forgotten_while_it_is_answered_stays_forgotten(
-    play: Callable[..., None], redis_server: RedisServer
+    play: Play, redis_server: RedisServer
 ) -> None:
     async def scene(service: World) -> None:
         video = await service.post_video()
@@ -239,7 +225,7 @@ def test_a_session_that_is_forgotten_while_it_is_answered_stays_forgotten(
     play(scene)
 
 
-def test_a_session_ends_with_its_video(play: Callable[..., None]) -> None:
+def test_a_session_ends_with_its_video(play: Play) -> None:
     async def scene(service: World) -> None:
         video = await service.post_video()
         session = (await service.query(video, "what?"))["session_id"]

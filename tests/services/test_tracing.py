@@ -5,9 +5,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,10 +21,8 @@ from occam.stats import StageStats
 from services import tracing
 from services.settings import Settings
 from services.spans import Spans
-from tests.redis_server import RedisServer
-from tests.services.world import MODEL, World, world
+from tests.services.world import MODEL, Play, World
 
-Scene = Callable[[World], Awaitable[None]]
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 CLIP = {"type": "video_url", "video_url": {"url": "fake://u:hidden@traced/?frames=16&hidden=1"}}
 
@@ -52,25 +49,13 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[Readab
     spans.close()
 
 
-@pytest.fixture
-def play(tmp_path: Path, redis_server: RedisServer) -> Callable[..., None]:
-    def run(scene: Scene, **options: Any) -> None:
-        async def main() -> None:
-            async with world(tmp_path, redis_server.url, **options) as service:
-                await scene(service)
-
-        asyncio.run(main())
-
-    return run
-
-
 def named(spans: list[ReadableSpan], name: str) -> list[ReadableSpan]:
     return [span for span in spans if span.name == name]
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_request_is_one_trace_under_its_clients(
-    play: Callable[..., None], memory: Callable[[], list[ReadableSpan]], stream: bool
+    play: Play, memory: Callable[[], list[ReadableSpan]], stream: bool
 ) -> None:
     async def scene(service: World) -> None:
         await service.http.post(
@@ -112,9 +97,7 @@ def test_a_request_is_one_trace_under_its_clients(
     play(scene)
 
 
-def test_failures_are_marked_without_their_words(
-    play: Callable[..., None], memory: Callable[[], list[ReadableSpan]]
-) -> None:
+def test_failures_are_marked_without_their_words(play: Play, memory: Callable[[], list[ReadableSpan]]) -> None:
     async def scene(service: World) -> None:
         clip = {"type": "video_url", "video_url": {"url": "fake://corrupt"}}
         messages = [{"role": "user", "content": [clip, {"type": "text", "text": "hidden?"}]}]
@@ -179,7 +162,7 @@ class Collector(BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize("suffix", ["", "/", "/v1/traces"])
-def test_spans_reach_a_collector(play: Callable[..., None], monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+def test_spans_reach_a_collector(play: Play, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
     monkeypatch.setattr(Collector, "taken", [], raising=False)
     monkeypatch.setattr(tracing, "_spans", None)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
@@ -220,7 +203,7 @@ def test_a_collector_that_is_away_costs_a_number_and_one_line(
     ]
 
 
-def test_answers_do_not_wait_for_a_collector(play: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_do_not_wait_for_a_collector(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that takes no connection: every request is answered before the first attempt to send has ended."""
     reached, go_on = threading.Event(), threading.Event()
 

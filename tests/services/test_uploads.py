@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import tracemalloc
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,16 @@ from services.upload_files import UploadFiles
 from services.uploads import PIECE_BYTES
 from tests.redis_server import RedisServer
 from tests.services.test_media import write_clip
-from tests.services.world import World, world
+from tests.services.world import Play, World
 
-Scene = Callable[[World], Awaitable[None]]
 CLIP = b"GIF89a" + bytes(2000)
 DIGEST = hashlib.sha256(CLIP).hexdigest()
 FORM = {"content-type": "multipart/form-data; boundary=edge"}
 
 
 @pytest.fixture
-def play(tmp_path: Path, redis_server: RedisServer) -> Callable[..., None]:
-    def run(scene: Scene, **options: Any) -> None:
-        async def main() -> None:
-            async with world(tmp_path, redis_server.url, **{"kv_url": "memory://", **options}) as service:
-                await scene(service)
-
-        asyncio.run(main())
-
-    return run
+def usual() -> dict[str, Any]:
+    return {"kv_url": "memory://"}
 
 
 def on_disk(folder: Path) -> list[str]:
@@ -62,7 +54,7 @@ async def ready(service: World, video: str) -> str:
     return status
 
 
-def test_an_uploaded_video_is_one_like_any_other(play: Callable[..., None], tmp_path: Path) -> None:
+def test_an_uploaded_video_is_one_like_any_other(play: Play, tmp_path: Path) -> None:
     async def scene(service: World) -> None:
         fetched = (await service.http.post("/v1/videos", json={"url": "fake://clip"})).json()
         posted = await upload(service)
@@ -98,7 +90,7 @@ def test_an_uploaded_video_is_one_like_any_other(play: Callable[..., None], tmp_
     ],
 )
 def test_what_is_no_upload_is_refused_in_words(
-    body: bytes, status: int, code: str, said: str, play: Callable[..., None], tmp_path: Path
+    body: bytes, status: int, code: str, said: str, play: Play, tmp_path: Path
 ) -> None:
     async def scene(service: World) -> None:
         response = await service.http.post("/v1/videos", content=body, headers=FORM)
@@ -120,9 +112,7 @@ def test_what_is_no_upload_is_refused_in_words(
         ("", 415, "The body has no Content-Type"),
     ],
 )
-def test_a_body_of_another_type_is_refused_in_words(
-    given: str, status: int, said: str, play: Callable[..., None]
-) -> None:
+def test_a_body_of_another_type_is_refused_in_words(given: str, status: int, said: str, play: Play) -> None:
     async def scene(service: World) -> None:
         response = await service.http.post("/v1/videos", content=part("file", CLIP), headers={"content-type": given})
         assert response.status_code == status
@@ -131,7 +121,7 @@ def test_a_body_of_another_type_is_refused_in_words(
     play(scene)
 
 
-def test_a_file_over_the_limit_is_refused_when_it_crosses_it(play: Callable[..., None], tmp_path: Path) -> None:
+def test_a_file_over_the_limit_is_refused_when_it_crosses_it(play: Play, tmp_path: Path) -> None:
     """Whatever its headers say: a chunked body says nothing."""
     given = 0
 
@@ -155,7 +145,7 @@ def test_a_file_over_the_limit_is_refused_when_it_crosses_it(play: Callable[...,
     play(scene, max_video_bytes=2_500_000, max_body_bytes=1000)
 
 
-def test_other_bodies_stay_bounded(play: Callable[..., None]) -> None:
+def test_other_bodies_stay_bounded(play: Play) -> None:
     async def scene(service: World) -> None:
         for path, headers in (("/v1/videos", {"content-type": "application/json"}), ("/v1/chat/completions", FORM)):
             response = await service.http.post(path, content=bytes(2000), headers=headers)
@@ -164,7 +154,7 @@ def test_other_bodies_stay_bounded(play: Callable[..., None]) -> None:
     play(scene, max_body_bytes=1000)
 
 
-def test_an_upload_goes_to_the_disk_and_not_into_memory(play: Callable[..., None], tmp_path: Path) -> None:
+def test_an_upload_goes_to_the_disk_and_not_into_memory(play: Play, tmp_path: Path) -> None:
     size = 64 * PIECE_BYTES
     block = bytes(PIECE_BYTES // 8)
 
@@ -188,7 +178,7 @@ def test_an_upload_goes_to_the_disk_and_not_into_memory(play: Callable[..., None
 
 
 @pytest.mark.parametrize("ending", ["disconnect", "cancel"])
-def test_a_client_that_hangs_up_leaves_nothing(ending: str, play: Callable[..., None], tmp_path: Path) -> None:
+def test_a_client_that_hangs_up_leaves_nothing(ending: str, play: Play, tmp_path: Path) -> None:
     async def scene(service: World) -> None:
         halfway = asyncio.Event()
         messages = [part("file", CLIP), bytes(2 * PIECE_BYTES)]
@@ -219,7 +209,7 @@ def test_a_client_that_hangs_up_leaves_nothing(ending: str, play: Callable[..., 
     play(scene)
 
 
-def test_an_upload_that_takes_too_long_is_ended(play: Callable[..., None], tmp_path: Path) -> None:
+def test_an_upload_that_takes_too_long_is_ended(play: Play, tmp_path: Path) -> None:
     async def stalled() -> AsyncIterator[bytes]:
         yield part("file", CLIP)
         await asyncio.Event().wait()
@@ -233,7 +223,7 @@ def test_an_upload_that_takes_too_long_is_ended(play: Callable[..., None], tmp_p
     play(scene, upload_s=0.1)
 
 
-def test_a_file_stays_as_long_as_a_record_refers_to_it(play: Callable[..., None], tmp_path: Path) -> None:
+def test_a_file_stays_as_long_as_a_record_refers_to_it(play: Play, tmp_path: Path) -> None:
     async def scene(service: World) -> None:
         first, second = await upload(service), await upload(service)
         assert first["id"] != second["id"]
@@ -247,9 +237,7 @@ def test_a_file_stays_as_long_as_a_record_refers_to_it(play: Callable[..., None]
     play(scene)
 
 
-def test_a_file_goes_when_its_record_has_expired(
-    play: Callable[..., None], own_redis: RedisServer, tmp_path: Path
-) -> None:
+def test_a_file_goes_when_its_record_has_expired(play: Play, own_redis: RedisServer, tmp_path: Path) -> None:
     async def scene(service: World) -> None:
         kept, gone = await upload(service, CLIP), await upload(service, CLIP + b"2")
         await ready(service, gone["id"])
@@ -264,9 +252,7 @@ def test_a_file_goes_when_its_record_has_expired(
     play(scene, state_url=own_redis.url)
 
 
-def test_nothing_is_swept_while_the_records_cannot_be_read(
-    play: Callable[..., None], own_redis: RedisServer, tmp_path: Path
-) -> None:
+def test_nothing_is_swept_while_the_records_cannot_be_read(play: Play, own_redis: RedisServer, tmp_path: Path) -> None:
     async def scene(service: World) -> None:
         await upload(service)
         own_redis.kill()
@@ -277,7 +263,7 @@ def test_nothing_is_swept_while_the_records_cannot_be_read(
     play(scene, state_url=own_redis.url)
 
 
-def test_all_uploads_together_are_bounded(play: Callable[..., None], tmp_path: Path) -> None:
+def test_all_uploads_together_are_bounded(play: Play, tmp_path: Path) -> None:
     async def scene(service: World) -> None:
         posted = await upload(service)
         response = await service.http.post("/v1/videos", files={"file": CLIP + b"2"})
@@ -293,7 +279,7 @@ def test_all_uploads_together_are_bounded(play: Callable[..., None], tmp_path: P
     play(scene, upload_bytes=3000)
 
 
-def test_a_service_that_is_started_anew_finds_its_uploads(play: Callable[..., None], tmp_path: Path) -> None:
+def test_a_service_that_is_started_anew_finds_its_uploads(play: Play, tmp_path: Path) -> None:
     videos: list[str] = []
 
     async def before(service: World) -> None:
@@ -314,7 +300,7 @@ def test_a_service_that_is_started_anew_finds_its_uploads(play: Callable[..., No
     play(after)
 
 
-def test_a_real_clip_is_uploaded_decoded_and_never_trimmed(play: Callable[..., None], tmp_path: Path) -> None:
+def test_a_real_clip_is_uploaded_decoded_and_never_trimmed(play: Play, tmp_path: Path) -> None:
     digest = write_clip(tmp_path / "clip.mkv", 120)
     data = (tmp_path / "clip.mkv").read_bytes()
 
@@ -341,7 +327,7 @@ def test_a_real_clip_is_uploaded_decoded_and_never_trimmed(play: Callable[..., N
     play(scene, media=LocalMedia, video_cache_bytes=1)
 
 
-def test_the_document_names_both_bodies(play: Callable[..., None]) -> None:
+def test_the_document_names_both_bodies(play: Play) -> None:
     async def scene(service: World) -> None:
         document = (await service.http.get("/openapi.json")).json()
         body = document["paths"]["/v1/videos"]["post"]["requestBody"]
@@ -366,7 +352,7 @@ def test_files_that_nobody_closes_are_dropped_and_lost_pieces_said_so(tmp_path: 
             await files.finish("unknown")
         digest = await files.finish("a")
         files.forget([digest])
-        assert files.kept() == (digest,), "its record may be on its way"
+        assert digest in on_disk(tmp_path), "its record may be on its way"
         await files.take(UploadPiece(upload="b", offset=0, data=CLIP * 3))
         with pytest.raises(Overloaded):
             await files.take(UploadPiece(upload="c", offset=0, data=CLIP))

@@ -1,7 +1,7 @@
 """The whole service in this process, over fakes: quick enough to test every route and every failure."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,12 +46,18 @@ class World:
         return response.json()
 
 
+Scene = Callable[[World], Awaitable[None]]
+Play = Callable[..., None]
+"""Runs a scene in a fresh service of some settings."""
+
+
 @asynccontextmanager
 async def world(
     directory: Path,
     redis_url: str,
     media: Callable[[Settings], Media] = FakeMedia,
     load: Callable[[EngineConfig], Engine] = FakeEngine.load,
+    headers: Mapping[str, str] | None = None,
     **options: Any,
 ) -> AsyncIterator[World]:
     given = {"models": (MODEL,), "kv_url": redis_url, "state_url": redis_url, "directory": str(directory)}
@@ -62,7 +68,7 @@ async def world(
     ingress = Ingress(settings, decoder, workers)
     api = ingress.__serve_build_asgi_app__()
     transport = httpx.ASGITransport(api, raise_app_exceptions=False)
-    client = httpx.AsyncClient(transport=transport, base_url="http://occam", timeout=30)
+    client = httpx.AsyncClient(transport=transport, base_url="http://occam", headers=headers, timeout=30)
     try:
         async with api.router.lifespan_context(api), client as http:
             yield World(http, workers[settings.models[0]], decoder, api)
