@@ -28,7 +28,7 @@ from services.statuses import body_of, status_of
 
 _LOG = logging.getLogger(__name__)
 
-_JOBS = 16  # that one ingress works on side by side; their questions take turns
+_JOBS = 8  # of one tenant that one ingress works on side by side; the questions of all jobs take turns
 _LOSSES = 3  # workers that may die of one question
 _STORE_RETRY_S = 1.0
 _LOOK_S = 1.0  # between two looks for jobs whose ingress has died
@@ -36,6 +36,14 @@ _LOOK_S = 1.0  # between two looks for jobs whose ingress has died
 
 class _LeaseLost(Exception):
     """Another ingress works on the job now, or it was deleted."""
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A job whose lease is held here, and what works on it."""
+
+    tenant: str
+    task: asyncio.Task[None]
 
 
 @dataclass
@@ -77,7 +85,7 @@ class JobRunner:
         self._concurrency = settings.job_concurrency
         self._lease_s = settings.job_lease_s
         self._slots = asyncio.Semaphore(settings.job_concurrency)
-        self._running: dict[str, asyncio.Task[None]] = {}
+        self._running: dict[str, _Held] = {}
         self._woken = asyncio.Event()
 
     def wake(self) -> None:
@@ -86,8 +94,8 @@ class JobRunner:
 
     async def drop(self, job_id: str) -> None:
         """Stop working on a job, and wait until nothing of it runs."""
-        if task := self._running.get(job_id):
-            await _left(task)
+        if held := self._running.get(job_id):
+            await _left(held.task)
 
     @asynccontextmanager
     async def working(self) -> AsyncGenerator[None]:
@@ -96,26 +104,30 @@ class JobRunner:
             async with beside(self._look()):
                 yield
         finally:
-            for task in tuple(self._running.values()):
-                await _left(task)
+            for held in tuple(self._running.values()):
+                await _left(held.task)
 
     async def _look(self) -> None:
         """Take up jobs that nobody works on."""
         while True:
             with suppress(StoreUnavailable):  # nobody can work on jobs then; looked at again in a while
-                for job_id in await self._store.open():
-                    if job_id not in self._running and len(self._running) < _JOBS:
+                for job_id, tenant in await self._store.open():
+                    if job_id not in self._running and self._jobs_of(tenant) < _JOBS:
                         with suppress(CorruptState):  # of that job alone; whoever asks for it is told
-                            await self._take_up(job_id)
+                            await self._take_up(job_id, tenant)
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_S):
                     await self._woken.wait()
             self._woken.clear()
 
-    async def _take_up(self, job_id: str) -> None:
+    def _jobs_of(self, tenant: str) -> int:
+        return sum(held.tenant == tenant for held in self._running.values())
+
+    async def _take_up(self, job_id: str, tenant: str) -> None:
         token = secrets.token_hex(16)
         if await self._store.claim(job_id, token):
-            task = self._running[job_id] = asyncio.create_task(self._hold(job_id, token))
+            task = asyncio.create_task(self._hold(job_id, token))
+            self._running[job_id] = _Held(tenant, task)
             task.add_done_callback(lambda _: self._let_go(job_id))
 
     def _let_go(self, job_id: str) -> None:

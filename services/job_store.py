@@ -1,9 +1,9 @@
 """Jobs in the state store: requests, results, and leases, by which one ingress at a time works on a job.
 
 `job:ID` is the request; `job-results:ID` its lines in the order in which they came; `job-seen:ID` a bit for each
-question that has one; `job-tally:ID` how many are errors, and the bytes of all; `job-lease:ID` whose job it is now.
-`jobs:of:TENANT` and `jobs:open` are indexes by the time of creation. What is damaged is CorruptState, and ends that job
-alone.
+question that has one; `job-tally:ID` how many are errors, the bytes of all, and whose it is; `job-lease:ID` which
+ingress works on it now. `jobs:of:TENANT` and `jobs:open` are indexes by the time of creation. What is damaged is
+CorruptState, and ends that job alone.
 """
 
 from collections.abc import AsyncGenerator, Iterator
@@ -60,7 +60,7 @@ end
 if redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[4]) then return 'many' end
 if weight(KEYS[1], tonumber(ARGV[6])) + tonumber(ARGV[5]) > tonumber(ARGV[6]) then return 'full' end
 redis.call('SET', 'job:' .. ARGV[1], ARGV[2])
-redis.call('HSET', 'job-tally:' .. ARGV[1], 'failed', 0, 'bytes', ARGV[5])
+redis.call('HSET', 'job-tally:' .. ARGV[1], 'failed', 0, 'bytes', ARGV[5], 'tenant', ARGV[7])
 redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1])
 redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
 return 'kept'
@@ -111,9 +111,9 @@ class JobStore:
         """Keep a job, with room for `nbytes` of it; TooManyJobs where its tenant has no more."""
         raw = record.model_dump_json(exclude_unset=True)
         keys = (_index(record.tenant), _OPEN)
-        bounds = (self._max_jobs, nbytes, self._max_bytes)
+        facts = (record.id, raw, record.created, self._max_jobs, nbytes, self._max_bytes, record.tenant)
         with self._answering() as redis:
-            kept = await redis.register_script(_ADD)(keys, (record.id, raw, record.created, *bounds))
+            kept = await redis.register_script(_ADD)(keys, facts)
         if kept == b"many":
             raise TooManyJobs(
                 f"There are {self._max_jobs} jobs, which is the limit. Delete one whose results you have.",
@@ -126,12 +126,10 @@ class JobStore:
                 retry_after_s=_FULL_RETRY_S,
             )
 
-    async def check_owner(self, job_id: str, tenant: str) -> None:
-        """NotFound where this tenant has no such job."""
+    async def has(self, job_id: str, tenant: str) -> bool:
+        """Whether this tenant has such a job."""
         with self._answering() as redis:
-            found = await redis.zscore(_index(tenant), job_id) is not None and await redis.exists(_job(job_id))
-        if not found:
-            raise NotFound("There is no job with this id.", "job_id")
+            return await redis.zscore(_index(tenant), job_id) is not None and bool(await redis.exists(_job(job_id)))
 
     async def record(self, job_id: str) -> JobRecord | None:
         """A job's request; None where the job is gone."""
@@ -194,11 +192,18 @@ class JobStore:
             pipeline.delete(*_entries(job_id), _lease(job_id))
             await pipeline.execute()
 
-    async def open(self) -> list[str]:
-        """Ids of the jobs that have not ended, the oldest first."""
+    async def open(self) -> list[tuple[str, str]]:
+        """The jobs that have not ended, the oldest first, with their tenants ("" where that is damaged)."""
         with self._answering() as redis:
-            ids = cast(list[bytes], await redis.zrange(_OPEN, 0, -1))
-        return [raw.decode() for raw in ids]
+            ids = [raw.decode() for raw in cast(list[bytes], await redis.zrange(_OPEN, 0, -1))]
+            pipeline = redis.pipeline(transaction=False)
+            for job_id in ids:
+                pipeline.hget(_tally(job_id), "tenant")
+            tenants = await pipeline.execute(raise_on_error=False)
+        return [
+            (job_id, tenant.decode(errors="replace") if isinstance(tenant, bytes) else "")
+            for job_id, tenant in zip(ids, tenants, strict=True)
+        ]
 
     async def claim(self, job_id: str, token: str) -> bool:
         """Take the lease of a job that nobody holds; whether that was so."""

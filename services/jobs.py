@@ -48,10 +48,10 @@ class Jobs:
 
     async def get(self, job_id: str, tenant: str) -> JobBody:
         """How far a job is; NotFound."""
-        await self._store.check_owner(job_id, tenant)
+        await self._check_owner(job_id, tenant)
         body = await self._look(job_id)
         if body is None:
-            raise NotFound("There is no job with this id.", "job_id")
+            raise _not_found()
         return body
 
     async def page(self, tenant: str, after: str | None, limit: int) -> tuple[list[JobBody], bool]:
@@ -63,10 +63,10 @@ class Jobs:
     async def results(self, job_id: str, tenant: str, after: int, follow: bool) -> AsyncGenerator[bytes]:
         """The lines of a job, each with its end, but for the first `after`; NotFound before the first one.
 
-        follow: until the job has ended, else those that are there
+        follow: until the job has ended or is forgotten, else those that are there
         """
-        await self._store.check_owner(job_id, tenant)
-        while True:
+        await self._check_owner(job_id, tenant)
+        while await self._store.has(job_id, tenant):
             progress = await self._store.progress(job_id)
             async for line in self._store.lines(job_id, after):
                 after += 1
@@ -77,9 +77,13 @@ class Jobs:
 
     async def forget(self, job_id: str, tenant: str) -> None:
         """Cancel what runs of a job, and forget it with its results; NotFound."""
-        await self._store.check_owner(job_id, tenant)
+        await self._check_owner(job_id, tenant)
         await self._store.delete(job_id, tenant)
         await self._runner.drop(job_id)
+
+    async def _check_owner(self, job_id: str, tenant: str) -> None:
+        if not await self._store.has(job_id, tenant):
+            raise _not_found()
 
     async def _look(self, job_id: str) -> JobBody | None:
         """A job's state; None where it is gone."""
@@ -96,6 +100,10 @@ class Jobs:
         if progress.ended:
             status = "done" if progress.done == total else "failed"
         return _body(record, status=status, done=progress.done, failed=progress.failed)
+
+
+def _not_found() -> NotFound:
+    return NotFound("There is no job with this id.", "job_id")
 
 
 def _body(record: JobRecord, status: JobStatus, done: int, failed: int) -> JobBody:

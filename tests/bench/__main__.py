@@ -1,7 +1,8 @@
 """`make bench`: what a question costs beside the stock model, and what pruning itself costs, on this machine.
 
-python -m tests.bench [SECTION...] measures all sections but gpu, or these. Needs torch and transformers, no Ray or
-decoder; Redis where it is installed. The overhead at real dimensions takes up to 16 GiB and some minutes on a CPU.
+python -m tests.bench [SECTION...] measures all sections but gpu, or these. Needs torch and transformers; Redis where it
+is installed; Ray and a decoder for service and soak. The overhead at real dimensions takes up to 16 GiB and some
+minutes on a CPU.
 """
 
 import argparse
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from tests.bench import flips, gpu, overhead, quantized, questions, soak, speed, wire
+from tests.bench import flips, gpu, overhead, quantized, questions, service, soak, speed, wire
 from tests.bench.report import publish
 
 SECTIONS = {
@@ -19,6 +20,7 @@ SECTIONS = {
     "flips": flips,
     "wire": wire,
     "quantized": quantized,
+    "service": service,
     "soak": soak,
 }
 """Those that run together; `gpu` has defaults of its own, and runs alone."""

@@ -10,6 +10,7 @@ probing are what the first round does, and are said apart.
 import argparse
 import asyncio
 import statistics
+import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +28,7 @@ from services.settings import Settings
 RATE, WIDTH, HEIGHT = 30, 640, 360
 SECONDS, AT = 30.0, 0.503
 """Length of the range, and where it begins as a share of the clip: not at a key frame."""
+BAR = 1.3
 PARTS = ("decode", "encode", "prefill_lower", "prefill_upper", "first frames", "all")
 
 
@@ -68,8 +70,8 @@ async def ask(engine: Engine, media: LocalMedia, url: str, choice: FrameChoice, 
     return seconds
 
 
-async def measure(args: argparse.Namespace, folder: Path) -> None:
-    """Both questions in turn; medians, and the median of the rounds' own ratios."""
+async def measure(args: argparse.Namespace, folder: Path) -> float:
+    """Both questions in turn; medians, and the median of the rounds' own ratios, of which the last is given."""
     engine = Engine.load(Settings(models=(args.model,), threads=args.threads).engine(args.model))
     media = LocalMedia(Settings(directory=str(folder / "service"), file_roots=(str(folder),)))
     start = 60 * args.minutes * AT
@@ -95,10 +97,11 @@ async def measure(args: argparse.Namespace, folder: Path) -> None:
         pairs = zip(rounds["range"], rounds["cut"], strict=True)
         ratio = statistics.median(one[part] / other[part] for one, other in pairs if other[part])
         print(f"{part:14}{medians[0]:8.3f}{medians[1]:8.3f}{ratio:8.2f}")
+    return ratio
 
 
-def main() -> None:
-    """Make the clips, ask, print."""
+def main() -> int:
+    """Make the clips, ask, print; 1 if the bar is not met."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench.range_cost",
         description=__doc__,
@@ -117,8 +120,10 @@ def main() -> None:
         frames = round(60 * args.minutes * RATE)
         write_clip(folder / "long.mp4", 0, frames, options)
         write_clip(folder / "cut.mp4", round(frames * AT), round(SECONDS * RATE), options)
-        asyncio.run(measure(args, folder))
+        ratio = asyncio.run(measure(args, folder))
+    print(f"the range costs {ratio:.2f} times what the cut does, and may cost {BAR:g} times")
+    return 0 if ratio <= BAR else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

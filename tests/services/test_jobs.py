@@ -12,10 +12,11 @@ from prometheus_client import REGISTRY
 
 from occam.errors import Overloaded, StoreUnavailable
 from services.conversations import Conversations
-from services.errors import ReplicaLost, SessionBusy
+from services.errors import QuotaExceeded, ReplicaLost, SessionBusy
 from services.job_records import JobRecord
 from services.job_schemas import JobRequest
 from services.job_store import JobStore
+from services.keys import entry_of, fresh_key
 from services.messages import FrameChoice, Question, Reply, Source, Text
 from services.settings import Settings
 from services.state import State
@@ -23,6 +24,8 @@ from services.tenants import tenant_of
 from tests.fakes import FakeMedia
 from tests.redis_server import RedisServer
 from tests.services.world import MODEL, Play, World, world
+
+ACME, OTHER = fresh_key(), fresh_key()
 
 
 def count(name: str, **labels: str) -> float:
@@ -630,6 +633,39 @@ def test_results_can_be_followed_to_the_end(play: Play, asked: Asked) -> None:
         assert [line["question"] for line in await following] == ["hold two", "three"]
 
     play(scene)
+
+
+def test_results_end_where_the_job_is_deleted_while_they_are_followed(play: Play, asked: Asked) -> None:
+    async def scene(service: World) -> None:
+        job = await post(service, clips("a"), ["one", "hold two"])
+        await asked.reach("hold two")
+        following = asyncio.create_task(lines(service, job["id"], follow=True))
+        await asyncio.sleep(0.05)
+        assert (await service.http.delete(f"/v1/jobs/{job['id']}")).status_code == 204
+        assert [line["question"] for line in await following] == ["one"]
+
+    play(scene)
+
+
+def test_a_tenant_whose_jobs_must_wait_holds_up_nobody_else(play: Play, asked: Asked) -> None:
+    used_up = QuotaExceeded("The quota is used up.", retry_after_s=60)
+    asked.fails = lambda question: used_up if question.tenant == "acme" else None
+
+    async def scene(service: World) -> None:
+        waiting = [await post(service, clips("a"), ["one"]) for _ in range(20)]
+        await asked.reach("one")
+        other = {"authorization": f"Bearer {OTHER}"}
+        body = {"videos": clips("b"), "questions": ["two"]}
+        job = (await service.http.post("/v1/jobs", json=body, headers=other)).json()["id"]
+        async with asyncio.timeout(10):
+            while (await service.http.get(f"/v1/jobs/{job}", headers=other)).json()["status"] != "done":
+                await asyncio.sleep(0.01)
+        statuses = [(await service.http.get(f"/v1/jobs/{each['id']}")).json()["status"] for each in waiting]
+        assert {"running", "queued"} <= set(statuses)
+
+    keys = (entry_of("acme", ACME), entry_of("other", OTHER))
+    headers = {"authorization": f"Bearer {ACME}"}
+    play(scene, api_keys=keys, headers=headers)
 
 
 def test_an_answer_that_cannot_be_kept_is_not_asked_for_again(

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from PIL import Image
 from pipelines.evaluation.codec import write_mp4
 from tests.parity import checkpoint_qwen
 from tests.parity.checkpoint import PATCHES, write_checkpoint
+from tests.ports import free_port
 
 MODEL, OTHER = "random-weights", "random-qwen"
 
@@ -28,9 +28,7 @@ def serve(tmp_path: Path) -> Iterator[tuple["subprocess.Popen[str]", str]]:
     (tmp_path / OTHER / "occam.json").unlink()
     rng = np.random.default_rng(0)
     write_mp4(tmp_path / "clip.mp4", rng.integers(0, 255, (12, 96, 96, 3), dtype=np.uint8))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = os.environ | {
         "OCCAM_MODELS": f"{tmp_path / MODEL},{tmp_path / OTHER}",
         "OCCAM_FILE_ROOTS": str(tmp_path),

@@ -25,7 +25,9 @@ from services.app import APP_NAME
 from services.launch import running
 from services.messages import Ask, FrameChoice, PruningChoice, Source
 from services.settings import Settings
+from tests.bench import service
 from tests.fakes import FakeEngine, FakeMedia
+from tests.ports import free_port
 from tests.soak.cancelled import WORK, chat, hang_up_all, until_idle
 from tests.soak.live import processes
 from tests.soak.overload import overload
@@ -41,9 +43,7 @@ def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def base_url(node_folder: Path) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     settings = Settings(
         models=(MODEL, OTHER),
         workers=2,
@@ -501,3 +501,12 @@ def test_every_route_of_the_document_is_asked_of_the_running_service(http: httpx
         assert response.status_code == status, (route, response.text)
         if route == "POST /v1/jobs":
             ids["job_id"] = response.json()["id"]
+
+
+def test_the_bench_measures_what_the_service_adds(http: httpx.Client) -> None:
+    asked = service.rounds(http, "fake://overhead?frames=16&delay=0.05", 2)
+    floor, *kinds = asked.values()
+    assert all(engine_s == 0 < all_s for all_s, engine_s in floor)
+    assert all(0 < engine_s < all_s for kind in kinds for all_s, engine_s in kind)
+    first = asked["first question of a range, nothing cached"]
+    assert min(all_s for all_s, _ in first) > 0.4, "eight frames of it, one by one"
