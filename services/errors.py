@@ -9,6 +9,12 @@ class InvalidKey(OccamError):
     code = "invalid_api_key"
 
 
+class CrossSite(OccamError):
+    """Without keys a page of another site has sent the request, and its browser cannot know whose it is."""
+
+    code = "cross_site"
+
+
 class QuotaExceeded(Overloaded):
     """The tenant has used up its quota; `retry_after_s` says when there is more."""
 

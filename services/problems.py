@@ -47,7 +47,7 @@ def response(request: Request, error: errors.OccamError, challenge: Mapping[str,
     if status in (429, 503):
         retry_after_s = error.retry_after_s if isinstance(error, errors.Overloaded) else 1.0
         headers["Retry-After"] = str(max(1, ceil(retry_after_s)))
-    if status in (401, 429, 503):
+    if status in (401, 403, 429, 503):
         metrics.REJECTIONS.labels(error.code).inc()
     return JSONResponse(body_of(error, request_id(request)).model_dump(), status, headers)
 

@@ -7,6 +7,7 @@ from services.schemas import ErrorBody, ErrorDetail
 # The first class that fits decides, so that a subclass stands before its base.
 STATUSES: tuple[tuple[type[errors.OccamError], int], ...] = (
     (service.InvalidKey, 401),
+    (service.CrossSite, 403),
     (service.MalformedRequest, 400),
     (service.NotFound, 404),
     (errors.UnknownModel, 404),

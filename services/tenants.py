@@ -7,7 +7,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services import problems
-from services.errors import InvalidKey
+from services.errors import CrossSite, InvalidKey
 from services.keys import Keys
 from services.logs import note
 from services.quotas import Quotas
@@ -21,12 +21,16 @@ _OPEN_BELOW = ("/static/", "/docs/")
 
 _TENANT = "occam_tenant"
 _AUTHORIZATION = b"authorization"
+_FROM_ELSEWHERE = (b"sec-fetch-site", b"cross-site")
+"""What every browser adds to a page's request to another site, and no page can leave out or change."""
+_READING = ("GET", "HEAD", "OPTIONS")
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
+_ELSEWHERE = "A page of another site sent the request, and without OCCAM_API_KEYS none of those is taken."
 _IN_THE_DOCUMENT = HTTPBearer(auto_error=False, description="A key of `OCCAM_API_KEYS`, where the service has any.")
 
 
 class Doorkeeper:
-    """ASGI middleware that lets in whoever has a key; without keys everybody, as one tenant.
+    """ASGI middleware that lets in whoever has a key; without keys everybody but pages of other sites, as one tenant.
 
     The header ends here: nothing behind can log it, or pass it on.
     """
@@ -36,7 +40,7 @@ class Doorkeeper:
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on with its tenant and without its key, or answer with 401."""
+        """Pass the request on with its tenant and without its key, or answer with 401 or 403."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -46,6 +50,9 @@ class Doorkeeper:
         if tenant is None and not _is_open(scope["path"]):
             refusal = problems.response(Request(scope), _refusal(given), _CHALLENGE)
             await refusal(scope, receive, send)
+            return
+        if not self._keys and scope["method"] not in _READING and _FROM_ELSEWHERE in scope["headers"]:
+            await problems.response(Request(scope), CrossSite(_ELSEWHERE))(scope, receive, send)
             return
         if tenant is not None:
             scope.setdefault("state", {})[_TENANT] = tenant

@@ -11,7 +11,12 @@ from services.statuses import STATUSES, error_body
 _KINDS: dict[int, tuple[str, str, str, str | None]] = {
     400: ("The request does not have the shape of the API.", "malformed", "question is missing.", "question"),
     401: ("The request carries no key that is known.", "invalid_api_key", "The request carries no API key.", None),
-    403: ("The key may not do this.", "forbidden", "The key may not do this.", None),
+    403: (
+        "Without keys: the request comes from a page of another site.",
+        "cross_site",
+        "A page of another site sent the request, and without OCCAM_API_KEYS none of those is taken.",
+        None,
+    ),
     404: ("There is no such thing for this caller.", "not_found", "There is no video with this id.", "video_id"),
     409: (
         "Something else is going on with it.",
@@ -40,7 +45,7 @@ _KINDS: dict[int, tuple[str, str, str, str | None]] = {
     429: (
         "A quota is used up.",
         "quota_exceeded",
-        "The key has made 600 requests in this minute, its limit is 600. Try again later.",
+        "The key's quota of 600 requests a minute (OCCAM_QUOTA_REQUESTS) is used up. Try again in 12 s.",
         None,
     ),
     500: ("The service failed.", "internal", "The service failed on this request.", None),

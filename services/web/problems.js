@@ -11,7 +11,7 @@ const BY_STATUS = {
   0: "The service cannot be reached",
   400: "The service did not understand the request",
   401: "The service wants a valid API key",
-  403: "This API key may not do that",
+  403: "The service takes this from its own page alone",
   404: "That is not there any more",
   409: "This conversation is still busy",
   413: "That is too large",

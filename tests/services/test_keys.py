@@ -98,6 +98,31 @@ def test_without_keys_everybody_enters(play: Play) -> None:
     play(scene, api_keys=())
 
 
+@pytest.mark.parametrize(
+    ("keys", "method", "site", "status"),
+    [
+        ((), "POST", "cross-site", 403),
+        ((), "DELETE", "cross-site", 403),
+        ((), "GET", "cross-site", 404),
+        ((), "POST", "same-origin", 405),
+        ((), "POST", "none", 405),
+        (KEYS, "POST", "cross-site", 405),
+    ],
+)
+def test_without_keys_pages_of_other_sites_may_read_and_no_more(
+    play: Play, keys: tuple[str, ...], method: str, site: str, status: int
+) -> None:
+    """A key says whose a request is, which a page elsewhere cannot know."""
+
+    async def scene(service: World) -> None:
+        headers = {**bearer(KEY), "sec-fetch-site": site}
+        response = await service.http.request(method, "/v1/videos/nobodys", headers=headers)
+        assert response.status_code == status
+        assert (response.json()["error"]["code"] == "cross_site") == (status == 403)
+
+    play(scene, api_keys=keys)
+
+
 def test_a_refusal_is_counted_and_has_an_id(play: Play) -> None:
     def rejected() -> float:
         return REGISTRY.get_sample_value("occam_rejections_total", {"reason": "invalid_api_key"}) or 0.0
@@ -160,7 +185,7 @@ def test_nothing_behind_the_door_sees_a_key() -> None:
     async def scene() -> None:
         for keys in (Keys(KEYS), Keys(())):
             headers = [(b"authorization", f"Bearer {KEY}".encode()), (b"x-request-id", b"r1")]
-            scope = {"type": "http", "path": "/v1/models", "headers": headers}
+            scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": headers}
             await Doorkeeper(behind, keys)(scope, None, None)  # type: ignore[arg-type]
 
     asyncio.run(scene())
