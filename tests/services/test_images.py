@@ -134,7 +134,7 @@ def test_an_image_whose_every_copy_is_gone_must_be_sent_again(play: Play, tmp_pa
         message = user("what?", image(inside(still(9))))
         first = await ask(service, IMAGES, message)
         session = {"session_id": first["occam"]["session_id"]}
-        (copy,) = (tmp_path / "node" / "media").iterdir()
+        (copy,) = (tmp_path / "media").iterdir()
         copy.unlink()
         status, body = await post(service, IMAGES, user("and?"), occam=session)
         assert (status, body["error"]["code"]) == (422, "source_unavailable")
