@@ -33,6 +33,17 @@ _SESSION = TypeAdapter(Session)
 _KEY = TypeAdapter(KVKey)
 
 
+# In one step with the look at the session: none of a forgotten one stays.
+_SAVE_EVIDENCE = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return end
+if ARGV[3] ~= '' then
+    redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])
+    redis.call('HDEL', KEYS[2], ARGV[2])
+end
+redis.call('EXPIRE', KEYS[2], ARGV[4])
+"""
+
+
 def new_id(kind: str) -> str:
     """An identifier that cannot be guessed: whoever knows it may use it."""
     return f"{kind}-{secrets.token_urlsafe(18)}"
@@ -158,14 +169,9 @@ class State:
 
     async def save_evidence(self, session_id: str, turn: int, evidence: bytes | None, followed_up: bool) -> None:
         """Keep a turn's evidence, if it has any, and that of the turns before it, for as long as their session."""
-        name = f"evidence:{session_id}"
-        async with self._redis.pipeline(transaction=False) as commands:
-            if evidence is not None:
-                commands.hset(name, str(turn), evidence)
-                commands.hdel(name, str(turn - KEPT_TURNS))
-            commands.expire(name, self._ttl_s if followed_up else self._first_ttl_s)
-            with _translated():
-                await commands.execute()
+        names = (f"session:{session_id}", f"evidence:{session_id}")
+        ttl_s = self._ttl_s if followed_up else self._first_ttl_s
+        await self.run(_SAVE_EVIDENCE, names, turn, turn - KEPT_TURNS, evidence or b"", ttl_s)
 
     async def evidence(self, session_id: str, turn: int) -> bytes | None:
         """The kept evidence of a turn."""

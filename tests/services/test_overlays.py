@@ -1,5 +1,6 @@
 """Overlays: what was kept is clear and what was not is dimmed, at the geometry that the model saw."""
 
+import asyncio
 import base64
 import io
 from pathlib import Path
@@ -16,6 +17,7 @@ from services import kept_evidence
 from services.kept_evidence import pack, unpack
 from services.media import LocalMedia
 from services.overlay import LONGEST, Patches, draw
+from services.state import State
 from tests.redis_server import RedisServer
 from tests.services.world import Play, World
 
@@ -244,3 +246,14 @@ def test_images_of_a_conversation_have_overlays_of_their_own(play: Play) -> None
             check(await fetch(service, frame["overlay"]), still, np.array(frame["mask"]), (0.0, 0.0, 256.0, 128.0))
 
     play(scene, models=("tiny-qwen3-vl",), load=Engine.load, media=LocalMedia)
+
+
+def test_a_session_that_is_forgotten_in_the_middle_of_a_turn_leaves_no_evidence(redis_server: RedisServer) -> None:
+    async def scene() -> None:
+        state = State(redis_server.url, ttl_s=60, first_ttl_s=60, turn_s=5, salt=str)
+        for followed_up in (False, True):
+            await state.save_evidence("session-gone", 1, b"what was kept", followed_up)
+        await state._redis.aclose()
+
+    asyncio.run(scene())
+    assert redis_server.client.keys() == []
