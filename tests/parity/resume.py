@@ -1,7 +1,7 @@
 """Run in another process: restore states from Redis, or embeddings, and go on with their conversations.
 
-python -m tests.parity.resume FOLDER, where `job.json` names the Redis, the checkpoint, the rule, the steps, the dtypes
-and, for every stored state, the questions to ask over it; for embeddings, the names of the media. Replies go to
+python -m tests.parity.resume FOLDER..., where each `job.json` names the Redis, the checkpoint, the rule, the steps, the
+dtypes and, for every stored state, the questions to ask over it; for embeddings, the names of the media. Replies go to
 FOLDER/replies.pt, the states built on embeddings to FOLDER/states.pt.
 """
 
@@ -103,4 +103,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    for name in sys.argv[1:]:
+        main(Path(name))

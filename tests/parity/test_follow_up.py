@@ -73,18 +73,33 @@ class Resumed:
     states: dict[str, dict[str, Any]]
 
 
-@pytest.fixture(scope="module", params=RULES)
-def family(
-    request: pytest.FixtureRequest, checkpoint: Path, qwen_checkpoint: Path, llava_case: Callable[[str], LlavaCase]
-) -> Family:
-    name = request.param
+@pytest.fixture(scope="module")
+def families(checkpoint: Path, qwen_checkpoint: Path, llava_case: Callable[[str], LlavaCase]) -> dict[str, Family]:
     videos = {"video llava": checkpoint, "qwen": qwen_checkpoint}
-    return Family(videos[name] if name in videos else llava_case(name).folder, RULES[name], images=name not in videos)
+    return {
+        name: Family(videos[name] if name in videos else llava_case(name).folder, rule, images=name not in videos)
+        for name, rule in RULES.items()
+    }
 
 
 @pytest.fixture(scope="module")
-def resumed(family: Family, shared_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Resumed:
-    folder = tmp_path_factory.mktemp("stored")
+def resumed(
+    families: dict[str, Family], shared_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Resumed]:
+    """By family; one process does all of them, for most of its time goes into imports."""
+    folders = {name: tmp_path_factory.mktemp("stored") for name in families}
+    for name, folder in folders.items():
+        (folder / "job.json").write_text(json.dumps(_stored(families[name], shared_redis.url)))
+    command = [sys.executable, "-m", "tests.parity.resume", *map(str, folders.values())]
+    subprocess.run(command, cwd=Path(__file__).parents[2], check=True)
+    return {
+        name: Resumed(replies=torch.load(folder / "replies.pt"), states=torch.load(folder / "states.pt"))
+        for name, folder in folders.items()
+    }
+
+
+def _stored(family: Family, redis_url: str) -> dict[str, Any]:
+    """Store a family's states and embeddings in every dtype; what another process is to do with them."""
     rule, pruning = family.rule, pruning_of(family.rule)
     names: list[str] = []
     for dtype in DTYPES:
@@ -96,13 +111,13 @@ def resumed(family: Family, shared_redis: RedisServer, tmp_path_factory: pytest.
         names = list(embeddings)
         asyncio.run(
             store(
-                shared_redis.url,
+                redis_url,
                 {key_of(engine, rule, name): state for name, state in states.items()},
                 {key_of(engine, rule, name): medium for name, medium in embeddings.items()},
             )
         )
-    job = {
-        "redis": shared_redis.url,
+    return {
+        "redis": redis_url,
         "checkpoint": str(family.checkpoint),
         "rule": asdict(rule),
         "steps": STEPS,
@@ -111,27 +126,24 @@ def resumed(family: Family, shared_redis: RedisServer, tmp_path_factory: pytest.
         "media": names,
         "embeddings": QUESTIONS,
     }
-    (folder / "job.json").write_text(json.dumps(job))
-    subprocess.run(
-        [sys.executable, "-m", "tests.parity.resume", str(folder)], cwd=Path(__file__).parents[2], check=True
-    )
-    return Resumed(replies=torch.load(folder / "replies.pt"), states=torch.load(folder / "states.pt"))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", RULES)
 def test_a_state_restored_or_built_on_embeddings_in_another_process_is_bitwise_the_cold_run(
-    family: Family, resumed: Resumed, dtype: Literal["float32", "bfloat16"]
+    families: dict[str, Family], resumed: dict[str, Resumed], name: str, dtype: Literal["float32", "bfloat16"]
 ) -> None:
+    family, there = families[name], resumed[name]
     engine, pruning = load(family.checkpoint, dtype=dtype), pruning_of(family.rule)
     state = family.state(engine)
     replies = ask(engine, state, QUESTIONS, pruning, STEPS)
     for counts in (reply.answer.visual_tokens for reply in replies):
         assert 0 < counts.stage2 < counts.stage1 < counts.encoded
     cold = everything(replies)
-    _assert_bitwise(resumed.replies[dtype]["media"], cold)
-    _assert_bitwise(resumed.replies[dtype]["session"], cold[1:])
-    assert_same(PrefixState(**resumed.states[dtype]), state)
-    _assert_bitwise(resumed.replies[dtype]["embeddings"], cold)
+    _assert_bitwise(there.replies[dtype]["media"], cold)
+    _assert_bitwise(there.replies[dtype]["session"], cold[1:])
+    assert_same(PrefixState(**there.states[dtype]), state)
+    _assert_bitwise(there.replies[dtype]["embeddings"], cold)
 
 
 def _assert_bitwise(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> None:
