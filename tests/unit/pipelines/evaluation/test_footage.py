@@ -80,20 +80,20 @@ def test_a_clip_is_decoded_when_it_is_read_and_not_held(folder: Path) -> None:
     assert len(samples) == 6
 
     def peak(read: Callable[[], object]) -> int:
-        """The least of some readings: threads that earlier tests left also allocate now and then, and are traced."""
-        peaks = []
-        for _ in range(3):
-            tracemalloc.start()
-            try:
-                read()
-                peaks.append(tracemalloc.get_traced_memory()[1])
-            finally:
-                tracemalloc.stop()
-        return min(peaks)
+        tracemalloc.start()
+        try:
+            read()
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    def stays_below(limit: float, read: Callable[[], object]) -> bool:
+        """In one of some readings: threads that earlier tests left also allocate now and then, and are traced."""
+        return any(peak(read) < limit for _ in range(3))
 
     assert peak(lambda: [sample.frames() for sample in samples]) > 6 * clip_bytes, "the measure sees frames"
-    assert peak(lambda: [sample.frames().digest for sample in samples]) < 2 * clip_bytes
-    assert peak(lambda: [sample.middle().digest for sample in samples]) < clip_bytes / 2
+    assert stays_below(2 * clip_bytes, lambda: [sample.frames().digest for sample in samples])
+    assert stays_below(clip_bytes / 2, lambda: [sample.middle().digest for sample in samples])
 
 
 def test_a_clip_is_a_file_and_there_is_one(folder: Path, tmp_path: Path) -> None:
