@@ -63,6 +63,7 @@ class Worker:
             settings.kv_wire,
             self._admission,
         )
+        metrics.WORKERS.labels(self._name).set(1)
 
     async def describe(self) -> ServedModel:
         """What is served here."""

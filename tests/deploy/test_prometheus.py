@@ -1,0 +1,129 @@
+"""A real Prometheus scrapes the running service: every panel, rule and alert is asked, and has an answer."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.deploy import expressions
+from tests.deploy.load import KEYS, Users, everything, service
+from tests.deploy.prometheus import INSTALLED, MISSING, Prometheus
+from tests.redis_server import RedisServer
+
+pytestmark = pytest.mark.skipif(not INSTALLED, reason=MISSING)
+
+PROVOKED = {
+    "OccamErrorsFast",
+    "OccamErrorsSlow",
+    "OccamOverloaded",
+    "OccamCacheTierFailing",
+    "OccamDecodeFailures",
+    "OccamSpansLost",
+}
+"""Alerts whose condition the load brings about; the others take hours, or a process that hangs."""
+
+
+@dataclass(frozen=True)
+class Scraped:
+    """A Prometheus behind a load, and when that was, in seconds since 1970."""
+
+    prometheus: Prometheus
+    start: float
+    end: float
+
+    def answers(self, expr: str, once: bool) -> list[dict[str, Any]]:
+        """The series of an expression that have a number somewhere; once: now."""
+        if once:
+            found = [(series, [series["value"]]) for series in self.prometheus.query(expr)]
+        else:
+            curves = self.prometheus.curves(expr, self.start, self.end)
+            found = [(series, series["values"]) for series in curves]
+        return [series for series, values in found if any(math.isfinite(float(value)) for _, value in values)]
+
+
+@pytest.fixture(scope="module")
+def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
+    folder, redis = tmp_path_factory.mktemp("service"), RedisServer(tmp_path_factory.mktemp("redis"))
+    redis.start()
+    start = time.time()
+    try:
+        with service(folder, redis) as base_url:
+            target = base_url.removeprefix("http://")
+            with Prometheus(tmp_path_factory.mktemp("prometheus"), target, KEYS["prometheus"]) as prometheus:
+                time.sleep(2)
+                users = Users(base_url, folder)
+                everything(users, redis)
+                users.close()
+                time.sleep(3)
+                yield Scraped(prometheus, start, time.time())
+    finally:
+        redis.stop()
+
+
+def test_every_panel_has_data(scraped: Scraped) -> None:
+    empty = [f"{panel}: {panel.expr}" for panel in expressions.panels() if not scraped.answers(panel.expr, panel.once)]
+    assert not empty, "\n".join(empty)
+
+
+def test_every_rule_is_evaluated_and_every_recorded_series_has_data(scraped: Scraped) -> None:
+    live = scraped.prometheus.rules()
+    assert {rule["name"] for rule in live} == {rule.get("record") or rule["alert"] for rule in expressions.rules()}
+    assert {rule["name"]: rule.get("lastError") for rule in live if rule["health"] != "ok"} == {}
+    recorded = [rule["record"] for rule in expressions.rules() if "record" in rule]
+    assert [name for name in recorded if not scraped.answers(name, once=False)] == []
+
+
+def test_alerts_whose_cause_was_there_are_active(scraped: Scraped) -> None:
+    active = {rule["name"] for rule in scraped.prometheus.rules() if rule.get("state") in ("pending", "firing")}
+    assert active == PROVOKED
+
+
+def test_alerts_say_what_is_the_matter(scraped: Scraped) -> None:
+    alerts = [alert for rule in scraped.prometheus.rules() for alert in rule.get("alerts", ())]
+    texts = [text for alert in alerts for text in alert["annotations"].values()]
+    assert texts
+    assert not [text for text in texts if "<error" in text or "<no value>" in text]
+
+
+def test_queries_of_runbooks_can_be_asked(scraped: Scraped) -> None:
+    queries = expressions.of_runbooks()
+    assert len(queries) > 20
+    for query in queries:
+        scraped.prometheus.query(query)
+
+
+def test_every_metric_was_counted(scraped: Scraped) -> None:
+    missing = [
+        sample
+        for metric in expressions.of_the_code().values()
+        for sample in metric.samples
+        if not scraped.prometheus.query(sample)
+    ]
+    assert missing == []
+
+
+def test_docs_name_every_value_of_a_label(scraped: Scraped) -> None:
+    """Of labels whose values are ours; models, routes and `le` are named by others."""
+    documented = expressions.documented()
+    unknown = []
+    for metric in expressions.of_the_code().values():
+        for label, named in documented[metric.name].values.items():
+            seen = {series["metric"][label] for series in scraped.prometheus.query(metric.samples[0])}
+            unknown += [f"{metric.name} {label}={value}" for value in sorted(seen - named) if named]
+    assert unknown == []
+
+
+def test_a_target_that_is_gone_is_seen(tmp_path: Path) -> None:
+    """Nobody listens at the target."""
+    with Prometheus(tmp_path, "127.0.0.1:9", "none") as prometheus:
+        states: dict[str, str | None] = {}
+        ends = time.monotonic() + 20
+        while states.get("OccamTargetDown") != "pending":
+            assert time.monotonic() < ends, states
+            time.sleep(0.2)
+            states = {rule["name"]: rule.get("state") for rule in prometheus.rules()}
+        assert [name for name, state in states.items() if state == "pending"] == ["OccamTargetDown"]
