@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.complete
 
-.PHONY: setup demo serve test soak lint bench eval card browser screenshots clean
+.PHONY: setup demo serve test soak lint bench eval card browser prometheus screenshots dashboards previews clean
 
 setup: $(STAMP)
 
@@ -48,8 +48,23 @@ browser:
 	$(if $(filter-out 0,$(shell id -u)),sudo) apt-get update -qq
 	$(if $(filter-out 0,$(shell id -u)),sudo) apt-get install -qq --no-install-recommends chromium-headless-shell
 
+# What rules and dashboards are tested with; its tests skip without one. Where there is systemd, Debian's package starts a
+# server on port 9090 too.
+prometheus:
+	@command -v apt-get >/dev/null || { echo "There is no apt-get here: install Prometheus, and promtool."; exit 1; }
+	$(if $(filter-out 0,$(shell id -u)),sudo) apt-get update -qq
+	$(if $(filter-out 0,$(shell id -u)),sudo) apt-get install -qq --no-install-recommends prometheus
+
 screenshots: setup
 	SCREENSHOTS=docs/playground $(BIN)/pytest tests/page/test_screenshots.py
+
+# The JSON that Grafana reads, from deploy/grafana/source.
+dashboards: setup
+	$(BIN)/python deploy/grafana/generate.py
+
+# Pictures of the dashboards after minutes of a real load, into docs/dashboards.
+previews: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.deploy.preview $(ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -13,7 +13,6 @@ from prometheus_client.metrics import MetricWrapperBase
 from services import metrics
 from tests.deploy.prometheus import DEPLOY, RULES
 
-_VARIABLES = {"$__rate_interval": "15s", "$__range": "10m", "$model": ".+"}
 _SUFFIXES = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("_total",), "gauge": ("",)}
 _OF_PROMETHEUS = {"job", "instance", "le", "alertname", "alertstate"}
 
@@ -70,9 +69,10 @@ def panels() -> Iterator[Panel]:
                 yield Panel(dashboard["title"], panel["title"], filled(target["expr"]), target["instant"])
 
 
-def filled(expr: str) -> str:
+def filled(expr: str, rate_interval: str = "15s", whole_range: str = "10m") -> str:
     """An expression of a panel as Grafana sends it; AssertionError for a variable that is unknown."""
-    for name, value in _VARIABLES.items():
+    values = {"$__rate_interval": rate_interval, "$__range": whole_range, "$model": ".+"}
+    for name, value in values.items():
         expr = expr.replace(name, value)
     assert "$" not in expr, expr
     return expr

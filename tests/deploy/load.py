@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 
 from pipelines.evaluation.codec import write_mp4
 from pipelines.evaluation.renderer import FIRST_TEST_SEED, draw_scene, render
@@ -20,6 +21,8 @@ from tests.redis_server import RedisServer
 
 MODEL = "tiny-video-llava"
 CLIPS = 6
+SLOW = "noise.mp4"
+"""A clip whose decoding takes a while."""
 QUESTIONS = ("what color is the star", "how many objects are there", "is there a circle", "what moves left")
 KEYS = {tenant: fresh_key() for tenant in ("users", "metered", "prometheus")}
 _NOBODY = "http://127.0.0.1:9"
@@ -31,6 +34,8 @@ def service(folder: Path, redis: RedisServer) -> Iterator[str]:
     """The base URL of a real service of one worker, on a cache that may be killed and a collector that is not there."""
     for number in range(CLIPS):
         write_mp4(folder / f"{number}.mp4", render(draw_scene(FIRST_TEST_SEED + number)))
+    noise = np.random.default_rng(0).integers(0, 255, (180, 240, 320, 3), dtype=np.uint8)
+    write_mp4(folder / SLOW, noise, fps=30)
     (folder / "broken.mp4").write_bytes(b"\x00\x00\x00\x20ftypisom" + bytes(5000))
     (folder / "text.mp4").write_text("no video")
     settings = Settings(
@@ -83,14 +88,15 @@ class Users:
 
     def look_at_new_frames(self, **options: Any) -> None:
         """A question about frames that nobody has asked for."""
-        body = {**self._question(), "start_s": self._draw.uniform(0, 6), **options}
-        self._users.post(self._post_clip(), json=body)
+        self._users.post(self._post_clip(), json={**self._new_frames(), **options})
 
     def crowd(self, clients: int = 8) -> None:
         """More new frames at a time than a worker takes on."""
+        slow = self._post_clip(SLOW)
+        asked = [self._new_frames() for _ in range(clients)]
         with ThreadPoolExecutor(clients) as pool:
-            for _ in range(clients):
-                pool.submit(self.look_at_new_frames)
+            for body in asked:
+                pool.submit(self._users.post, slow, json=body)
 
     def upload(self) -> None:
         """The file itself, and a question about it."""
@@ -109,9 +115,10 @@ class Users:
 
     def hang_up(self) -> None:
         """New frames, given up when the first of them are decoded, and a long answer, given up at its first word."""
-        endless = {**self._question(), "stream": True, "max_tokens": 512, "temperature": 2.0}
-        for enough, options in (("progress", {"start_s": self._draw.uniform(0, 6)}), ('"text"', {})):
-            with self._users.stream("POST", self._post_clip(), json={**endless, **options}) as response:
+        endless = {"stream": True, "max_tokens": 512, "temperature": 2.0}
+        slow = self._post_clip(SLOW)
+        for enough, body in (("progress", self._new_frames()), ('"text"', self._question())):
+            with self._users.stream("POST", slow, json={**body, **endless}) as response:
                 next((line for line in response.iter_lines() if enough in line), None)
 
     def begin_jobs(self) -> None:
@@ -141,9 +148,13 @@ class Users:
     def _question(self) -> dict[str, Any]:
         return {"question": self._draw.choice(QUESTIONS)}
 
-    def _post_clip(self) -> str:
-        """Where questions about a clip go, once it is posted."""
-        video = self._users.post("/v1/videos", json={"url": str(self._clip())}).json()
+    def _new_frames(self) -> dict[str, Any]:
+        return {**self._question(), "start_s": self._draw.uniform(0, 5)}
+
+    def _post_clip(self, name: str | None = None) -> str:
+        """Where questions about a clip go, any where none is named, once it is posted."""
+        path = self._clip() if name is None else self._folder / name
+        video = self._users.post("/v1/videos", json={"url": str(path)}).json()
         return f"/v1/videos/{video['id']}/queries"
 
 
@@ -154,7 +165,8 @@ def everything(users: Users, redis: RedisServer) -> None:
         users.converse(strategy="none")
         for _ in range(3):
             users.err()
-        users.hang_up()
+        for _ in range(3):
+            users.hang_up()
         users.upload()
         users.estimate()
         users.crowd()

