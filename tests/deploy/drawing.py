@@ -87,7 +87,7 @@ def draw(dashboard: dict[str, Any], window: Window, path: Path) -> None:
     plt.close(figure)
     picture = Image.open(buffer).convert("RGB")
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+    picture.quantize(200, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 Box = tuple[float, float, float, float]
@@ -151,10 +151,11 @@ def _lines(axes: Axes, panel: dict[str, Any], window: Window) -> None:
     axes.set_ylim(bottom=field.get("min", min(0, axes.get_ylim()[0])), top=field.get("max"))
     axes.yaxis.set_major_locator(mpl.ticker.MaxNLocator(5))
     axes.yaxis.set_major_formatter(lambda value, _: _formatted(value, field["unit"]))
-    columns = 3 if max((len(curve[0]) for curve in curves), default=0) < 26 else 2
+    longest = max((len(curve[0]) for curve in curves), default=0)
+    columns = 4 if longest < 20 else 3 if longest < 26 else 2
     axes.legend(
         loc="upper left",
-        bbox_to_anchor=(-0.13, -0.1),
+        bbox_to_anchor=_below(axes, -52, 16),
         ncols=columns,
         fontsize=6,
         frameon=False,
@@ -179,7 +180,14 @@ def _heatmap(axes: Axes, panel: dict[str, Any], window: Window) -> None:
         np.arange(len(names)) + 0.5, [name if name == "+Inf" else _formatted(float(name), unit) for name in names]
     )
     axes.grid(visible=False)
-    axes.text(0, -0.2, "bright: many; each row up to its label", transform=axes.transAxes, color=_TEXT, fontsize=6.5)
+    hint = "bright: many; each row up to its label"
+    axes.text(*_below(axes, 0, 34), hint, transform=axes.transAxes, color=_TEXT, fontsize=6.5)
+
+
+def _below(axes: Axes, right_px: float, down_px: float) -> tuple[float, float]:
+    """A place below the axes, from their lower left corner, in their own coordinates."""
+    box = axes.get_window_extent()
+    return right_px / box.width, -down_px / box.height
 
 
 def _name(target: dict[str, Any], labels: dict[str, str]) -> str:
