@@ -1,6 +1,8 @@
 """A real Prometheus scrapes the running service: every panel, rule and alert is asked, and has an answer."""
 
 import math
+import os
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from tests.deploy import expressions
 from tests.deploy.load import KEYS, Users, everything, service
 from tests.deploy.prometheus import INSTALLED, MISSING, Prometheus
 from tests.redis_server import RedisServer
+from tests.soak.live import processes
 
 pytestmark = pytest.mark.skipif(not INSTALLED, reason=MISSING)
 
@@ -120,13 +123,25 @@ def test_docs_name_every_value_of_a_label(scraped: Scraped) -> None:
     assert unknown == []
 
 
+def test_a_worker_that_dies_is_missed_until_there_is_another(scraped: Scraped) -> None:
+    """The last test of the service, for it changes what the others see."""
+    (worker,) = [pid for pid, deployment in processes().items() if deployment.startswith("worker-")]
+    os.kill(worker, signal.SIGKILL)
+    until(scraped.prometheus, "OccamWorkersGone", "pending")
+    until(scraped.prometheus, "OccamWorkersGone", "inactive")
+    assert [series["value"][1] for series in scraped.prometheus.query("occam_workers")] == ["1"]
+
+
 def test_a_target_that_is_gone_is_seen(tmp_path: Path) -> None:
     """Nobody listens at the target."""
     with Prometheus(tmp_path, "127.0.0.1:9", "none") as prometheus:
-        states: dict[str, str | None] = {}
-        ends = time.monotonic() + 20
-        while states.get("OccamTargetDown") != "pending":
-            assert time.monotonic() < ends, states
-            time.sleep(0.2)
-            states = {rule["name"]: rule.get("state") for rule in prometheus.rules()}
-        assert [name for name, state in states.items() if state == "pending"] == ["OccamTargetDown"]
+        until(prometheus, "OccamTargetDown", "pending")
+        assert prometheus.query("ALERTS{alertname!='OccamTargetDown'}") == []
+
+
+def until(prometheus: Prometheus, alert: str, state: str, patience_s: float = 60) -> None:
+    """Wait until an alert is in a state."""
+    ends = time.monotonic() + patience_s
+    while state not in (seen := {rule["state"] for rule in prometheus.rules() if rule["name"] == alert}):
+        assert time.monotonic() < ends, f"{alert} is {seen}"
+        time.sleep(0.2)

@@ -1,5 +1,6 @@
 """A running service looked at by the process that started it: what its replicas are at, and what they hold."""
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,8 +32,18 @@ def busy(models: Sequence[str]) -> list[str]:
 
 
 def processes() -> dict[int, str]:
-    """The deployments' processes, and which deployment each is of; of the one service on this machine."""
-    return {pid: command.removeprefix(_REPLICA).strip() for pid, _, command in _all() if command.startswith(_REPLICA)}
+    """The deployments' processes, and which deployment each is of; of the service that this process has started."""
+    found = list(_all())
+    parents = {pid: parent for pid, parent, _ in found}
+
+    def is_ours(pid: int) -> bool:
+        return pid == os.getpid() or (pid in parents and is_ours(parents[pid]))
+
+    return {
+        pid: command.removeprefix(_REPLICA).strip()
+        for pid, _, command in found
+        if command.startswith(_REPLICA) and is_ours(pid)
+    }
 
 
 def held_bytes(pid: int) -> int:
