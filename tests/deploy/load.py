@@ -16,7 +16,7 @@ from pipelines.evaluation.renderer import FIRST_TEST_SEED, draw_scene, render
 from services.keys import entry_of, fresh_key
 from services.launch import running
 from services.settings import Settings
-from tests.deploy.prometheus import free_port
+from tests.ports import free_port
 from tests.redis_server import RedisServer
 
 MODEL = "tiny-video-llava"

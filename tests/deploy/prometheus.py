@@ -1,7 +1,6 @@
 """A real Prometheus, with the configuration and the rules of `deploy/`, pointed at a service of a test."""
 
 import shutil
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import Any
 
 import httpx
 import yaml
+
+from tests.ports import free_port
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = DEPLOY / "prometheus" / "rules"
@@ -75,10 +76,3 @@ class Prometheus:
             return self._http.get("/-/ready").status_code == 200
         except httpx.TransportError:
             return False
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.deploy import expressions
+from tests.deploy.drawing import Window, draw
 from tests.deploy.load import KEYS, Users, everything, service
 from tests.deploy.prometheus import INSTALLED, MISSING, Prometheus
 from tests.redis_server import RedisServer
@@ -121,6 +122,14 @@ def test_docs_name_every_value_of_a_label(scraped: Scraped) -> None:
             seen = {series["metric"][label] for series in scraped.prometheus.query(metric.samples[0])}
             unknown += [f"{metric.name} {label}={value}" for value in sorted(seen - named) if named]
     assert unknown == []
+
+
+def test_dashboards_can_be_drawn(scraped: Scraped, tmp_path: Path) -> None:
+    """As `make previews` does for docs."""
+    window = Window(scraped.prometheus, scraped.start, scraped.end)
+    for name, dashboard in expressions.dashboards().items():
+        draw(dashboard, window, tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
 
 
 def test_a_worker_that_dies_is_missed_until_there_is_another(scraped: Scraped) -> None:
