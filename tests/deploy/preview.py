@@ -25,7 +25,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "dashboards"
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m tests.deploy.preview", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=8.0, help="of load (8)")
+    parser.add_argument("--minutes", type=float, default=6.0, help="of load (6)")
     parser.add_argument("--out", type=Path, default=DOCS, help="folder of the pictures (docs/dashboards)")
     options = parser.parse_args()
     with ExitStack() as stack:
