@@ -3,6 +3,7 @@
 import asyncio
 import time
 
+from ray.exceptions import TaskCancelledError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services import logs, metrics
@@ -32,10 +33,17 @@ class Ledger:
                 logs.note(status=status)
             await send(message)
 
+        async def heard() -> Message:
+            try:
+                return await receive()
+            except TaskCancelledError:  # how Ray's proxy sometimes says that the client has gone
+                state[OUTCOME] = "cancelled"
+                return {"type": "http.disconnect"}
+
         started = time.monotonic()
         outcome = "cancelled"
         try:
-            await self._app(scope, receive, watched)
+            await self._app(scope, heard, watched)
             outcome = state.get(OUTCOME) or outcome_of(status)
         except asyncio.CancelledError:
             raise
