@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.complete
 
-.PHONY: setup demo serve test soak lint bench eval card browser screenshots clean
+.PHONY: setup demo serve test soak lint bench eval card browser screenshots rehearse clean
 
 setup: $(STAMP)
 
@@ -50,6 +50,10 @@ browser:
 
 screenshots: setup
 	SCREENSHOTS=docs/playground $(BIN)/pytest tests/page/test_screenshots.py
+
+# Follows deploy/Dockerfile in a bare root folder; needs root, debootstrap, and apt's and pip's networks.
+rehearse: setup
+	$(BIN)/python -m tests.deploy.rehearse runs/rehearsal $(ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
