@@ -1,4 +1,4 @@
-"""The fields of KubeRay's and Prometheus' resources that the manifests use, for machines without the schemas themselves.
+"""The fields of KubeRay's and Prometheus' resources that the manifests use, for machines without their schemas.
 
 Anything else in them is an error: a misspelt field would be dropped by the cluster without a word. Pod templates are
 checked as Kubernetes' own.

@@ -190,8 +190,8 @@ def budgets(documents: list[Document]) -> Iterator[str]:
 
 
 _POD_RULES: tuple[Callable[[Pod], Iterator[str]], ...] = (
-    no_root, no_privilege, read_only_root, seccomp, no_host, volumes, no_token, no_service_links, pinned, limits, probes,
-    secrets_referenced,
+    no_root, no_privilege, read_only_root, seccomp, no_host, volumes, no_token, no_service_links, pinned, limits,
+    probes, secrets_referenced,
 )  # fmt: skip
 _DOCUMENT_RULES: tuple[Callable[[list[Document]], Iterator[str]], ...] = (
     no_secrets, namespaced, selecting, kuberay, budgets,

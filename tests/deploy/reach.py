@@ -49,5 +49,7 @@ def _is(peer: Document, end: End) -> bool:
     if end.address:
         return False
     namespaced = {"kubernetes.io/metadata.name": end.namespace}
-    namespace = selects(peer["namespaceSelector"], namespaced) if "namespaceSelector" in peer else end.namespace == "occam"
+    namespace = (
+        selects(peer["namespaceSelector"], namespaced) if "namespaceSelector" in peer else end.namespace == "occam"
+    )
     return namespace and selects(peer.get("podSelector", {}), end.labels)

@@ -3,9 +3,10 @@
     sudo make rehearse ARGS='--build-arg TORCH_INDEX=file:///srv/wheels'
 
 Needs root, `debootstrap`, and a network or mirrors for apt and pip. FROM a released Debian is that release as
-debootstrap makes it; all else is done as written: COPY through .dockerignore, RUN in a chroot with the ENV so far. What comes
-of it then runs as the image's user, without capabilities, in a root that is mounted read-only, with tmpfs where the manifests
-mount volumes: HEALTHCHECK must succeed, an answer be right, what KubeRay calls be there, and SIGTERM end it with 0.
+debootstrap makes it; all else is done as written: COPY through .dockerignore, RUN in a chroot with the ENV so far. What
+comes of it then runs as the image's user, without capabilities, in a root that is mounted read-only, with folders where
+the manifests mount volumes: HEALTHCHECK must succeed, an answer be right, what KubeRay calls be there, and SIGTERM end
+it with 0.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from tests.deploy.dockerfile import Instruction, Stage, is_ignored, line_of, pai
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"
-VOLUMES = ("/tmp", "/var/lib/occam", "/models")  # noqa: S108 - mounts of the image's own root
+VOLUMES = ("/tmp", "/var/lib/occam", "/models")
 SEED = 1000004
 QUESTION, TRUTH = "what color is the ring", "purple"
 CLIP = f"""
@@ -45,7 +46,9 @@ for file in /etc/resolv.conf /etc/hosts; do touch "$1$file"; mount --bind $file 
 class Rehearsal:
     """The roots of stages, made one after another under `folder`."""
 
-    def __init__(self, folder: Path, build_args: dict[str, str], environment: dict[str, str], given: list[Path]) -> None:
+    def __init__(
+        self, folder: Path, build_args: dict[str, str], environment: dict[str, str], given: list[Path]
+    ) -> None:
         self._folder = folder
         self._args = build_args
         self._environment = environment
@@ -218,7 +221,9 @@ def main() -> None:
     parser.add_argument("--target", default="cpu")
     parser.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="for RUN alone")
-    parser.add_argument("--give", action="append", default=[], type=Path, metavar="PATH", help="file or folder that RUN sees")
+    parser.add_argument(
+        "--give", action="append", default=[], type=Path, metavar="PATH", help="file or folder that RUN sees"
+    )
     options = parser.parse_args()
     if os.geteuid() or shutil.which("debootstrap") is None:
         sys.exit("This needs root and debootstrap.")
@@ -228,9 +233,10 @@ def main() -> None:
     container = Container(rehearsal, options.target, options.folder.resolve() / "volumes")
     print(subprocess.run(["du", "-sh", container.root], capture_output=True, text=True).stdout.strip())
     print("user", container.check("id"))
-    missing = container.run("/bin/sh", "-c", "command -v pip gcc cc make; touch /opt/occam/x 2>/dev/null; ls /opt/occam/x 2>&-")
-    if missing.stdout:
-        raise SystemExit(f"the last stage has {missing.stdout}, or its root can be written to")
+    tools = container.run("/bin/sh", "-c", "command -v pip gcc cc make git").stdout
+    written = container.run("/bin/sh", "-c", "touch /opt/occam/x 2>&- && echo its root can be written to").stdout
+    if tools or written:
+        raise SystemExit(f"of the last stage: {tools}{written}")
     # As KubeRay starts nodes, from a login shell, and its autoscaler beside the head.
     print(container.check("/bin/bash", "-lc", "ray --version && command -v serve occam"))
     container.check("/bin/bash", "-lc", "ray kuberay-autoscaler --help")

@@ -1,4 +1,4 @@
-"""deploy/Dockerfile and deploy/compose.yaml, as far as they can be judged without an image; `make rehearse` goes further."""
+"""deploy/Dockerfile and deploy/compose.yaml, judged as they stand; `make rehearse` goes further."""
 
 import re
 import shutil

@@ -25,9 +25,9 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from pipelines.evaluation.accuracy import is_right, questions_about
 from pipelines.evaluation.codec import write_mp4
 from pipelines.evaluation.questions import names_unseen_pair
-from pipelines.evaluation.accuracy import is_right, questions_about
 from pipelines.evaluation.renderer import FIRST_TEST_SEED, SceneConfig, draw_scene, render
 from services.keys import entry_of, fresh_key
 from tests.deploy.dockerfile import line_of, pairs, stages
@@ -90,9 +90,9 @@ def cluster(keys: tuple[str, str]) -> Iterator[Cluster]:
 
 def _environment(pod: Pod, given: dict[str, str]) -> dict[str, str]:
     """What the image and the manifest set, with `given` in the place of addresses and secrets."""
-    image = (step.rest for stage in line_of(stages(ROOT / "deploy" / "Dockerfile"), "cpu") for step in stage.instructions
-             if step.name == "ENV")  # fmt: skip
-    environment = {name: value for line in image for name, value in pairs(line).items()}
+    line = line_of(stages(ROOT / "deploy" / "Dockerfile"), "cpu")
+    image = [pairs(step.rest) for stage in line for step in stage.instructions if step.name == "ENV"]
+    environment = {name: value for values in image for name, value in values.items()}
     manifest = {entry["name"]: entry.get("value", "") for entry in pod.containers[0]["env"]}
     assert given.keys() <= manifest.keys()
     here = {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": os.environ.get("PYTHONPATH") or str(ROOT)}
@@ -100,14 +100,22 @@ def _environment(pod: Pod, given: dict[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def _ray(folder: Path, ports: dict[str, int], parameters: dict[str, str], environment: dict[str, str]) -> Iterator[None]:
-    own = {"port": ports["gcs"], "dashboard-port": ports["dashboard"], "dashboard-agent-listen-port": ports["agent"],
-           "ray-client-server-port": ports["client"], "temp-dir": folder / "ray", "node-ip-address": "127.0.0.1"}  # fmt: skip
+def _ray(
+    folder: Path, ports: dict[str, int], parameters: dict[str, str], environment: dict[str, str]
+) -> Iterator[None]:
+    own = {
+        "port": ports["gcs"],
+        "dashboard-port": ports["dashboard"],
+        "dashboard-agent-listen-port": ports["agent"],
+        "ray-client-server-port": ports["client"],
+        "temp-dir": folder / "ray",
+        "node-ip-address": "127.0.0.1",
+    }
     options = [f"--{name}={value}" for name, value in (parameters | own).items()]
     log = (folder / "ray.log").open("w")
     ray = subprocess.Popen(
         [BIN / "ray", "start", "--head", "--block", *options],
-        env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+        env=environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     try:
         yield
