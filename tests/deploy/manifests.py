@@ -61,8 +61,8 @@ class Pod:
 
     @property
     def containers(self) -> list[Document]:
-        """All its containers."""
-        return [*self.spec.get("initContainers", []), *self.spec["containers"]]
+        """All its containers, those that are started before the others behind them."""
+        return [*self.spec["containers"], *self.spec.get("initContainers", [])]
 
 
 def pods(documents: list[Document]) -> Iterator[Pod]:

@@ -114,9 +114,16 @@ def _resources(resources: Document) -> Iterator[str]:
         yield "may be given memory that is not there"
 
 
+def sidecars(pod: Pod) -> Iterator[str]:
+    """What starts before the others stays beside them, and is started anew."""
+    for container in pod.spec.get("initContainers", []):
+        if container.get("restartPolicy") != "Always":
+            yield f"{container['name']} is started once"
+
+
 def probes(pod: Pod) -> Iterator[str]:
     """Whoever does not end is watched."""
-    for container in [] if pod.ends else pod.spec["containers"]:
+    for container in [] if pod.ends else pod.containers:
         yield from (f"{container['name']} has no {probe}" for probe in _PROBES if probe not in container)
 
 
@@ -191,7 +198,7 @@ def budgets(documents: list[Document]) -> Iterator[str]:
 
 _POD_RULES: tuple[Callable[[Pod], Iterator[str]], ...] = (
     no_root, no_privilege, read_only_root, seccomp, no_host, volumes, no_token, no_service_links, pinned, limits,
-    probes, secrets_referenced,
+    sidecars, probes, secrets_referenced,
 )  # fmt: skip
 _DOCUMENT_RULES: tuple[Callable[[list[Document]], Iterator[str]], ...] = (
     no_secrets, namespaced, selecting, kuberay, budgets,

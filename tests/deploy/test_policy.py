@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
+from occam.errors import InvalidInput
+from services.settings import Settings
 from tests.deploy.manifests import OVERLAYS, Document, Pod, kubectl, only, pods, rendered
 from tests.deploy.policy import broken
 
@@ -87,6 +89,7 @@ MUTATIONS: list[tuple[str, Mutation]] = [
     ("limits", lambda d: _state(d)["resources"]["requests"].update(memory="1Mi")),
     ("probes", lambda d: _ray(d).pop("livenessProbe")),
     ("probes", lambda d: _head(d).containers[1].pop("readinessProbe")),
+    ("sidecars", lambda d: _head(d).containers[1].pop("restartPolicy")),
     ("secrets_referenced", _plain("REDIS_STATE_PASSWORD")),
     ("secrets_referenced", _plain("OCCAM_API_KEYS")),
     ("secrets_referenced", _link),
@@ -115,3 +118,8 @@ def test_each_rule_can_be_broken(rule: str, mutate: Mutation) -> None:
     found = broken(documents)
     assert found
     assert {said.split(":")[0] for said in found} == {rule}
+
+
+def test_variables_of_services_would_stop_the_start() -> None:
+    with pytest.raises(InvalidInput, match="head_svc"):
+        Settings.load({"OCCAM_HEAD_SVC_SERVICE_HOST": "10.96.0.7"})
