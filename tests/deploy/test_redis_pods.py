@@ -38,7 +38,7 @@ def test_each_redis_is_what_it_is_said_to_be(
 
 
 @contextmanager
-def _redis(kind: str, name: str, folder: Path) -> "Iterator[tuple[Redis, bytes]]":
+def _redis(kind: str, name: str, folder: Path, crashes: bool = False) -> "Iterator[tuple[Redis, bytes]]":
     """A real server by the command that stands in the pod, its data in `folder / "data"`; and its command line."""
     documents = rendered("prod-gpu")
     spec = only(documents, kind, name)["spec"]["template"]["spec"]
@@ -59,7 +59,12 @@ def _redis(kind: str, name: str, folder: Path) -> "Iterator[tuple[Redis, bytes]]
         with Redis(unix_socket_path=f"{folder}/redis.sock", password="a-password", decode_responses=True) as client:
             while _loading(client):
                 time.sleep(0.05)
-            yield client, Path(f"/proc/{server.pid}/cmdline").read_bytes()
+            command_line = Path(f"/proc/{server.pid}/cmdline").read_bytes()
+            assert b"redis-server" in command_line, "the first process is not the server"
+            yield client, command_line
+        if not crashes:
+            server.terminate()
+            assert server.wait(10) == 0
     finally:
         server.kill()
         server.wait()
@@ -76,7 +81,7 @@ def test_state_survives_a_crash_and_comes_back_from_a_backup(tmp_path: Path) -> 
     """As docs/operations.md says: an archive of the running server's folder, and a server on what is in it."""
     crashed, restored = tmp_path / "crashed", tmp_path / "restored"
     crashed.mkdir()
-    with _redis("StatefulSet", "redis-state", crashed) as (client, _):
+    with _redis("StatefulSet", "redis-state", crashed, crashes=True) as (client, _):
         client.config_set("auto-aof-rewrite-percentage", 0)
         for number in range(1000):
             client.set(f"session:{number}", "x" * 1000, ex=3600)
