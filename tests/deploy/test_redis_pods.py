@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import yaml
 from redis import Redis
 from redis.exceptions import BusyLoadingError
 
 from services.private_redis import find_server
-from tests.deploy.manifests import kubectl, only, rendered
+from tests.deploy.manifests import ROOT, kubectl, only, rendered
 
 pytestmark = pytest.mark.skipif(kubectl() is None, reason="kubectl is not installed")
 
@@ -37,6 +38,22 @@ def test_each_redis_is_what_it_is_said_to_be(
         assert b"a-password" not in command_line
 
 
+@pytest.mark.parametrize(
+    ("name", "policy", "appendonly", "memory"),
+    [("redis-kv", "allkeys-lru", "no", 2 << 30), ("redis-state", "noeviction", "yes", 1 << 30)],
+)
+def test_those_of_compose_are_the_same(name: str, policy: str, appendonly: str, memory: int, tmp_path: Path) -> None:
+    service = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"][name]
+    (mounted,) = [volume.split(":")[0] for volume in service["volumes"] if volume.endswith("redis.conf:ro")]
+    script = service["command"][-1].replace("$$", "$")
+    environment = {"MAXMEMORY": service["environment"]["MAXMEMORY"]}
+    with _server(script, (ROOT / "deploy" / mounted).read_text(), environment, tmp_path) as (client, command_line):
+        set_to = client.config_get()
+        assert (set_to["maxmemory-policy"], set_to["appendonly"]) == (policy, appendonly)
+        assert int(set_to["maxmemory"]) == memory
+        assert b"a-password" not in command_line
+
+
 @contextmanager
 def _redis(kind: str, name: str, folder: Path, crashes: bool = False) -> "Iterator[tuple[Redis, bytes]]":
     """A real server by the command that stands in the pod, its data in `folder / "data"`; and its command line."""
@@ -44,15 +61,22 @@ def _redis(kind: str, name: str, folder: Path, crashes: bool = False) -> "Iterat
     spec = only(documents, kind, name)["spec"]["template"]["spec"]
     (container,) = spec["containers"]
     config = only(documents, "ConfigMap", spec["volumes"][0]["configMap"]["name"])["data"]["redis.conf"]
+    size, unit = container["resources"]["limits"]["memory"][:-2], container["resources"]["limits"]["memory"][-2:]
+    environment = {"MEMORY": str(int(size) << {"Mi": 20, "Gi": 30}[unit])}
+    with _server(container["command"][-1], config, environment, folder, crashes) as running:
+        yield running
+
+
+@contextmanager
+def _server(
+    script: str, config: str, environment: dict[str, str], folder: Path, crashes: bool = False
+) -> "Iterator[tuple[Redis, bytes]]":
     (folder / "data").mkdir(exist_ok=True)
     config = re.sub("^dir .*", f"dir {folder}/data", config, flags=re.MULTILINE)
     (folder / "redis.conf").write_text(f"{config}\nport 0\nunixsocket {folder}/redis.sock\n")
-    shell, flag, script = container["command"]
     script = script.replace("/etc/redis/redis.conf", f"{folder}/redis.conf").replace("redis-server", str(find_server()))
-    size, unit = container["resources"]["limits"]["memory"][:-2], container["resources"]["limits"]["memory"][-2:]
-    memory = int(size) << {"Mi": 20, "Gi": 30}[unit]
-    environment = {"PATH": os.environ["PATH"], "REDISCLI_AUTH": "a-password", "MEMORY": str(memory)}
-    server = subprocess.Popen([shell, flag, script], env=environment, stdout=subprocess.DEVNULL)
+    given = {"PATH": os.environ["PATH"], "REDISCLI_AUTH": "a-password"} | environment
+    server = subprocess.Popen(["sh", "-c", script], env=given, stdout=subprocess.DEVNULL)
     try:
         while not (folder / "redis.sock").exists():
             assert server.poll() is None
