@@ -239,7 +239,7 @@ def main() -> None:
         raise SystemExit(f"of the last stage: {tools}{written}")
     # As KubeRay starts nodes, from a login shell, and its autoscaler beside the head.
     print(container.check("/bin/bash", "-lc", "ray --version && command -v serve occam"))
-    container.check("/bin/bash", "-lc", "ray kuberay-autoscaler --help")
+    container.check("/bin/bash", "-lc", "ray kuberay-autoscaler --help && occam exporter --help")
     if options.target == "cpu":
         ask(container, rehearsal, options.target)
     print("done")
