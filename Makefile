@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.complete
 
-.PHONY: setup demo serve test soak lint bench eval card browser prometheus screenshots dashboards previews clean
+.PHONY: setup demo serve test soak lint bench eval card browser prometheus screenshots dashboards previews rehearse clean
 
 setup: $(STAMP)
 
@@ -65,6 +65,10 @@ dashboards: setup
 # Pictures of the dashboards after minutes of a real load, into docs/dashboards.
 previews: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.deploy.preview $(ARGS)
+
+# Follows deploy/Dockerfile in a bare root folder; needs root, debootstrap, and apt's and pip's networks.
+rehearse: setup
+	$(BIN)/python -m tests.deploy.rehearse runs/rehearsal $(ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
