@@ -11,9 +11,8 @@ from occam.engine import Engine
 from services.decoder import Decoder, Media
 from services.ingress import Ingress
 from services.media import LocalMedia
-from services.metrics import DIRECTORY_VARIABLE
 from services.router import ROUTING
-from services.settings import Settings, model_name
+from services.settings import METRICS_VARIABLE, Settings, model_name
 from services.worker import Worker
 
 APP_NAME = "occam"
@@ -63,7 +62,7 @@ def _deployment(
     max_queued: int = -1,
     **options: Any,
 ) -> serve.Deployment:
-    environment = {DIRECTORY_VARIABLE: str(settings.metrics_directory)}
+    environment = {METRICS_VARIABLE: str(settings.metrics_directory)}
     return serve.deployment(cls).options(
         name=name,
         num_replicas=replicas,

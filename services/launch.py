@@ -19,7 +19,7 @@ from ray.serve.schema import LoggingConfig
 from occam.config import EngineConfig
 from occam.engine import Engine
 from occam.errors import InvalidInput, StoreUnavailable
-from services import metrics, tracing
+from services import metric_files, tracing
 from services.app import APP_NAME, build_app
 from services.catalogue import models
 from services.decoder import Media
@@ -68,7 +68,7 @@ def running(
     """
     _check_port(settings)
     with _live(settings) as live:
-        metrics.prepare(live.metrics_directory)
+        metric_files.prepare(live.metrics_directory)
         _check_node_directory(live)
         with _cluster():
             _check_nodes(settings)

@@ -19,6 +19,11 @@ FILE_VARIABLE = "OCCAM_CONFIG"
 KEY_VARIABLE = "OCCAM_API_KEY"
 """The key that a client of the service sends, which is no setting of the service itself."""
 
+METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""Set for the processes that count: the folder of the launcher's node. The library that counts reads it too."""
+
+_METRICS = "metrics"
+_DIRECTORY_VARIABLE = f"{PREFIX}DIRECTORY"
 _NO_SETTINGS = (FILE_VARIABLE, KEY_VARIABLE)
 _STANDARD_ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
@@ -180,12 +185,16 @@ class Settings:
     @property
     def metrics_directory(self) -> Path:
         """The folder in which the processes of this node keep their metrics."""
-        return Path(self.directory, "metrics")
+        return Path(self.directory, _METRICS)
 
     @property
     def node_directory(self) -> Path:
         """The folder in which the workers of this node share states."""
         return Path(self.kv_node_directory or Path(self.directory, "kv"))
+
+    def of_node(self, environ: Mapping[str, str] = os.environ) -> "Settings":
+        """These settings on a node whose Ray was started with an `OCCAM_DIRECTORY` of its own."""
+        return replace(self, directory=environ.get(_DIRECTORY_VARIABLE) or self.directory)
 
     def salt(self, tenant: str) -> str:
         """What keeps a tenant's cached states apart from those of others; one for all where they share them."""
@@ -216,6 +225,14 @@ class Given:
 
     value: Any
     where: str
+
+
+def counting_folder(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """The folder in which this process counts, of its own node where that has one; None: it does not count."""
+    if METRICS_VARIABLE not in environ:
+        return None
+    own = environ.get(_DIRECTORY_VARIABLE)
+    return Path(own, _METRICS) if own else Path(environ[METRICS_VARIABLE])
 
 
 def model_name(model: str) -> str:

@@ -35,6 +35,7 @@ class Worker:
     def __init__(
         self, settings: Settings, model: str, load: Callable[[EngineConfig], Engine], decoder: DeploymentHandle
     ) -> None:
+        settings = settings.of_node()
         logs.configure(settings, f"worker-{model_name(model)}")
         tracing.configure(settings, f"worker-{model_name(model)}")
         self._engine = load(settings.engine(model))
