@@ -1,6 +1,5 @@
-"""`occam exporter`: the numbers of one Ray node over HTTP, for a container beside Ray's that shares its folder."""
+"""The numbers of one Ray node over HTTP, for a container beside Ray's that shares its folder."""
 
-import argparse
 import signal
 import sys
 from functools import partial
@@ -10,30 +9,16 @@ from types import FrameType
 
 from occam.errors import InvalidInput
 from services import metric_files
-from services.settings import Settings
 
 _PLAIN = "text/plain; charset=utf-8"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Make `parser` that of the command."""
-    parser.description = (
-        "Answer GET /metrics with the numbers of all processes of this node, which count in OCCAM_DIRECTORY, and "
-        "GET /healthz. It asks for no key: let nobody but Prometheus reach its port."
-    )
-    parser.add_argument("--host", default="0.0.0.0", help="address to listen on (0.0.0.0)")  # noqa: S104
-    parser.add_argument("--port", type=int, default=9400, help="port to listen on (9400)")
-    parser.set_defaults(run=_run)
-
-
-def _run(options: argparse.Namespace) -> None:
-    settings = Settings.load()
-    if not settings.directory:
-        raise InvalidInput("OCCAM_DIRECTORY must name the folder in which this node's service keeps its files.")
+def export(host: str, port: int, directory: Path) -> None:
+    """Serve until SIGTERM; InvalidInput where the port cannot be had."""
     try:
-        server = Exporter(options.host, options.port, settings.metrics_directory)
+        server = Exporter(host, port, directory)
     except (OSError, OverflowError) as error:
-        raise InvalidInput(f"Port {options.port} of {options.host} cannot be used: {error}.", "port") from error
+        raise InvalidInput(f"Port {port} of {host} cannot be used: {error}.", "port") from error
     # As the first process of a container it would otherwise not hear of it.
     signal.signal(signal.SIGTERM, _exit)
     with server:
@@ -61,7 +46,7 @@ class _Handler(BaseHTTPRequestHandler):
         super().__init__(*args)  # type: ignore[arg-type]
 
     def do_GET(self) -> None:
-        """See `add_arguments`."""
+        """`/metrics` and `/healthz`."""
         path = self.path.partition("?")[0]
         if path == "/healthz":
             self._answer(200, b"ok\n", _PLAIN)
