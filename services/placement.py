@@ -39,25 +39,41 @@ def lacking(settings: Settings) -> str | None:
 
 
 def shortage(needs: Sequence[Need], nodes: Sequence[Mapping[str, float]]) -> str | None:
-    """A sentence that says which replicas find no room on nodes with these resources; None: all do.
+    """A sentence that says which replicas find no room on nodes with these resources; None: there is room for all.
 
-    The largest are placed first, each on the first node that has room, those without a GPU on nodes without one first.
+    The largest are placed first, each on the first node that has room; Ray itself may place them worse.
     """
-    free = [{"CPU": node.get("CPU", 0.0), "GPU": node.get("GPU", 0.0)} for node in nodes]
+    free = [_Free(node) for node in nodes]
     without: Counter[Need] = Counter()
     for need in sorted(needs, key=lambda need: (-need.gpus, -need.cpus)):
-        for node in free if need.gpus else sorted(free, key=lambda node: node["GPU"]):
-            if node["CPU"] + _LEAST >= need.cpus and node["GPU"] + _LEAST >= need.gpus:
-                node["CPU"] -= need.cpus
-                node["GPU"] -= need.gpus
-                break
-        else:
+        # Those without a GPU leave the cores beside GPUs to others.
+        if not any(node.take(need) for node in (free if need.gpus else sorted(free, key=lambda node: len(node.gpus)))):
             without[need] += 1
     if not without:
         return None
     missing = ", ".join(f"{count} of {need.name}, each {need} of one node" for need, count in without.items())
     there = ", ".join(f"{node.get('CPU', 0):g} cores and {node.get('GPU', 0):g} GPUs" for node in nodes)
     return f"There is no room for replicas ({missing}): the cluster's nodes have {there}."
+
+
+class _Free:
+    """What is left of a node: of its cores, and of each GPU."""
+
+    def __init__(self, resources: Mapping[str, float]) -> None:
+        self.cpus = resources.get("CPU", 0.0)
+        self.gpus = [1.0] * int(resources.get("GPU", 0.0))
+
+    def take(self, need: Need) -> bool:
+        """Take what is needed, if it is there: a fraction is one of a single GPU, a whole number of unshared ones."""
+        share = min(need.gpus, 1.0)
+        count = round(need.gpus / share) if share else 0
+        fitting = [index for index, left in enumerate(self.gpus) if left + _LEAST >= share][:count]
+        if self.cpus + _LEAST < need.cpus or len(fitting) < count:
+            return False
+        self.cpus -= need.cpus
+        for index in fitting:
+            self.gpus[index] -= share
+        return True
 
 
 def _needs(settings: Settings) -> list[Need]:

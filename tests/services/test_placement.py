@@ -4,14 +4,15 @@ import logging
 import os
 import socket
 import sys
-import threading
 from collections.abc import Iterator
 
 import pytest
+import ray
 from ray.cluster_utils import Cluster
 from ray.serve.context import _get_global_client
 
 from occam.errors import InvalidInput
+from services import launch
 from services.app import APP_NAME
 from services.launch import running
 from services.placement import Need, shortage
@@ -32,7 +33,7 @@ def workers(count: int, gpus: float) -> list[Need]:
         (2, 0.0, [{"CPU": 0.6}, {"CPU": 0.4}]),
         (3, 1.0, [{"CPU": 1.0, "GPU": 2.0}, {"CPU": 8.0, "GPU": 1.0}]),
         (4, 0.5, [{"CPU": 8.0, "GPU": 2.0}]),
-        (3, 0.33, [{"CPU": 8.0, "GPU": 0.99}]),
+        (3, 0.33, [{"CPU": 8.0, "GPU": 1.0}]),
         (2, 2.0, [{"CPU": 8.0, "GPU": 4.0}, {"CPU": 1.0}]),
         # The decoder leaves the cores of the GPU's node to the worker.
         (1, 1.0, [{"CPU": 0.4, "GPU": 1.0}, {"CPU": 0.2}]),
@@ -45,10 +46,12 @@ def test_there_is_room(count: int, gpus: float, nodes: list[dict[str, float]]) -
 @pytest.mark.parametrize(
     ("count", "gpus", "nodes", "missing"),
     [
-        (3, 0.0, [{"CPU": 1.0}], "1 of decoder, each 0.2 of a core of one node"),
+        (3, 0.0, [{"CPU": 1.0}], "1 of worker-m, each 0.4 of a core of one node"),
+        (2, 0.0, [{"CPU": 0.5}, {"CPU": 0.4}], "1 of decoder, each 0.2 of a core of one node"),
         (3, 1.0, [{"CPU": 8.0, "GPU": 2.0}], "1 of worker-m, each 0.4 of a core and 1 of its GPUs"),
         # Two nodes of one GPU are no node of two.
         (1, 2.0, [{"CPU": 8.0, "GPU": 1.0}] * 2, "1 of worker-m, each 0.4 of a core and 2 of its GPUs"),
+        # Two fifths of each of two GPUs are no three fifths of one.
         (3, 0.6, [{"CPU": 8.0, "GPU": 2.0}], "1 of worker-m, each 0.4 of a core and 0.6 of its GPUs"),
     ],
 )
@@ -86,7 +89,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.mark.parametrize("gpus", [0.5, 1, 2])
-def test_workers_take_gpus_and_the_rest_stays_away_from_them(
+def test_workers_take_gpus_and_nothing_else_does(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, gpus: float
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
@@ -94,19 +97,20 @@ def test_workers_take_gpus_and_the_rest_stays_away_from_them(
     with running(settings(gpus), load=FakeEngine.load, media=FakeMedia):
         placed = nodes_of_replicas()
         assert placed["worker-fake"] == [gpu_node] * 2
-        assert placed["decoder"] == placed["ingress"] == [cluster.head_node.node_id]
+        assert {name: len(nodes) for name, nodes in placed.items()} == {"ingress": 1, "decoder": 1, "worker-fake": 2}
+        assert ray.available_resources().get("GPU", 0.0) == 4 - 2 * gpus
 
 
-def test_a_cluster_that_may_grow_is_waited_for_and_that_is_said(
+def test_on_a_cluster_that_may_grow_it_is_said_and_waited_for(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-    # Where there is a third node before the service is ready.
-    grown = threading.Timer(3, lambda: cluster.add_node(num_cpus=2, num_gpus=8))
-    grown.start()
-    with caplog.at_level(logging.WARNING), running(settings(4), load=FakeEngine.load, media=FakeMedia):
-        assert "1 of worker-fake, each 0.4 of a core and 4 of its GPUs" in caplog.text
-    grown.join()
+    with launch._cluster(), caplog.at_level(logging.WARNING):
+        launch._check_room(settings(2))
+        assert caplog.text == ""
+        launch._check_room(settings(4))
+    assert "1 of worker-fake, each 0.4 of a core and 4 of its GPUs" in caplog.text
+    assert "It is waited for." in caplog.text
 
 
 def nodes_of_replicas() -> dict[str, list[str]]:
