@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from occam.errors import InvalidInput
-from services.messages import FrameChoice
 from services.settings import Settings
 
 if TYPE_CHECKING:
@@ -75,6 +74,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _load(options: argparse.Namespace) -> "Load":
+    from services.messages import FrameChoice
     from services.plan import DAY_S, Load
 
     for name in ("videos_per_day", "questions_per_second", "questions", "seconds", "answer_tokens", "peak", "rate"):
