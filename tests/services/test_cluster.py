@@ -145,6 +145,7 @@ def test_answer_metrics_are_the_sum_of_usage_over_two_nodes_and_a_worker_killed_
             time.sleep(0.01)
         victim = replicas(f"worker-{MODEL}")[0]["pid"]
         os.kill(victim, signal.SIGKILL)
+        assert not all(talk.done() for talk in talks), "it died on the way"
         answers = [answer for talk in talks for answer in talk.result()]
     stop.set()
     scraping.join()
