@@ -1,30 +1,57 @@
 """All the wiring: the deployments, what each is built of, and how they find each other."""
 
+import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve import Application
 
 from occam.config import EngineConfig
 from occam.engine import Engine
+from services import logs
+from services.autoscaling import autoscaling
 from services.decoder import Decoder, Media
 from services.ingress import Ingress
+from services.kv import resolve
 from services.media import LocalMedia
-from services.metrics import DIRECTORY_VARIABLE
+from services.placement import DECODER_CPUS, INGRESS_CPUS, WORKER_CPUS, lacking, worker_name
+from services.preflight import check, check_deployable, warn_if_open
 from services.router import ROUTING
-from services.settings import Settings, model_name
+from services.settings import METRICS_VARIABLE, Settings, model_name
 from services.worker import Worker
 
 APP_NAME = "occam"
 
-# Fractions: the deployments share the cores, and Ray only counts with these.
-_INGRESS_CPUS = 0.1
-_DECODER_CPUS = 0.2
-_WORKER_CPUS = 0.4
 _DRAIN_S = 20.0
 # The ingress and the decoder wait more than they work, and bound what costs by themselves.
 _UNBOUNDED = 1024
+
+_LOG = logging.getLogger(__name__)
+
+
+def application(args: dict[str, Any]) -> Application:
+    """The service where Ray deploys it: `import_path: services.app:application` for `serve deploy` and KubeRay.
+
+    args: settings by name, which go before those of the environment; InvalidInput where they will not do. The
+    environment in which Ray is started on each node must name `OCCAM_DIRECTORY`, a folder of that node, and set
+    `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=services.middleware.in_front_of_ray`; `OCCAM_KV_URL` and
+    `OCCAM_STATE_URL` must name servers that all nodes reach. Host and port are `http_options` there. Logs are JSON on
+    the replicas' standard error, which Ray keeps; `occam exporter` on each node serves its metrics.
+    """
+    settings = Settings.load(**args)
+    check(settings)
+    check_deployable(settings)
+    if settings.log_format == "auto":
+        settings = replace(settings, log_format="json")
+    logs.configure(settings, "builder")
+    warn_if_open(settings, "the cluster")
+    # A command that is given the import path alone builds the service before it looks for a cluster.
+    if ray.is_initialized() and (problem := lacking(settings)):
+        _LOG.warning(f"{problem} It is waited for.")
+    return build_app(replace(settings, kv_detail=resolve(settings.kv_url).detail, state_detail="the Redis that is set"))
 
 
 def build_app(
@@ -33,23 +60,31 @@ def build_app(
     media: Callable[[Settings], Media] = LocalMedia,
 ) -> Application:
     """The service as a Ray Serve application; `settings` name a directory and Redis servers that are there."""
-    decoder = _deployment(settings, Decoder, "decoder", _DECODER_CPUS, _UNBOUNDED).bind(settings, media)
+    decoder = _deployment(settings, Decoder, "decoder", DECODER_CPUS, _UNBOUNDED).bind(settings, media)
     workers = {
         model_name(model): _deployment(
             settings,
             Worker,
-            f"worker-{model_name(model)}",
-            _WORKER_CPUS,
+            worker_name(model),
+            WORKER_CPUS,
             settings.max_ongoing,
-            replicas=settings.workers,
             gpus=settings.gpus_per_worker,
             max_queued=settings.max_queued,
             request_router_config=ROUTING,
+            **_replicas(settings),
         ).bind(settings, model, load, decoder)
         for model in settings.models
     }
-    ingress = _deployment(settings, serve.ingress()(Ingress), "ingress", _INGRESS_CPUS, _UNBOUNDED)
+    ingress = _deployment(settings, serve.ingress()(Ingress), "ingress", INGRESS_CPUS, _UNBOUNDED)
     return ingress.bind(settings, decoder, workers)
+
+
+def _replicas(settings: Settings) -> dict[str, Any]:
+    """How many workers a model has; one that is let go first answers what it has taken, which nothing cuts short."""
+    if not settings.max_workers:
+        return {"num_replicas": settings.workers}
+    drain_s = max(_DRAIN_S, settings.deadline_s)
+    return {"autoscaling_config": autoscaling(settings), "graceful_shutdown_timeout_s": drain_s}
 
 
 def _deployment(
@@ -58,22 +93,20 @@ def _deployment(
     name: str,
     cpus: float,
     max_ongoing: int,
-    replicas: int = 1,
     gpus: float = 0.0,
     max_queued: int = -1,
     **options: Any,
 ) -> serve.Deployment:
-    environment = {DIRECTORY_VARIABLE: str(settings.metrics_directory)}
+    actor = {
+        "num_cpus": cpus,
+        "num_gpus": gpus,
+        "runtime_env": {"env_vars": {METRICS_VARIABLE: str(settings.metrics_directory)}},
+    }
+    defaults = {"graceful_shutdown_timeout_s": _DRAIN_S}
     return serve.deployment(cls).options(
         name=name,
-        num_replicas=replicas,
         max_ongoing_requests=max_ongoing,
         max_queued_requests=max_queued,
-        graceful_shutdown_timeout_s=_DRAIN_S,
-        ray_actor_options={
-            "num_cpus": cpus,
-            "num_gpus": gpus,
-            "runtime_env": {"env_vars": environment},
-        },
-        **options,
+        ray_actor_options=actor,
+        **(defaults | options),
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from occam.config import STRATEGIES, SamplingParams
 from occam.errors import InvalidInput, OccamError
-from services import eval_command, serve_command
+from services import eval_command, exporter_command, plan_command, serve_command
 from services.keys import entry_of, fresh_key
 from services.settings import KEY_VARIABLE, Settings
 
@@ -40,12 +40,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     serve_command.add_arguments(commands.add_parser("serve", help="run the service until SIGTERM"))
+    exporter_command.add_arguments(commands.add_parser("exporter", help="a node's metrics over HTTP, beside its Ray"))
     _add_ask(commands.add_parser("ask", help="ask about one video or image, in this process or a service"))
     _add_calibrate(commands.add_parser("calibrate", help="measure what a checkpoint needs for pruning, and keep it"))
     _add_registers(commands.add_parser("registers", help="find the neurons behind a checkpoint's attention sinks"))
     eval_command.add_arguments(
         commands.add_parser("eval", help="compare strategies at equal budgets over a task"), _progress
     )
+    plan_command.add_arguments(commands.add_parser("plan", help="what a load takes: tokens, Redis memory, workers"))
     key = commands.add_parser("key", help="make an API key for a tenant of the service")
     key.add_argument("tenant", metavar="TENANT", help="letters, digits, dots, dashes, underscores")
     key.set_defaults(run=_key)

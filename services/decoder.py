@@ -49,6 +49,7 @@ class Decoder:
     """A thin shell round `Media` that keeps the work ledger."""
 
     def __init__(self, settings: Settings, media: Callable[[Settings], Media]) -> None:
+        settings = settings.of_node()
         logs.configure(settings, "decoder")
         tracing.configure(settings, "decoder")
         self._media = media(settings)

@@ -34,6 +34,7 @@ class Ingress:
     """The deployment that speaks HTTP."""
 
     def __init__(self, settings: Settings, decoder: DeploymentHandle, workers: Mapping[str, DeploymentHandle]) -> None:
+        settings = settings.of_node()
         logs.configure(settings, "ingress")
         tracing.configure(settings, "ingress")
         self._settings = settings

@@ -1,6 +1,5 @@
 """`occam serve`: start what the service needs, run it, and on SIGTERM let it finish what it has begun."""
 
-import ipaddress
 import logging
 import os
 import signal
@@ -8,7 +7,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import ray
@@ -19,14 +18,15 @@ from ray.serve.schema import LoggingConfig
 from occam.config import EngineConfig
 from occam.engine import Engine
 from occam.errors import InvalidInput, StoreUnavailable
-from services import metrics, tracing
+from services import metric_files
 from services.app import APP_NAME, build_app
-from services.catalogue import models
 from services.decoder import Media
 from services.kv import resolve
 from services.log_collector import collected
 from services.media import LocalMedia
 from services.node_folder import NodeFolder
+from services.placement import lacking
+from services.preflight import PROXY_CALLBACK, PROXY_VARIABLE, check, warn_if_open
 from services.private_folder import private_folder
 from services.private_redis import PrivateRedis
 from services.settings import Settings
@@ -40,16 +40,13 @@ def run(settings: Settings, given: Sequence[str]) -> None:
 
     given: what is set other than by default, in words
     """
-    tracing.check(settings)
-    for entry in models(list(settings.models)):
-        if entry.problem is not None:
-            raise InvalidInput(f"{entry.name} is {entry.problem}", "model")
+    check(settings)
     stop = threading.Event()
     with collected(settings, sys.stdout) as logged:
         _LOG.info(f"Settings: {', '.join([*given, 'all others as by default'])}.")
         with running(logged, stop=stop) as live:
             _LOG.info(f"Cache: {live.kv_detail}. Sessions and videos: {live.state_detail}.")
-            _warn_if_open(live)
+            warn_if_open(live, live.host)
             _LOG.info(f"Occam answers on http://{settings.host}:{settings.port} (API: /docs)")
             stop.wait()
             _LOG.info("Finishing the requests that have begun.")
@@ -68,10 +65,11 @@ def running(
     """
     _check_port(settings)
     with _live(settings) as live:
-        metrics.prepare(live.metrics_directory)
+        metric_files.prepare(live.metrics_directory)
         _check_node_directory(live)
         with _cluster():
             _check_nodes(settings)
+            _check_room(settings)
             if stop is not None:
                 for number in (signal.SIGTERM, signal.SIGINT):
                     # After Ray's start, which takes SIGTERM for itself.
@@ -112,7 +110,7 @@ def _live(settings: Settings) -> Iterator[Settings]:
 def _cluster() -> Iterator[None]:
     """The Ray cluster that `RAY_ADDRESS` names, or one of our own on this machine."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "services.middleware.in_front_of_ray")
+    os.environ.setdefault(PROXY_VARIABLE, PROXY_CALLBACK)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     # It says at every start that the cluster is guarded by a token, which is as it should be.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
@@ -134,6 +132,15 @@ def _check_nodes(settings: Settings) -> None:
         raise InvalidInput("On a cluster of several nodes OCCAM_KV_URL and OCCAM_STATE_URL must name Redis servers.")
 
 
+def _check_room(settings: Settings) -> None:
+    """What does not fit would be waited for without a word; a cluster that somebody else runs may still grow."""
+    if (problem := lacking(settings)) is None:
+        return
+    if "RAY_ADDRESS" not in os.environ:
+        raise InvalidInput(problem)
+    _LOG.warning(f"{problem} It is waited for.")
+
+
 def _check_node_directory(settings: Settings) -> None:
     """A folder that cannot be used would only cost time, and nobody would know."""
     if settings.kv_node_bytes:
@@ -141,20 +148,6 @@ def _check_node_directory(settings: Settings) -> None:
             NodeFolder(settings.node_directory, settings.kv_node_bytes, settings.kv_ttl_s).check()
         except StoreUnavailable as error:
             raise InvalidInput(f"OCCAM_KV_NODE_DIRECTORY: {error.message}", "kv_node_directory") from error
-
-
-def _warn_if_open(settings: Settings) -> None:
-    if not settings.api_keys and not _is_loopback(settings.host):
-        _LOG.warning(
-            f"Without OCCAM_API_KEYS everybody who reaches {settings.host} may use the service. "
-            "`occam key TENANT` makes a key."
-        )
-
-
-def _is_loopback(host: str) -> bool:
-    with suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
 
 
 def _check_port(settings: Settings) -> None:

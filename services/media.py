@@ -37,6 +37,17 @@ class _Known:
     facts: VideoFacts
 
 
+def sampling_of(choice: FrameChoice, frames: int) -> Sampling:
+    """What a choice comes to for a model that takes so many frames by itself."""
+    return Sampling(
+        frames=None if choice.fps else frames,
+        fps=choice.fps,
+        max_frames=choice.max_frames,
+        start_s=choice.start_s or 0.0,
+        end_s=choice.end_s,
+    )
+
+
 class LocalMedia:
     """The media of one node's decoder, in `media/` under the service's directory."""
 
@@ -63,14 +74,7 @@ class LocalMedia:
         with ExitStack() as uses:
             known, stats = await self._open(source, digest, uses)
         facts = known.facts
-        sampling = Sampling(
-            frames=None if choice.fps else frames,
-            fps=choice.fps,
-            max_frames=choice.max_frames,
-            start_s=choice.start_s or 0.0,
-            end_s=choice.end_s,
-        )
-        indices = sample(facts.pts_seconds, sampling)
+        indices = sample(facts.pts_seconds, sampling_of(choice, frames))
         backend = route(known.local, facts, indices)
         medium = Medium(
             kind=known.local.kind,

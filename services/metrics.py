@@ -3,23 +3,24 @@
 Answer metrics are recorded once per finished answer, in the ingress, from the `usage` object the client gets: only they
 equal the sum of `usage`. Work metrics are recorded where work happens, retried and cancelled work included.
 
-Each process writes its numbers into files in one folder of the node (`PROMETHEUS_MULTIPROC_DIR`, set before the process
-starts); whoever renders reads all of them. So a number appears exactly once, and survives the process that counted it.
+Each process of a deployment writes its numbers into files in one folder of its node (`services/metric_files.py`), and
+whoever renders reads all of them. So a number appears exactly once, and survives the process that counted it.
 """
 
-import re
-import shutil
+import os
 from collections.abc import Iterable
-from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client import Counter, Gauge, Histogram, values
 
 from occam.stats import StageStats, Usage
 from occam.types import Evidence
+from services.metric_files import Identity
+from services.settings import METRICS_VARIABLE, counting_folder
 
-DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+# Before the first metric: it is the class of all their values. Without a folder numbers stay in the process.
+if (_folder := counting_folder()) is not None:
+    os.environ[METRICS_VARIABLE] = str(_folder)
+    values.ValueClass = values.MultiProcessValue(Identity(_folder))  # type: ignore[no-untyped-call]
 
 _RATIOS = (0.005, 0.01, 0.014, 0.02, 0.05, 0.1, 0.15, 0.25, 0.4, 0.6, 0.8, 1.0)
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -103,25 +104,3 @@ def record_evidence(model: str, evidence: Evidence) -> None:
     """Enter how much of each frame reached the upper layers."""
     for frame in evidence.frames:
         FRAME_RETENTION_RATIO.labels(model).observe(frame.kept / frame.of)
-
-
-def prepare(directory: Path) -> None:
-    """Empty the node's folder; to be called before any process that counts is started."""
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
-
-
-def render(directory: Path) -> bytes:
-    """The numbers of all processes of the node, living and dead, in Prometheus' text format."""
-    _drop_gauges_of_the_dead(directory)
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry, path=str(directory))  # type: ignore[no-untyped-call]
-    return generate_latest(registry)
-
-
-def _drop_gauges_of_the_dead(directory: Path) -> None:
-    """Remove live gauges whose process is gone: killed processes cannot do it themselves."""
-    for path in directory.glob("gauge_live*.db"):
-        pid = re.search(r"_(\d+)\.db$", path.name)
-        if pid and not Path("/proc", pid.group(1)).exists():
-            path.unlink(missing_ok=True)

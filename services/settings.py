@@ -19,6 +19,11 @@ FILE_VARIABLE = "OCCAM_CONFIG"
 KEY_VARIABLE = "OCCAM_API_KEY"
 """The key that a client of the service sends, which is no setting of the service itself."""
 
+METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""Set for the processes that count: the folder of the launcher's node. The library that counts reads it too."""
+
+_METRICS = "metrics"
+_DIRECTORY_VARIABLE = f"{PREFIX}DIRECTORY"
 _NO_SETTINGS = (FILE_VARIABLE, KEY_VARIABLE)
 _STANDARD_ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
@@ -52,7 +57,9 @@ class Settings:
     max_fetches, max_decodes: files that one node fetches, and reads in children, at a time; others wait
     max_body_bytes: of a request; images inside it are a third longer than their files: one of the largest fits
     device, dtype: that models run on and in; threads: of one worker; chunk_frames: that go through the tower together
-    workers: replicas per model; gpus_per_worker: whole or a fraction, as Ray counts them
+    workers: replicas per model; max_workers: there are as many as queued visual tokens need, from `workers` to these;
+    0: always `workers`; target_queued_tokens: that one of them should have; 0: a quarter of max_queued_tokens
+    gpus_per_worker: a fraction, so that several share one, or a whole number, as Ray counts them
     max_queued_tokens: visual tokens that one worker has yet to encode, cached ones not among them; beyond it new media
     are refused, and everything else goes on
     max_ongoing: questions of any kind that one worker holds at a time, for each holds its state in memory; max_queued:
@@ -123,6 +130,8 @@ class Settings:
     batch_tokens: int = 8192
     gpus_per_worker: float = 0.0
     workers: int = 1
+    max_workers: int = 0
+    target_queued_tokens: int = 0
     max_queued_tokens: int = 16_384
     max_ongoing: int = 64
     max_queued: int = 64
@@ -151,6 +160,7 @@ class Settings:
                 raise InvalidInput(f"{PREFIX}{name.upper()} must be above 0, got {getattr(self, name)}.", name)
         Keys(self.api_keys)
         self.allowance("")
+        self._check_workers()
         if self.kv_wire != "exact" and self.kv_url == "memory://":
             raise InvalidInput(
                 f"OCCAM_KV_WIRE={self.kv_wire} needs a shared tier, and OCCAM_KV_URL is memory://.",
@@ -158,6 +168,24 @@ class Settings:
             )
         if not 1 <= self.port <= 65535:
             raise InvalidInput(f"{PREFIX}PORT must lie in 1..65535, got {self.port}.", "port")
+
+    def _check_workers(self) -> None:
+        if self.max_workers and self.max_workers < self.workers:
+            raise InvalidInput(
+                f"OCCAM_MAX_WORKERS must be 0 or no less than OCCAM_WORKERS, which is {self.workers}, "
+                f"got {self.max_workers}.",
+                "max_workers",
+            )
+        if self.target_queued_tokens < 0:
+            raise InvalidInput(
+                f"OCCAM_TARGET_QUEUED_TOKENS must be 0 or more, got {self.target_queued_tokens}.",
+                "target_queued_tokens",
+            )
+        if self.gpus_per_worker < 0 or (self.gpus_per_worker > 1 and self.gpus_per_worker % 1):
+            raise InvalidInput(
+                f"OCCAM_GPUS_PER_WORKER must be a whole number or a fraction of one, got {self.gpus_per_worker:g}.",
+                "gpus_per_worker",
+            )
 
     @classmethod
     def load(cls, environ: Mapping[str, str] = os.environ, **command_line: Any) -> "Settings":
@@ -172,20 +200,25 @@ class Settings:
         """What is set at all, by name, and where; InvalidInput for unknown names and values of a wrong type."""
         known = {field.name: field.type for field in fields(cls)}
         said = {name: Given(value, "command line") for name, value in command_line.items() if value is not None}
-        return {
-            name: replace(given, value=_parse(name, known[name], given.value))
-            for name, given in (_given(known, environ) | said).items()
-        }
+        given = _given(environ) | said
+        for name in given:
+            if name not in known:
+                raise InvalidInput(f"There is no setting {name!r} ({PREFIX}{name.upper()}).", name)
+        return {name: replace(each, value=_parse(name, known[name], each.value)) for name, each in given.items()}
 
     @property
     def metrics_directory(self) -> Path:
         """The folder in which the processes of this node keep their metrics."""
-        return Path(self.directory, "metrics")
+        return Path(self.directory, _METRICS)
 
     @property
     def node_directory(self) -> Path:
         """The folder in which the workers of this node share states."""
         return Path(self.kv_node_directory or Path(self.directory, "kv"))
+
+    def of_node(self, environ: Mapping[str, str] = os.environ) -> "Settings":
+        """These settings on a node whose Ray was started with an `OCCAM_DIRECTORY` of its own."""
+        return replace(self, directory=environ.get(_DIRECTORY_VARIABLE) or self.directory)
 
     def salt(self, tenant: str) -> str:
         """What keeps a tenant's cached states apart from those of others; one for all where they share them."""
@@ -218,13 +251,21 @@ class Given:
     where: str
 
 
+def counting_folder(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """The folder in which this process counts, of its own node where that has one; None: it does not count."""
+    if METRICS_VARIABLE not in environ:
+        return None
+    own = environ.get(_DIRECTORY_VARIABLE)
+    return Path(own, _METRICS) if own else Path(environ[METRICS_VARIABLE])
+
+
 def model_name(model: str) -> str:
     """What requests and metrics call a model that is configured by name or by path."""
     return Path(model).name
 
 
-def _given(known: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Given]:
-    """Everything that file and environment set, raw; InvalidInput for unknown names."""
+def _given(environ: Mapping[str, str]) -> dict[str, Given]:
+    """Everything that file and environment set, raw."""
     path = environ.get(FILE_VARIABLE)
     from_file = _read(Path(path)) if path else {}
     from_environment = {
@@ -234,9 +275,6 @@ def _given(known: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Gi
     }
     if environ.get(_STANDARD_ENDPOINT):
         from_environment.setdefault("otlp_endpoint", environ[_STANDARD_ENDPOINT])
-    for name in (*from_file, *from_environment):
-        if name not in known:
-            raise InvalidInput(f"There is no setting {name!r} ({PREFIX}{name.upper()}).", name)
     return {name: Given(value, str(path)) for name, value in from_file.items()} | {
         name: Given(value, "environment") for name, value in from_environment.items()
     }

@@ -15,6 +15,7 @@ from occam.types import Turn
 from services import logs, metrics, origin, tracing
 from services.admission import Admission
 from services.answers import choice_of, finish
+from services.autoscaling import QUEUED
 from services.engine_thread import EngineThread
 from services.messages import Ask, DecodedChunk, Event, Forecast, Medium, Progress, ServedModel, Text, Warmed
 from services.origin import NOBODY, Origin
@@ -35,6 +36,7 @@ class Worker:
     def __init__(
         self, settings: Settings, model: str, load: Callable[[EngineConfig], Engine], decoder: DeploymentHandle
     ) -> None:
+        settings = settings.of_node()
         logs.configure(settings, f"worker-{model_name(model)}")
         tracing.configure(settings, f"worker-{model_name(model)}")
         self._engine = load(settings.engine(model))
@@ -116,6 +118,10 @@ class Worker:
     async def running(self) -> Running:
         """What this replica is at."""
         return self._tally.running(sequences=self._thread.sequences, visual_tokens=self._admission.queued)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """By Ray's name for it: what the number of workers follows."""
+        return {QUEUED: self._admission.queued}
 
     async def answer(self, ask: Ask) -> AsyncGenerator[Event]:
         """The answer as it is generated, and at last what it took."""

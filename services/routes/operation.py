@@ -1,10 +1,11 @@
 """Probes and metrics."""
 
+import asyncio
 from typing import Any
 
 from fastapi import Depends, FastAPI, Response
 
-from services import metrics
+from services import metric_files
 from services.conversations import Conversations
 from services.kv import Pulse
 from services.routes.responses import only
@@ -62,4 +63,5 @@ def add_routes(api: FastAPI, settings: Settings, state: State, conversations: Co
     )
     async def prometheus() -> Response:
         """The numbers of all processes of this node, in Prometheus' text format."""
-        return Response(metrics.render(settings.metrics_directory), media_type=metrics.CONTENT_TYPE)
+        text = await asyncio.to_thread(metric_files.render, settings.metrics_directory)
+        return Response(text, media_type=metric_files.CONTENT_TYPE)

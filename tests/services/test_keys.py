@@ -10,10 +10,10 @@ from typing import Any
 
 import openai
 import pytest
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, generate_latest
 
 from occam.errors import InvalidInput
-from services import launch, metrics
+from services import preflight
 from services.cli import main
 from services.keys import Keys, entry_of, fresh_key
 from services.settings import Settings
@@ -166,7 +166,7 @@ def test_a_key_reaches_no_log_error_metric_or_store(
         store = redis_server.client
         read = {b"string": store.get, b"hash": store.hgetall, b"set": store.smembers}
         texts += [repr((name, read[store.type(name)](name))) for name in store.scan_iter()]
-        texts.append(metrics.generate_latest(REGISTRY).decode())
+        texts.append(generate_latest(REGISTRY).decode())
         texts.append(caplog.text)
         assert "failed" in caplog.text
         for secret in (KEY, "occam-wrong"):
@@ -271,5 +271,5 @@ def test_keys_come_from_the_environment_or_a_list(tmp_path: Path) -> None:
 def test_who_serves_a_network_without_keys_is_told(
     caplog: pytest.LogCaptureFixture, host: str, keys: tuple[str, ...], warns: bool
 ) -> None:
-    launch._warn_if_open(Settings(host=host, api_keys=keys))
+    preflight.warn_if_open(Settings(api_keys=keys), host)
     assert ("OCCAM_API_KEYS" in caplog.text) is warns

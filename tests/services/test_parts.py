@@ -152,12 +152,12 @@ def test_errors_cross_processes_and_have_a_status() -> None:
 COUNT = """
 import os, sys
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = sys.argv[1]
-from services import metrics
+from services import metric_files, metrics
 metrics.REQUESTS.labels("/v1/videos", "ok").inc()
 metrics.QUEUE_DEPTH.inc()
 if sys.argv[2] == "die":
     os.kill(os.getpid(), 9)
-print(metrics.render(__import__("pathlib").Path(sys.argv[1])).decode())
+print(metric_files.render(__import__("pathlib").Path(sys.argv[1])).decode())
 """
 
 
