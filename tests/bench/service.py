@@ -24,6 +24,8 @@ from tests.ports import free_port
 
 MODELS = ("tiny-video-llava",)
 QUESTION, FOLLOW_UP = "what color is the star", "how many objects are there"
+RATE, STEP_S = 30, 0.125
+"""Frames a second of the clip; from one question's range to the next: frames that nobody has asked about."""
 COLUMNS = ("", "HTTP to answer, p50, ms", "engine, p50, ms", "overhead, p50, ms", "overhead, p90, ms")
 
 Asked = tuple[float, float]
@@ -43,7 +45,8 @@ def measure(model: str, args: argparse.Namespace) -> Report:
 
     with TemporaryDirectory(prefix="occam-service-") as folder:
         clip = Path(folder, "clip.mp4")
-        write_mp4(clip, np.random.default_rng(0).integers(0, 255, (180, 240, 320, 3), dtype=np.uint8), fps=30)
+        frames = round(RATE * (2 + STEP_S * (args.requests + 2)))
+        write_mp4(clip, np.random.default_rng(0).integers(0, 255, (frames, 240, 320, 3), dtype=np.uint8), fps=RATE)
         settings = Settings(
             models=(model,),
             device=args.device,
@@ -72,7 +75,7 @@ def rounds(http: httpx.Client, clip: str, number: int) -> dict[str, list[Asked]]
         "floor: GET /healthz": lambda _: _timed(lambda: http.get("/healthz")),
         "follow-up, its state in memory": lambda _: follow_up(),
         "first question of a video that was asked about": lambda _: ask(question=QUESTION),
-        "first question of a range, nothing cached": lambda each: ask(question=QUESTION, start_s=(each + 1) / 1024),
+        "first question of a range, nothing cached": lambda each: ask(question=QUESTION, start_s=STEP_S * (each + 1)),
     }
 
     def ask(**body: Any) -> Asked:
