@@ -20,9 +20,9 @@ demo: setup
 serve: setup
 	$(BIN)/occam serve $(ARGS)
 
-# Files are shared out among the cores; one thread each, for torch would take all of them in every process.
+# Files are shared out among the cores (tests/conftest.py); one thread each, for torch would take all in every process.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup $(ARGS)
 
 soak: setup
 	$(BIN)/python -m tests.soak $(ARGS)

@@ -1,4 +1,4 @@
-"""For whoever asks: a real Redis, one shared and ones that a test may kill, and int8 on whatever CPU this is."""
+"""Which tests share a process; and for whoever asks a real Redis, one shared or one to kill, and int8 on any CPU."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,6 +6,14 @@ from pathlib import Path
 import pytest
 
 from tests.redis_server import RedisServer
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests share one, and so do all that start Ray."""
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,6 @@ from typing import Any
 import httpx
 import numpy as np
 
-from pipelines.evaluation.codec import write_mp4
 from tests.bench.machine import described
 from tests.bench.report import Report, Table
 from tests.bench.subject import precision
@@ -39,7 +38,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def measure(model: str, args: argparse.Namespace) -> Report:
     """All kinds of requests in turn; the first two rounds do not count."""
-    # Here, since elsewhere neither Ray nor Redis is needed.
+    # Here, since elsewhere neither Ray nor Redis nor an encoder is needed.
+    from pipelines.evaluation.codec import write_mp4
     from services.launch import running
     from services.settings import Settings
 

@@ -34,6 +34,8 @@ from tests.deploy.dockerfile import line_of, pairs, stages
 from tests.deploy.manifests import ROOT, Document, Pod, kubectl, only, pods, rendered
 from tests.redis_server import RedisServer
 
+pytestmark = pytest.mark.ray
+
 PATIENCE_S = 240
 BIN = Path(sys.executable).parent
 

@@ -1,6 +1,5 @@
 """How many workers there are: the rule alone, and on real Ray Serve, where they come, go, and lose nothing."""
 
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from services.autoscaling import QUEUED, wanted
 from services.launch import running
 from services.settings import Settings
 from tests.fakes import FakeEngine, FakeMedia
+from tests.ports import free_port
 from tests.soak.cancelled import chat
 
 MODEL = "fake"
@@ -89,15 +89,15 @@ def test_settings_that_contradict_each_other_are_refused(wrong: dict[str, Any], 
         Settings(**wrong)
 
 
+@pytest.mark.ray
+@pytest.mark.soak
 def test_a_worker_comes_with_the_load_and_goes_in_the_quiet_and_no_answer_is_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """While it goes, it is in the middle of answers that take longer than what is otherwise waited for at an end."""
     for name, seconds in (("_MEAN_S", 11.0), ("_UP_S", 0.5), ("_DOWN_S", 1.0)):
         monkeypatch.setattr(autoscaling, name, seconds)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     settings = Settings(
         models=(MODEL,), max_workers=2, target_queued_tokens=16, max_queued_tokens=512, port=port, deadline_s=100
     )

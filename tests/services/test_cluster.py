@@ -34,6 +34,8 @@ from services.app import APP_NAME, application
 from services.preflight import PROXY_CALLBACK, PROXY_VARIABLE
 from tests.redis_server import RedisServer
 
+pytestmark = pytest.mark.ray
+
 MODEL = "tiny-video-llava"
 CLIPS, TURNS = 16, 3
 

@@ -19,6 +19,8 @@ from services.placement import Need, shortage
 from services.settings import Settings
 from tests.fakes import FakeEngine, FakeMedia
 
+pytestmark = pytest.mark.ray
+
 SMALL = Need(name="decoder", cpus=0.2)
 
 

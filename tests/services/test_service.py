@@ -32,16 +32,18 @@ from tests.soak.cancelled import WORK, chat, hang_up_all, until_idle
 from tests.soak.live import processes
 from tests.soak.overload import overload
 
+pytestmark = pytest.mark.ray
+
 MODEL, OTHER = "fake", "fake-both"
 CLIP = {"type": "video_url", "video_url": {"url": "fake://openai"}}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("node") / "kv"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def base_url(node_folder: Path) -> Iterator[str]:
     port = free_port()
     settings = Settings(
@@ -129,7 +131,10 @@ def test_nobody_works_for_those_who_hung_up(http: httpx.Client, base_url: str) -
     begun = time.monotonic()
     query(http, post_video(http, "fake://here"), "what?")
     longest_s = max(1.2, 4 * (time.monotonic() - begun))  # on a machine that is busy they get as far
-    seen = hang_up_all(base_url, MODEL, asked, longest_s)
+    seen: set[str] = set()
+    for patience in (1, 2, 4):  # on a machine that is busy with others they are given up before they get far
+        if seen != WORK - {"decodes"}:
+            seen |= hang_up_all(base_url, MODEL, asked, patience * longest_s)
     assert seen == WORK - {"decodes"}, "everything but processes, which fakes have none of"
     until_idle(MODEL, patience_s=20)
 

@@ -12,7 +12,13 @@ _PYTEST = ("-m", "pytest", "-q")
 SOAKS: dict[str, tuple[str, ...]] = {
     "overload": ("-m", "tests.soak.overload"),
     "cancelled": ("-m", "tests.soak.cancelled"),
-    "kills": (*_PYTEST, "tests/services/test_service.py", "tests/services/test_serve.py"),
+    "kills": (
+        *_PYTEST,
+        "tests/services/test_service.py",
+        "tests/services/test_serve.py",
+        "tests/services/test_cluster.py",
+    ),
+    "scaling": (*_PYTEST, "-m", "soak", "tests/services/test_autoscaling.py"),
     "browser": (*_PYTEST, "tests/page"),
     "contract": ("-m", "tests.soak.contract", "--examples", "100"),
     "range": ("-m", "tests.bench.range_cost"),
