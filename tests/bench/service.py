@@ -65,8 +65,8 @@ def measure(model: str, args: argparse.Namespace) -> Report:
     return Report(section="service", model=model, device=args.device, facts=facts, tables=(table,))
 
 
-def rounds(http: httpx.Client, clip: str, number: int) -> dict[str, list[Asked]]:
-    """So many requests of each kind, by kind."""
+def rounds(http: httpx.Client, clip: str, number: int, step_s: float = STEP_S) -> dict[str, list[Asked]]:
+    """So many requests of each kind, by kind; step_s: from one range to the next."""
     video = http.post("/v1/videos", json={"url": clip}).raise_for_status().json()["id"]
     path = f"/v1/videos/{video}/queries"
     while http.get(f"/v1/videos/{video}").raise_for_status().json()["status"] == "processing":
@@ -75,7 +75,7 @@ def rounds(http: httpx.Client, clip: str, number: int) -> dict[str, list[Asked]]
         "floor: GET /healthz": lambda _: _timed(lambda: http.get("/healthz")),
         "follow-up, its state in memory": lambda _: follow_up(),
         "first question of a video that was asked about": lambda _: ask(question=QUESTION),
-        "first question of a range, nothing cached": lambda each: ask(question=QUESTION, start_s=STEP_S * (each + 1)),
+        "first question of a range, nothing cached": lambda each: ask(question=QUESTION, start_s=step_s * (each + 1)),
     }
 
     def ask(**body: Any) -> Asked:

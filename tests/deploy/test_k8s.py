@@ -63,7 +63,7 @@ STRANGER = End({"app": "stranger"}, namespace="default")
 NEIGHBOUR = End({"app": "neighbour"})
 PROXY = End({}, namespace="ingress-nginx")
 PROMETHEUS = End({"app.kubernetes.io/name": "prometheus"}, namespace="monitoring")
-OPERATOR = End({"app.kubernetes.io/name": "kuberay-operator"}, namespace="anywhere")
+OPERATOR = End({"app.kubernetes.io/name": "kuberay-operator"}, namespace="kuberay")
 DNS = End({"k8s-app": "kube-dns"}, namespace="kube-system")
 PUBLIC, PUBLIC_6 = End(address="93.184.215.14"), End(address="2606:2800:21f:cb07::1")
 PRIVATE = ("10.0.0.1", "172.31.255.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "127.0.0.1", "224.0.0.1",

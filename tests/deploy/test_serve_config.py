@@ -9,7 +9,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from pipelines.evaluation.renderer import FIRST_TEST_SEED, SceneConfig, draw_sce
 from services.keys import entry_of, fresh_key
 from tests.deploy.dockerfile import line_of, pairs, stages
 from tests.deploy.manifests import ROOT, Document, Pod, kubectl, only, pods, rendered
+from tests.ports import free_ports
 from tests.redis_server import RedisServer
 
 pytestmark = pytest.mark.ray
@@ -68,7 +68,7 @@ def cluster(keys: tuple[str, str]) -> Iterator[Cluster]:
     pod = next(pod for pod in pods(rendered("dev")) if pod.where.endswith("cpu"))
     group = only(rendered("dev"), "RayService")["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
     names = ("gcs", "dashboard", "agent", "client", "serve", "metrics")
-    ports, token = dict(zip(names, _free_ports(len(names)), strict=True)), secrets.token_hex(32)
+    ports, token = dict(zip(names, free_ports(len(names)), strict=True)), secrets.token_hex(32)
     # Ray's sockets lie below it, and their paths may have 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="occam-"))
     kv, state = RedisServer(_made(folder / "kv")), RedisServer(_made(folder / "state"))
@@ -142,14 +142,6 @@ def _kill_session(session: int) -> None:
 def _made(folder: Path) -> Path:
     folder.mkdir()
     return folder
-
-
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 def _wait_for(what: str, url: str, headers: dict[str, str] | None = None) -> httpx.Response:

@@ -5,7 +5,6 @@ Both nodes are on this machine, and so would share a folder: each has an `OCCAM_
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -32,6 +31,7 @@ from occam.errors import InvalidInput
 from pipelines.evaluation.codec import write_mp4
 from services.app import APP_NAME, application
 from services.preflight import PROXY_CALLBACK, PROXY_VARIABLE
+from tests.ports import free_ports
 from tests.redis_server import RedisServer
 
 pytestmark = pytest.mark.ray
@@ -210,7 +210,7 @@ def work(nodes: list[Samples], stage: str) -> float:
 
 
 def assert_nothing_fell(scrapes: list[list[Samples]]) -> None:
-    gauges = {"occam_queue_depth", "occam_queued_visual_tokens"}
+    gauges = {"occam_queue_depth", "occam_queued_visual_tokens", "occam_workers"}
     for before, after in pairwise(scrapes):
         for earlier, later in zip(before, after, strict=True):
             for name in earlier.keys() - gauges:
@@ -256,11 +256,3 @@ def test_arguments_are_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         application({"model": MODEL})
     with pytest.raises(InvalidInput, match="OCCAM_WORKERS must be above 0, got 0"):
         application({"workers": "0"})
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports

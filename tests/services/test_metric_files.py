@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -168,6 +167,7 @@ CRASH = """
 import os, sys
 from pathlib import Path
 from services import metric_files
+from tests.ports import free_port
 left = int(sys.argv[2])
 def watched(original):
     def step(*args, **options):
@@ -292,12 +292,6 @@ def test_an_exporter_of_no_folder_says_so(
     monkeypatch.setenv("OCCAM_DIRECTORY", str(tmp_path))
     assert cli.main(["exporter", "--port", "99999"]) == 1
     assert capsys.readouterr().err.startswith("occam: Port 99999 of 0.0.0.0 cannot be used")
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def until_answers(http: httpx.Client) -> None:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import socket
 import sys
 from collections.abc import Iterator
 
@@ -18,6 +17,7 @@ from services.launch import running
 from services.placement import Need, shortage
 from services.settings import Settings
 from tests.fakes import FakeEngine, FakeMedia
+from tests.ports import free_port
 
 pytestmark = pytest.mark.ray
 
@@ -65,11 +65,10 @@ def test_what_finds_no_room_is_named(count: int, gpus: float, nodes: list[dict[s
 
 
 def settings(gpus: float) -> Settings:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     redis = "redis://127.0.0.1:1"  # nobody asks anything
-    return Settings(models=("fake",), workers=2, gpus_per_worker=gpus, port=port, kv_url="memory://", state_url=redis)
+    return Settings(
+        models=("fake",), workers=2, gpus_per_worker=gpus, port=free_port(), kv_url="memory://", state_url=redis
+    )
 
 
 def test_a_machine_without_gpus_says_so_instead_of_waiting() -> None:
