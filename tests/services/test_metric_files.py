@@ -22,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from services import cli, metric_files
 from services.metric_files import prepare, render
 from services.settings import counting_folder
+from tests.ports import free_port
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
