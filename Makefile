@@ -22,7 +22,7 @@ serve: setup
 
 # Files are shared out among the cores (tests/conftest.py); one thread each, for torch would take all in every process.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto $(ARGS)
 
 soak: setup
 	$(BIN)/python -m tests.soak $(ARGS)

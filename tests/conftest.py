@@ -4,14 +4,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from tests.redis_server import RedisServer
 
+RAY = ("test_service", "test_serve", "test_cluster", "test_placement", "test_serve_config", "test_prometheus")
+"""Files that start Ray: two at a time would take each other's cores."""
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """A file's tests share one, and so do all that start Ray."""
-    group = "ray" if item.get_closest_marker("ray") else item.path.relative_to(item.config.rootpath).as_posix()
-    item.add_marker(pytest.mark.xdist_group(group))
+
+class Scheduling(LoadFileScheduling):
+    """The tests of a file share a process, and so do all files that start Ray."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return "ray" if Path(file).stem in RAY else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    """What shares the tests out where there are several processes (`make test`)."""
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

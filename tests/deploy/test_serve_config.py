@@ -34,8 +34,6 @@ from tests.deploy.manifests import ROOT, Document, Pod, kubectl, only, pods, ren
 from tests.ports import free_ports
 from tests.redis_server import RedisServer
 
-pytestmark = pytest.mark.ray
-
 PATIENCE_S = 240
 BIN = Path(sys.executable).parent
 

@@ -89,7 +89,6 @@ def test_settings_that_contradict_each_other_are_refused(wrong: dict[str, Any], 
         Settings(**wrong)
 
 
-@pytest.mark.ray
 @pytest.mark.soak
 def test_a_worker_comes_with_the_load_and_goes_in_the_quiet_and_no_answer_is_lost(
     monkeypatch: pytest.MonkeyPatch,

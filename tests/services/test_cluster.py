@@ -34,8 +34,6 @@ from services.preflight import PROXY_CALLBACK, PROXY_VARIABLE
 from tests.ports import free_ports
 from tests.redis_server import RedisServer
 
-pytestmark = pytest.mark.ray
-
 MODEL = "tiny-video-llava"
 CLIPS, TURNS = 16, 3
 

@@ -19,8 +19,6 @@ from services.settings import Settings
 from tests.fakes import FakeEngine, FakeMedia
 from tests.ports import free_port
 
-pytestmark = pytest.mark.ray
-
 SMALL = Need(name="decoder", cpus=0.2)
 
 

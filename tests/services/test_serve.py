@@ -18,8 +18,6 @@ from tests.parity import checkpoint_qwen
 from tests.parity.checkpoint import PATCHES, write_checkpoint
 from tests.ports import free_port
 
-pytestmark = pytest.mark.ray
-
 MODEL, OTHER = "random-weights", "random-qwen"
 
 

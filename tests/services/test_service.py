@@ -32,8 +32,6 @@ from tests.soak.cancelled import WORK, chat, hang_up_all, until_idle
 from tests.soak.live import processes
 from tests.soak.overload import overload
 
-pytestmark = pytest.mark.ray
-
 MODEL, OTHER = "fake", "fake-both"
 CLIP = {"type": "video_url", "video_url": {"url": "fake://openai"}}
 
