@@ -95,7 +95,12 @@ def _environment(pod: Pod, given: dict[str, str]) -> dict[str, str]:
     environment = {name: value for values in image for name, value in values.items()}
     manifest = {entry["name"]: entry.get("value", "") for entry in pod.containers[0]["env"]}
     assert given.keys() <= manifest.keys()
-    here = {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": os.environ.get("PYTHONPATH") or str(ROOT)}
+    here = {
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "PYTHONPATH": os.environ.get("PYTHONPATH") or str(ROOT),
+        # Nobody waits for its answers at the end, and there is no other node for its replicas to move to.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "2",
+    }
     return environment | manifest | given | here
 
 
