@@ -28,8 +28,9 @@ _OPEN = "jobs:open"
 _PAGE = 64  # lines that are read at a time
 _FULL_RETRY_S = 60.0
 
-# Asked again after an answer that was lost, it finds the lease its own.
+# Asked again after an answer that was lost, it finds the lease its own; a job that was deleted meanwhile has none.
 _CLAIM = """
+if redis.call('ZSCORE', KEYS[2], ARGV[3]) == false then return 0 end
 if redis.call('GET', KEYS[1]) == ARGV[1] then return 1 end
 return redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) and 1 or 0
 """
@@ -206,9 +207,9 @@ class JobStore:
         ]
 
     async def claim(self, job_id: str, token: str) -> bool:
-        """Take the lease of a job that nobody holds; whether that was so."""
+        """Take the lease of an open job that nobody holds; whether that was so."""
         with self._answering() as redis:
-            return bool(await redis.register_script(_CLAIM)((_lease(job_id),), (token, self._lease_ms)))
+            return bool(await redis.register_script(_CLAIM)((_lease(job_id), _OPEN), (token, self._lease_ms, job_id)))
 
     async def extend(self, job_id: str, token: str) -> bool:
         """Hold the lease for its whole time again; whether it was still held."""

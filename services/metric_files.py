@@ -37,17 +37,24 @@ class Identity:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._pid, self._id = 0, ""
+        self._id, self._lock = "", -1
+        os.register_at_fork(after_in_child=self._forget)
 
     def __call__(self) -> str:
         """See the class; the library asks before every count."""
-        if os.getpid() != self._pid:
-            self._pid, self._id = os.getpid(), _enter(self._directory)
+        if not self._id:
+            self._id, self._lock = _enter(self._directory)
         return self._id
 
+    def _forget(self) -> None:
+        """In a child that was forked: the lock is its parent's, and stays held there."""
+        if self._id:
+            os.close(self._lock)
+            self._id = ""
 
-def _enter(directory: Path) -> str:
-    """A fresh id whose lock is held until this process ends."""
+
+def _enter(directory: Path) -> tuple[str, int]:
+    """A fresh id, and the descriptor that holds its lock until this process ends."""
     directory.mkdir(parents=True, exist_ok=True)
     own = secrets.token_hex(8)
     entering = directory / f"{own}.entering"
@@ -55,8 +62,7 @@ def _enter(directory: Path) -> str:
     fcntl.flock(lock, fcntl.LOCK_EX)
     # Only now under its name: a lock that nobody holds is a dead process's.
     entering.rename(_lock_of(directory, own))
-    os.register_at_fork(after_in_child=lambda: os.close(lock))
-    return own
+    return own, lock
 
 
 def prepare(directory: Path) -> None:

@@ -9,6 +9,7 @@ whoever renders reads all of them. So a number appears exactly once, and survive
 
 import os
 from collections.abc import Iterable
+from itertools import product
 
 from prometheus_client import Counter, Gauge, Histogram, values
 
@@ -26,6 +27,17 @@ _RATIOS = (0.005, 0.01, 0.014, 0.02, 0.05, 0.1, 0.15, 0.25, 0.4, 0.6, 0.8, 1.0)
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _FAST_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _FRAMES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+_NO_VIDEO = ("unsupported_video", "video_too_large", "forbidden_source", "source_unavailable", "decode_timeout")
+_NOT_NOW = ("overloaded", "quota_exceeded", "invalid_api_key", "store_unavailable")
+
+
+def _from_zero(counter: Counter, *known: Iterable[str]) -> Counter:
+    """A counter with its labels' known values at 0 from the start, for only then is a first event an increase."""
+    for named in product(*known):
+        counter.labels(*named)
+    return counter
+
 
 # The answer ledger: the ingress alone writes it.
 REQUESTS = Counter("occam_requests_total", "Requests that ended, however they did.", ["route", "outcome"])
@@ -56,7 +68,9 @@ FRAME_RETENTION_RATIO = Histogram(
     "occam_frame_retention_ratio", "Patches kept / encoded of one frame.", ["model"], buckets=_RATIOS
 )
 FRAMES_DECODED = Counter("occam_frames_decoded_total", "Frames that came out of a decoder.", ["backend"])
-DECODE_FAILURES = Counter("occam_decode_failures_total", "Videos that could not be decoded.", ["reason"])
+DECODE_FAILURES = _from_zero(
+    Counter("occam_decode_failures_total", "Videos that could not be decoded.", ["reason"]), _NO_VIDEO
+)
 BATCH_FRAMES = Histogram("occam_batch_frames", "Frames that one encode took.", buckets=_FRAMES)
 BATCH_SEQUENCES = Histogram("occam_batch_sequences", "Answers that one pass of the model took on.", buckets=_FRAMES)
 WORKERS = Gauge("occam_workers", "Workers whose model is loaded.", ["model"], multiprocess_mode="livesum")
@@ -67,12 +81,24 @@ QUEUED_VISUAL_TOKENS = Gauge(
 KV_REQUESTS = Counter("occam_kv_requests_total", "Lookups of a cache tier.", ["tier", "result"])
 KV_SECONDS = Histogram("occam_kv_seconds", "Time that a cache operation took.", ["tier", "op"], buckets=_FAST_SECONDS)
 KV_BYTES = Counter("occam_kv_bytes_total", "Bytes of states read from and written to a tier.", ["tier", "direction"])
-KV_ERRORS = Counter("occam_kv_errors_total", "Cache operations that failed and only cost time.", ["tier", "reason"])
-SPANS = Counter("occam_spans_total", "Spans of traces that left a process, or that no collector took.", ["result"])
-REJECTIONS = Counter("occam_rejections_total", "Requests that were not admitted.", ["reason"])
-JOB_QUESTIONS = Counter("occam_job_questions_total", "Questions of jobs that have their line.", ["outcome"])
+KV_ERRORS = _from_zero(
+    Counter("occam_kv_errors_total", "Cache operations that failed and only cost time.", ["tier", "reason"]),
+    ("memory", "node", "redis", "embeddings"),
+    ("unavailable", "corrupt", "backlog"),
+)
+SPANS = _from_zero(
+    Counter("occam_spans_total", "Spans of traces that left a process, or that no collector took.", ["result"]),
+    ("sent", "lost"),
+)
+REJECTIONS = _from_zero(Counter("occam_rejections_total", "Requests that were not admitted.", ["reason"]), _NOT_NOW)
+JOB_QUESTIONS = _from_zero(
+    Counter("occam_job_questions_total", "Questions of jobs that have their line.", ["outcome"]), ("ok", "failed")
+)
 JOB_WAITS = Counter("occam_job_waits_total", "Times that a job waited to ask again, or to keep a line.", ["reason"])
-CANCELLATIONS = Counter("occam_cancellations_total", "Work stopped because the client went away.", ["stage"])
+CANCELLATIONS = _from_zero(
+    Counter("occam_cancellations_total", "Work stopped because the client went away.", ["stage"]),
+    ("decode", "prefix", "generate"),
+)
 
 
 def record_answer(model: str, strategy: str, usage: Usage) -> None:

@@ -108,7 +108,7 @@ def test_every_metric_was_counted(scraped: Scraped) -> None:
         sample
         for metric in expressions.of_the_code().values()
         for sample in metric.samples
-        if not scraped.prometheus.query(sample)
+        if not scraped.prometheus.query(f"max_over_time({sample}[10m]) > 0")
     ]
     assert missing == []
 

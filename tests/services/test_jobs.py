@@ -742,6 +742,8 @@ def test_a_lease_is_ones_own_and_so_are_its_lines(redis_server: RedisServer) -> 
         assert [await keep("mine"), await keep("mine")] == ["kept", "there"]
         await store.release("job-1", "mine")
         assert await keep("mine") == "lost"
+        await store.delete("job-1", "acme")
+        assert not await store.claim("job-1", "late"), "deleted since it was looked for"
         with state.talking() as redis:
             await redis.aclose()
 

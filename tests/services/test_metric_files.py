@@ -155,6 +155,29 @@ def test_a_forked_process_counts_by_itself_and_does_not_keep_its_parent_alive(
     assert seen["held"] == 1, "the child's own"
 
 
+GENERATIONS = """
+import os, sys
+from pathlib import Path
+from services.metric_files import Identity
+identity = Identity(Path(sys.argv[1]))
+identity()
+if child := os.fork():
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+opened = os.open(os.devnull, os.O_RDONLY)  # under the number that the lock had
+if grandchild := os.fork():
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(grandchild, 0)[1]))
+os.fstat(opened)
+os._exit(0)
+"""
+
+
+def test_a_fork_of_a_fork_keeps_its_files_open(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", GENERATIONS, str(tmp_path)], env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+
+
 def test_prepare_empties_the_folder(start: Callable[..., Child], tmp_path: Path) -> None:
     kill(start(5))
     render(tmp_path)
