@@ -408,6 +408,7 @@ def test_a_job_runs_while_others_ask(http: httpx.Client) -> None:
         assert query(http, video, "what?")["answer"].startswith("saw 8 frames")
     lines = [json.loads(line) for line in http.get(f"{path}/results").iter_lines()]
     assert sorted(line["index"] for line in lines) == list(range(9))
+    assert [line["error"] for line in lines if "error" in line] == []
     encoded = sum(line["answer"]["usage"]["visual_tokens"]["encoded"] for line in lines)
     assert encoded == estimate["visual_tokens"]["encoded"] == 9 * 32
     assert http.delete(path).status_code == 204
