@@ -8,6 +8,7 @@ from redis.exceptions import RedisError
 
 from occam.errors import InvalidInput, StoreUnavailable
 from services.private_redis import PrivateRedis
+from services.settings import Settings
 
 MEMORY_URL = "memory://"
 _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
@@ -48,6 +49,11 @@ class Pulse:
             except (RedisError, OSError):
                 return f"{self._detail}, which does not answer: each worker's memory"
         return self._detail
+
+
+def in_words(shared: KVBackend, settings: Settings) -> str:
+    """Where states are kept beside each worker's memory, for `/readyz` and the log."""
+    return f"files of each node, and {shared.detail}" if settings.kv_node_bytes else shared.detail
 
 
 def resolve(url: str, max_bytes: int = 1 << 30) -> KVBackend:

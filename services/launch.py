@@ -17,16 +17,15 @@ from ray.serve.schema import LoggingConfig
 
 from occam.config import EngineConfig
 from occam.engine import Engine
-from occam.errors import InvalidInput, StoreUnavailable
+from occam.errors import InvalidInput
 from services import metric_files
 from services.app import APP_NAME, build_app
 from services.decoder import Media
-from services.kv import resolve
+from services.kv import in_words, resolve
 from services.log_collector import collected
 from services.media import LocalMedia
-from services.node_folder import NodeFolder
 from services.placement import lacking
-from services.preflight import PROXY_CALLBACK, PROXY_VARIABLE, check, warn_if_open
+from services.preflight import PROXY_CALLBACK, PROXY_VARIABLE, check, check_node_directory, warn_if_open
 from services.private_folder import private_folder
 from services.private_redis import PrivateRedis
 from services.settings import Settings
@@ -66,7 +65,7 @@ def running(
     _check_port(settings)
     with _live(settings) as live:
         metric_files.prepare(live.metrics_directory)
-        _check_node_directory(live)
+        check_node_directory(live)
         with _cluster():
             _check_nodes(settings)
             _check_room(settings)
@@ -99,7 +98,7 @@ def _live(settings: Settings) -> Iterator[Settings]:
         yield replace(
             settings,
             kv_url=kv.url,
-            kv_detail=f"files of each node, and {kv.detail}" if settings.kv_node_bytes else kv.detail,
+            kv_detail=in_words(kv, settings),
             state_url=state_url,
             state_detail=state_detail,
             directory=directory,
@@ -139,15 +138,6 @@ def _check_room(settings: Settings) -> None:
     if "RAY_ADDRESS" not in os.environ:
         raise InvalidInput(problem)
     _LOG.warning(f"{problem} It is waited for.")
-
-
-def _check_node_directory(settings: Settings) -> None:
-    """A folder that cannot be used would only cost time, and nobody would know."""
-    if settings.kv_node_bytes:
-        try:
-            NodeFolder(settings.node_directory, settings.kv_node_bytes, settings.kv_ttl_s).check()
-        except StoreUnavailable as error:
-            raise InvalidInput(f"OCCAM_KV_NODE_DIRECTORY: {error.message}", "kv_node_directory") from error
 
 
 def _check_port(settings: Settings) -> None:

@@ -69,7 +69,7 @@ FRAME_RETENTION_RATIO = Histogram(
 )
 FRAMES_DECODED = Counter("occam_frames_decoded_total", "Frames that came out of a decoder.", ["backend"])
 DECODE_FAILURES = _from_zero(
-    Counter("occam_decode_failures_total", "Videos that could not be decoded.", ["reason"]), _NO_VIDEO
+    Counter("occam_decode_failures_total", "Failures to fetch, read or decode a video or image.", ["reason"]), _NO_VIDEO
 )
 BATCH_FRAMES = Histogram("occam_batch_frames", "Frames that one encode took.", buckets=_FRAMES)
 BATCH_SEQUENCES = Histogram("occam_batch_sequences", "Answers that one pass of the model took on.", buckets=_FRAMES)

@@ -50,8 +50,8 @@ class Load:
 class Size:
     """What a load takes with one model and one share of visual tokens kept by stage I.
 
-    visual_tokens, kv_bytes, embedding_bytes: of one video, before any stage and as they are stored; stored: whether an
-    entry of that size goes into Redis at all
+    visual_tokens, kv_bytes, embedding_bytes: of one video, before any stage and as they are stored
+    kv_stored, embeddings_stored: whether an entry of that size goes into Redis at all
     redis_bytes: of all videos that live at a time; tokens_per_second: visual ones to encode, at the peak
     rate: of them that one worker encodes in a second beside answering; gpus: as many as its workers take
     """
@@ -63,7 +63,8 @@ class Size:
     visual_tokens: int
     kv_bytes: int
     embedding_bytes: int
-    stored: bool
+    kv_stored: bool
+    embeddings_stored: bool
     redis_bytes: int
     tokens_per_second: float
     rate: float
@@ -127,7 +128,8 @@ def _row(
 ) -> Size:
     encoded = engine.visual_tokens(shape.kind, len(shape.pts_seconds), shape.height, shape.width)
     kv, embeddings = stored_bytes(engine, pruning, shape, round(encoded * share), settings.kv_wire)
-    kept = [nbytes for nbytes in (kv, embeddings) if nbytes <= settings.kv_entry_bytes]
+    kv_stored, embeddings_stored = (nbytes <= settings.kv_entry_bytes for nbytes in (kv, embeddings))
+    stored = kv * kv_stored + embeddings * embeddings_stored
     needed = load.videos_per_day / DAY_S * encoded * load.peak
     workers = max(1, math.ceil(needed / rate))
     return Size(
@@ -138,8 +140,9 @@ def _row(
         visual_tokens=encoded,
         kv_bytes=kv,
         embedding_bytes=embeddings,
-        stored=kv <= settings.kv_entry_bytes,
-        redis_bytes=round(sum(kept) * load.videos_per_day * settings.kv_ttl_s / DAY_S),
+        kv_stored=kv_stored,
+        embeddings_stored=embeddings_stored,
+        redis_bytes=round(stored * load.videos_per_day * settings.kv_ttl_s / DAY_S),
         tokens_per_second=needed,
         rate=rate,
         workers=workers,

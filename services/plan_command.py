@@ -97,7 +97,11 @@ def _load(options: argparse.Namespace) -> "Load":
 
 def _table(rows: "Sequence[Size]") -> str:
     lines = [_COLUMNS, *map(_cells, rows)]
-    note = "" if all(row.stored for row in rows) else f"\n{_LARGE} more than OCCAM_KV_ENTRY_BYTES: not in Redis"
+    note = (
+        ""
+        if all(row.kv_stored and row.embeddings_stored for row in rows)
+        else f"\n{_LARGE} more than OCCAM_KV_ENTRY_BYTES: not in Redis"
+    )
     widths = [max(len(line[column]) for line in lines) for column in range(len(_COLUMNS))]
     table = "\n".join(
         "  ".join(cell.ljust(width) if column < 2 else cell.rjust(width) for column, (cell, width) in enumerate(pairs))
@@ -113,8 +117,8 @@ def _cells(row: "Size") -> tuple[str, ...]:
         f"{row.retention:.0%}",
         str(row.frames),
         str(row.visual_tokens),
-        _bytes(row.kv_bytes) + ("" if row.stored else _LARGE),
-        _bytes(row.embedding_bytes),
+        _bytes(row.kv_bytes) + ("" if row.kv_stored else _LARGE),
+        _bytes(row.embedding_bytes) + ("" if row.embeddings_stored else _LARGE),
         _bytes(row.redis_bytes),
         f"{row.tokens_per_second:.4g}",
         f"{row.rate:.4g}",

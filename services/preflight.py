@@ -3,17 +3,24 @@
 import ipaddress
 import logging
 import os
+from collections.abc import Collection
 from contextlib import suppress
 
-from occam.errors import InvalidInput
+from occam.errors import InvalidInput, StoreUnavailable
 from services import tracing
 from services.catalogue import models
+from services.node_folder import NodeFolder
 from services.settings import PREFIX, Settings
 
 PROXY_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 PROXY_CALLBACK = "services.middleware.in_front_of_ray"
 """What Ray's HTTP proxies must find in that variable when they are started."""
 
+_ELSEWHERE = {
+    "directory": f"each node has its own, which {PREFIX}DIRECTORY names in the environment in which Ray is started",
+    "host": "Ray's proxies take it from `http_options`",
+    "port": "Ray's proxies take it from `http_options`",
+}
 _LOG = logging.getLogger(__name__)
 
 
@@ -23,6 +30,21 @@ def check(settings: Settings) -> None:
     for entry in models(list(settings.models)):
         if entry.problem is not None:
             raise InvalidInput(f"{entry.name} is {entry.problem}", "model")
+
+
+def check_node_directory(settings: Settings) -> None:
+    """InvalidInput for a folder of states that cannot be used: it would only cost time, and nobody would know."""
+    if settings.kv_node_bytes:
+        try:
+            NodeFolder(settings.node_directory, settings.kv_node_bytes, settings.kv_ttl_s).check()
+        except StoreUnavailable as error:
+            raise InvalidInput(f"{PREFIX}KV_NODE_DIRECTORY: {error.message}", "kv_node_directory") from error
+
+
+def check_arguments(names: Collection[str]) -> None:
+    """InvalidInput for settings that arguments of the application would not change."""
+    for name in (name for name in _ELSEWHERE if name in names):
+        raise InvalidInput(f"{name} cannot be set by arguments of the application: {_ELSEWHERE[name]}.", name)
 
 
 def check_deployable(settings: Settings) -> None:

@@ -9,6 +9,7 @@ from tests.deploy.manifests import Document, Pod, pods, selects
 
 _VOLUMES = {"configMap", "emptyDir", "persistentVolumeClaim", "projected", "secret"}
 _PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
+_HOLDING = {"startupProbe", "readinessProbe"}
 _SECRET_NAME = re.compile(r"PASSWORD|_KEYS?$|TOKEN|SECRET|AUTH$", re.IGNORECASE)
 _PASSWORD_IN_URL = re.compile(r"://[^/\s@]*:(?!\$\(\w+\)@)[^/\s@]+@")
 _SELECTED = {"Service", "PodDisruptionBudget", "NetworkPolicy", "PodMonitor"}
@@ -122,9 +123,14 @@ def sidecars(pod: Pod) -> Iterator[str]:
 
 
 def probes(pod: Pod) -> Iterator[str]:
-    """Whoever does not end is watched."""
-    for container in [] if pod.ends else pod.containers:
+    """Whoever does not end is watched; what stays beside it is started anew where it hangs, and holds up nobody."""
+    if pod.ends:
+        return
+    for container in pod.spec["containers"]:
         yield from (f"{container['name']} has no {probe}" for probe in _PROBES if probe not in container)
+    for sidecar in pod.spec.get("initContainers", []):
+        yield from (f"{sidecar['name']} has no {probe}" for probe in {"livenessProbe"} - set(sidecar))
+        yield from (f"{sidecar['name']} keeps its pod out by its {probe}" for probe in _HOLDING & set(sidecar))
 
 
 def secrets_referenced(pod: Pod) -> Iterator[str]:
@@ -190,10 +196,27 @@ def kuberay(documents: list[Document]) -> Iterator[str]:
 
 
 def budgets(documents: list[Document]) -> Iterator[str]:
-    """Of a custom resource's pods a budget only understands a number that stays."""
+    """Of a custom resource's pods a budget only understands a number that stays; there are more, so that one may go."""
     for document in (d for d in documents if d["kind"] == "PodDisruptionBudget"):
-        if not isinstance(document["spec"].get("minAvailable"), int) or "maxUnavailable" in document["spec"]:
-            yield document["metadata"]["name"]
+        name, spec = document["metadata"]["name"], document["spec"]
+        if not isinstance(spec.get("minAvailable"), int) or "maxUnavailable" in spec:
+            yield name
+            continue
+        for group in (group for group in _groups(documents) if selects(spec["selector"], _labels(group))):
+            if group["minReplicas"] <= spec["minAvailable"]:
+                yield f"{name} lets no pod of {group['groupName']} go"
+            if spec.get("unhealthyPodEvictionPolicy") != "AlwaysAllow":
+                yield f"{name} keeps pods of {group['groupName']} that are not ready"
+
+
+def _groups(documents: list[Document]) -> Iterator[Document]:
+    for document in (d for d in documents if d["kind"] == "RayService"):
+        yield from document["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+
+
+def _labels(group: Document) -> dict[str, str]:
+    labels: dict[str, str] = group["template"]["metadata"]["labels"]
+    return labels
 
 
 _POD_RULES: tuple[Callable[[Pod], Iterator[str]], ...] = (

@@ -6,6 +6,7 @@ import jsonschema
 import pytest
 import yaml
 
+from services.settings import Settings
 from tests.deploy.kuberay import SPECS
 from tests.deploy.manifests import OVERLAYS, ROOT, kubectl, only, pods, rendered
 from tests.deploy.reach import End, may_connect
@@ -125,3 +126,18 @@ def test_models_are_where_the_job_puts_them() -> None:
         (claim,) = [v["persistentVolumeClaim"]["claimName"] for v in spec["volumes"] if "persistentVolumeClaim" in v]
         mounts = {mount["name"]: mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]}
         assert (claim, mounts["models"]) == ("model-cache", "/models")
+
+
+def test_pods_and_clusters_that_go_leave_time_for_what_has_begun() -> None:
+    deadline_s = Settings().deadline_s
+    service = only(rendered("prod-gpu"), "RayService")["spec"]
+    assert service["rayClusterDeletionDelaySeconds"] > deadline_s
+    for group in service["rayClusterConfig"]["workerGroupSpecs"]:
+        spec = group["template"]["spec"]
+        [drain_s] = [
+            float(variable["value"])
+            for variable in spec["containers"][0]["env"]
+            if variable["name"] == "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+        ]
+        assert spec["terminationGracePeriodSeconds"] > drain_s
+        assert drain_s > 2 * deadline_s, "a successor starts while the first half runs; answers end in the second"

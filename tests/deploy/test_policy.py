@@ -88,7 +88,10 @@ MUTATIONS: list[tuple[str, Mutation]] = [
     ("limits", lambda d: _state(d)["resources"]["requests"].pop("cpu")),
     ("limits", lambda d: _state(d)["resources"]["requests"].update(memory="1Mi")),
     ("probes", lambda d: _ray(d).pop("livenessProbe")),
-    ("probes", lambda d: _head(d).containers[1].pop("readinessProbe")),
+    ("probes", lambda d: _ray(d).pop("readinessProbe")),
+    ("probes", lambda d: _head(d).containers[1].pop("livenessProbe")),
+    ("probes", lambda d: _head(d).containers[1].update(readinessProbe=_head(d).containers[1]["livenessProbe"])),
+    ("probes", lambda d: _head(d).containers[1].update(startupProbe=_head(d).containers[1]["livenessProbe"])),
     ("sidecars", lambda d: _head(d).containers[1].pop("restartPolicy")),
     ("secrets_referenced", _plain("REDIS_STATE_PASSWORD")),
     ("secrets_referenced", _plain("OCCAM_API_KEYS")),
@@ -107,7 +110,9 @@ MUTATIONS: list[tuple[str, Mutation]] = [
     ("kuberay", lambda d: _cluster(d).pop("authOptions")),
     ("kuberay", lambda d: only(d, "RayService")["spec"]["upgradeStrategy"].update(type="None")),
     ("kuberay", lambda d: _cluster(d)["gcsFaultToleranceOptions"].update(redisAddress="redis-kv:6379")),
-    ("budgets", lambda d: only(d, "PodDisruptionBudget", "cpu")["spec"].update(minAvailable="50%")),
+    ("budgets", lambda d: only(d, "PodDisruptionBudget", "gpu")["spec"].update(minAvailable="50%")),
+    ("budgets", lambda d: only(d, "PodDisruptionBudget", "gpu")["spec"].pop("unhealthyPodEvictionPolicy")),
+    ("budgets", lambda d: _cluster(d)["workerGroupSpecs"][1].update(minReplicas=1)),
 ]
 
 

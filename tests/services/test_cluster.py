@@ -31,6 +31,7 @@ from occam.errors import InvalidInput
 from pipelines.evaluation.codec import write_mp4
 from services.app import APP_NAME, application
 from services.preflight import PROXY_CALLBACK, PROXY_VARIABLE
+from services.settings import Settings
 from tests.ports import free_ports
 from tests.redis_server import RedisServer
 
@@ -236,9 +237,13 @@ def test_a_request_id_passes_ray_s_proxy_once(deployed: Deployed) -> None:
         ({"OCCAM_STATE_URL": "auto"}, "OCCAM_STATE_URL must name a Redis server"),
         ({"OCCAM_DIRECTORY": ""}, "OCCAM_DIRECTORY must name a folder"),
         ({PROXY_VARIABLE: ""}, f"{PROXY_VARIABLE} must be {PROXY_CALLBACK}"),
+        (
+            {"OCCAM_KV_NODE_BYTES": "1024", "OCCAM_KV_NODE_DIRECTORY": "/absent/kv"},
+            "OCCAM_KV_NODE_DIRECTORY: The node's",
+        ),
     ],
 )
-def test_what_only_occam_serve_starts_is_refused(
+def test_what_will_not_do_on_a_cluster_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wrong: dict[str, str], says: str
 ) -> None:
     for name, value in (environment(tmp_path, "redis://cache") | wrong).items():
@@ -254,3 +259,26 @@ def test_arguments_are_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         application({"model": MODEL})
     with pytest.raises(InvalidInput, match="OCCAM_WORKERS must be above 0, got 0"):
         application({"workers": "0"})
+
+
+@pytest.mark.parametrize(
+    ("name", "where"), [("directory", "OCCAM_DIRECTORY"), ("host", "http_opt"), ("port", "http_opt")]
+)
+def test_arguments_that_would_be_ignored_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, where: str
+) -> None:
+    for variable, value in environment(tmp_path, "redis://cache").items():
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(InvalidInput, match=f"^{name} cannot be set by arguments .*{where}"):
+        application({name: "1"})
+
+
+def test_where_states_are_is_said_as_occam_serve_says_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given: list[Settings] = []
+    monkeypatch.setattr("services.app.build_app", lambda settings, **_: given.append(settings))
+    for variable, value in environment(tmp_path, "redis://cache").items():
+        monkeypatch.setenv(variable, value)
+    application({})
+    application({"kv_node_bytes": "1024"})
+    said = ["the Redis that is set", "files of each node, and the Redis that is set"]
+    assert [settings.kv_detail for settings in given] == said

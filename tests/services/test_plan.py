@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,14 +64,36 @@ def test_a_plan_is_what_questions_then_cost(
     assert sorted(planned) == pytest.approx(sorted(entries), rel=0.01)
 
 
+@pytest.mark.parametrize(("most", "stored"), [("kv", 2), ("below kv", 1), ("embeddings", 1), ("below embeddings", 0)])
+def test_what_a_plan_leaves_out_of_redis_is_not_there(
+    tmp_path: Path, redis_server: RedisServer, most: str, stored: int
+) -> None:
+    frames = np.repeat(render(draw_scene(FIRST_TEST_SEED, SceneConfig(unseen_pairs=False))), FPS, axis=0)
+    write_mp4(tmp_path / "clip.mp4", frames, FPS)
+    height, width = frames.shape[1:3]
+    load = replace(LOAD, seconds=len(frames) / FPS, width=width, height=height)
+    engine = Engine.load(Settings().engine("tiny-video-llava"))
+    [unbounded, *_] = size(Settings(), engine, load, (1.0,), rate=1.0)
+    bytes_of = {"kv": unbounded.kv_bytes, "embeddings": unbounded.embedding_bytes}
+    kv_entry_bytes = bytes_of[most.removeprefix("below ")] - most.startswith("below")
+
+    bound = {"kv_entry_bytes": kv_entry_bytes}
+    _, entries = asked(tmp_path, redis_server, "tiny-video-llava", "none", "exact", LOAD.frames, **bound)
+    [planned, *_] = size(Settings(**bound), engine, load, (1.0,), rate=1.0)
+    kept = planned.kv_bytes * planned.kv_stored + planned.embedding_bytes * planned.embeddings_stored
+    assert planned.kv_stored + planned.embeddings_stored == len(entries) == stored
+    assert kept == pytest.approx(sum(entries), rel=0.01)
+    assert planned.redis_bytes == kept * LOAD.videos_per_day
+
+
 def asked(
-    folder: Path, redis: RedisServer, model: str, strategy: str, wire: Any, choice: FrameChoice
+    folder: Path, redis: RedisServer, model: str, strategy: str, wire: Any, choice: FrameChoice, **settings: Any
 ) -> tuple[dict[str, Any], list[int]]:
     """The answer to a question about the clip, and the bytes that Redis has for the state and the embeddings."""
     wanted = {"fps": choice.fps, "max_frames": choice.max_frames, "strategy": strategy}
     given = {name: value for name, value in wanted.items() if value}
     body = chat(model, (folder / "clip.mp4").as_uri(), "what?", max_tokens=4, occam=given)
-    options: dict[str, Any] = {"models": (model,), "file_roots": (str(folder),), "kv_wire": wire}
+    options: dict[str, Any] = {"models": (model,), "file_roots": (str(folder),), "kv_wire": wire} | settings
 
     async def scene() -> dict[str, Any]:
         async with world(folder, redis.url, media=LocalMedia, load=Engine.load, **options) as service:
@@ -97,7 +120,7 @@ def test_a_rate_comes_to_workers_gpus_and_memory() -> None:
         assert row.redis_bytes == (row.kv_bytes + row.embedding_bytes) * 2 * 86_400
     assert rows[0].kv_bytes > rows[1].kv_bytes > 1.9 * rows[2].kv_bytes
     [small, *_] = size(replace(settings, kv_entry_bytes=1 << 20), engine, load, (1.0,), rate=400.0)
-    assert not small.stored
+    assert (small.kv_stored, small.embeddings_stored) == (False, True)
     assert small.redis_bytes == small.embedding_bytes * 2 * 86_400, "of the state Redis has nothing"
 
 
@@ -131,6 +154,24 @@ def test_the_command_prints_a_table_and_json(capsys: pytest.CaptureFixture[str])
         ["none", "100%"],
         *(["occam", kept] for kept in ("100%", "50%", "25%")),
     ]
+
+
+@pytest.mark.parametrize(
+    ("most", "stars"),
+    [(1 << 30, (False, False)), (1 << 20, (True, False)), (1 << 10, (True, True))],
+    ids=["all", "embeddings", "nothing"],
+)
+def test_what_is_not_stored_has_a_star(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, most: int, stars: tuple[bool, bool]
+) -> None:
+    monkeypatch.setenv("OCCAM_KV_ENTRY_BYTES", str(most))
+    assert cli.main(["plan", "--model", "tiny-video-llava", "--videos-per-day", "9", "--rate", "9"]) == 0
+    _, row, *rest = capsys.readouterr().out.splitlines()
+    cells = re.split(r"\s{2,}", row)
+    assert tuple(cell.endswith("*") for cell in cells[5:7]) == stars
+    assert [line for line in rest if line.startswith("*")] == ["* more than OCCAM_KV_ENTRY_BYTES: not in Redis"] * any(
+        stars
+    )
 
 
 @pytest.mark.parametrize(
