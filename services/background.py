@@ -27,3 +27,10 @@ async def ended(*tasks: "asyncio.Task[None]") -> None:
             task.cancel()
         with suppress(asyncio.CancelledError):
             await asyncio.wait(running, timeout=_CANCEL_S)
+
+
+def check_cancelled() -> None:
+    """Raise the cancellation of this task that was lost on the way, so that `ended` need not come again."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

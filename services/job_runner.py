@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from occam.errors import CorruptState, OccamError, StoreUnavailable
 from services import metrics
 from services.answer_schemas import AnswerBody
-from services.background import beside, ended
+from services.background import beside, check_cancelled, ended
 from services.conversations import Conversations, last
 from services.errors import NotFound, ReplicaLost, ResultsTooLarge, SessionBusy
 from services.job_records import JobRecord, PastLine, line_of
@@ -115,6 +115,7 @@ class JobRunner:
                     if job_id not in self._running and self._jobs_of(tenant) < _JOBS:
                         with suppress(CorruptState):  # of that job alone; whoever asks for it is told
                             await self._take_up(job_id, tenant)
+            check_cancelled()
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_S):
                     await self._woken.wait()
@@ -129,6 +130,7 @@ class JobRunner:
             task = asyncio.create_task(self._hold(job_id, token))
             self._running[job_id] = _Held(tenant, task)
             task.add_done_callback(lambda _: self._let_go(job_id))
+            await asyncio.sleep(0)  # a task that is cancelled before it begins would not give the lease back
 
     def _let_go(self, job_id: str) -> None:
         del self._running[job_id]

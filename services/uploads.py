@@ -9,6 +9,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.requests import ClientDisconnect, Request
 
 from occam.errors import OccamError, VideoTooLarge
+from services.background import check_cancelled
 from services.errors import DeadlineExceeded, MalformedRequest
 from services.form import OVERHEAD, FileForm
 from services.media import upload_limits
@@ -63,6 +64,7 @@ class Uploads:
         while True:
             with suppress(OccamError):  # nothing is deleted on a guess; the next time will do
                 await self.sweep()
+            check_cancelled()
             await asyncio.sleep(SWEEP_S)
 
     async def _in_time(self, upload: str, request: Request) -> str:

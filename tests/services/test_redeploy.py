@@ -25,6 +25,7 @@ def deploy(settings: Settings) -> None:
     serve.run(application, name=APP_NAME)
 
 
+@pytest.mark.soak
 def test_what_has_begun_ends_while_others_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app, "_DRAIN_S", SHORT_S)
     settings = Settings(models=("fake",), workers=2, port=free_port(), kv_url="memory://")
