@@ -56,7 +56,7 @@ prometheus:
 	$(if $(filter-out 0,$(shell id -u)),sudo) apt-get install -qq --no-install-recommends prometheus
 
 screenshots: setup
-	SCREENSHOTS=docs/playground $(BIN)/pytest tests/page/test_screenshots.py
+	SCREENSHOTS=docs/playground $(BIN)/pytest -m soak tests/page/test_screenshots.py
 
 # The JSON that Grafana reads, from deploy/grafana/source.
 dashboards: setup

@@ -26,6 +26,8 @@ from services.worker import Worker
 APP_NAME = "occam"
 
 _DRAIN_S = 20.0
+# How long a replica that died is not missed; with Ray's 10 s, whoever needs the one decoder waits for that too.
+_HEALTH_S = 2.0
 # The ingress and the decoder wait more than they work, and bound what costs by themselves.
 _UNBOUNDED = 1024
 
@@ -120,5 +122,6 @@ def _deployment(
         max_ongoing_requests=max_ongoing,
         max_queued_requests=max_queued,
         ray_actor_options=actor,
+        health_check_period_s=_HEALTH_S,
         **options,
     )

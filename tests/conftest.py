@@ -9,7 +9,7 @@ from xdist.scheduler import LoadFileScheduling
 
 from tests.redis_server import RedisServer
 
-RAY = ("test_service", "test_serve", "test_cluster", "test_placement", "test_serve_config", "test_prometheus")
+RAY = ("test_service", "test_serve", "test_placement", "test_serve_config")
 """Files that start Ray: two at a time would take each other's cores."""
 
 

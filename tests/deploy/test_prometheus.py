@@ -18,7 +18,7 @@ from tests.deploy.prometheus import INSTALLED, MISSING, Prometheus
 from tests.redis_server import RedisServer
 from tests.soak.live import processes
 
-pytestmark = pytest.mark.skipif(not INSTALLED, reason=MISSING)
+pytestmark = [pytest.mark.soak, pytest.mark.skipif(not INSTALLED, reason=MISSING)]
 
 PROVOKED = {
     "OccamErrorsFast",

@@ -10,6 +10,8 @@ from playwright.sync_api import Browser, Locator, expect
 from tests.page.site import FOLLOW_UP, QUESTION, Site
 from tests.page.tab import Tab
 
+pytestmark = pytest.mark.soak
+
 MAX_BYTES = 150_000
 
 

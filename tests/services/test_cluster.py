@@ -133,6 +133,7 @@ def replicas(deployment: str) -> list[dict[str, Any]]:
     return list(details["deployments"][deployment]["replicas"])
 
 
+@pytest.mark.soak
 def test_answer_metrics_are_the_sum_of_usage_over_two_nodes_and_a_worker_killed_on_the_way(deployed: Deployed) -> None:
     assert len({replica["node_id"] for replica in replicas(f"worker-{MODEL}")}) == 2, "a worker on each node"
     scrapes: list[list[Samples]] = []
@@ -241,6 +242,7 @@ def assert_one_node_has_the_ingress(deployed: Deployed, nodes: list[Samples]) ->
     assert seen["occam_work_tokens_total"] == nodes[ingress]["occam_work_tokens_total"]
 
 
+@pytest.mark.soak
 def test_a_request_id_passes_ray_s_proxy_once(deployed: Deployed) -> None:
     response = httpx.get(f"{deployed.api}/healthz", headers={"X-Request-Id": "mine"})
     assert [value for name, value in response.headers.multi_items() if name == "x-request-id"] == ["mine"]

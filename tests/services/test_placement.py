@@ -87,7 +87,8 @@ def cluster() -> Iterator[Cluster]:
     cluster.shutdown()
 
 
-@pytest.mark.parametrize("gpus", [0.5, *(pytest.param(gpus, marks=pytest.mark.soak) for gpus in (1, 2))])
+@pytest.mark.soak
+@pytest.mark.parametrize("gpus", [0.5, 1, 2])
 def test_workers_take_gpus_and_nothing_else_does(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, gpus: float
 ) -> None:

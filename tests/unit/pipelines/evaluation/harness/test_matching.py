@@ -34,7 +34,7 @@ def share_kept(engine: Any, pruning: Pruning, samples: list[Sample]) -> float:
 
 @pytest.fixture(scope="module")
 def samples() -> list[Sample]:
-    return [clip.sample(INFO) for clip in rendered_task(("video",), 6, 3, seed=0).tuning]
+    return [clip.sample(INFO) for clip in rendered_task(("video",), 4, 2, seed=0).tuning]
 
 
 def test_a_fixed_count_is_told_its_budget_and_only_chance_its_seed() -> None:
