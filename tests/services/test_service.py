@@ -304,6 +304,7 @@ def test_under_overload_what_is_admitted_is_answered(base_url: str) -> None:
     assert processes().keys() >= before.keys(), "none died of it"
 
 
+@pytest.mark.soak
 def test_sessions_go_on_from_redis_when_the_worker_that_holds_them_dies(http: httpx.Client, node_folder: Path) -> None:
     """Each beside one of the same past that has been asked already; the node's files are gone too."""
     questions = ("what pid?", "and then?", "and at last?")
@@ -415,6 +416,7 @@ def test_a_job_runs_while_others_ask(http: httpx.Client) -> None:
     assert http.get(path).status_code == 404
 
 
+@pytest.mark.soak
 def test_a_dead_decoder_ends_no_request(http: httpx.Client) -> None:
     described = post_video(http, "fake://fatal")
     assert query(http, described, "what?")["answer"].startswith("saw 8 frames")

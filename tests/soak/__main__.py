@@ -12,11 +12,7 @@ _PYTEST = ("-m", "pytest", "-q")
 SOAKS: dict[str, tuple[str, ...]] = {
     "overload": ("-m", "tests.soak.overload"),
     "cancelled": ("-m", "tests.soak.cancelled"),
-    "kills": (
-        *_PYTEST,
-        "tests/services/test_service.py",
-        "tests/services/test_serve.py",
-    ),
+    "kills": (*_PYTEST, "-m", "", "tests/services/test_service.py", "tests/services/test_serve.py"),
     "cluster": (*_PYTEST, "-m", "", "tests/services/test_cluster.py", "tests/deploy/test_serve_config.py"),
     "replicas": (
         *_PYTEST,
