@@ -71,7 +71,7 @@ class Conversations:
         self._decoder = decoder
         self._workers = workers
         self._served: dict[str, ServedModel] = {}
-        self.courtesy = Courtesy(settings.job_patience_s)
+        self.courtesy = Courtesy(settings.job_patience_s, settings.most_questions)
 
     async def served(self) -> dict[str, ServedModel]:
         """Every model by the name that requests use; waits for workers that are still loading."""
