@@ -33,6 +33,10 @@ def ranked(key: str, replicas: Iterable[str]) -> list[str]:
 class AffinityRouter(RequestRouter):  # type: ignore[misc]
     """Sends a call to the best replica for its session id (`affinity`) that takes one more; without an id, anywhere."""
 
+    max_queue_len_response_deadline_s = 8.0
+    """How long the last of ever longer attempts to ask a replica lasts: with Ray's 1 s, calls never reach workers on a
+    machine that is so busy that they take longer to say how busy they are."""
+
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
