@@ -30,7 +30,10 @@ async def ended(*tasks: "asyncio.Task[None]") -> None:
 
 
 def check_cancelled() -> None:
-    """Raise the cancellation of this task that was lost on the way, so that `ended` need not come again."""
+    """Raise the cancellation of this task that was lost on the way, as redis-py loses one that comes with an answer.
+
+    To be called behind what talks to Redis and before what costs: nobody cancels a second time soon, or ever.
+    """
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError

@@ -13,6 +13,7 @@ from occam.errors import EngineFailure, InvalidInput, Overloaded, UnknownModel
 from occam.stats import StageStats
 from occam.types import MediaKind
 from services import metrics, origin
+from services.background import check_cancelled
 from services.courtesy import Courtesy
 from services.errors import DeadlineExceeded, NotCached, ReplicaLost, WorkerFull
 from services.kept_evidence import pack
@@ -117,6 +118,7 @@ class Conversations:
             stack.enter_context(self.courtesy.answering(question.background))
             async with self.until(deadline):
                 session, stats = await self._open(question, stack)
+                check_cancelled()
             note(session_id=session.id, model=session.model)
             events = await stack.enter_async_context(aclosing(self._metered(question, session)))
             fetched = fetched_of(session.media, stats) if question.streamed else None

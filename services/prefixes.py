@@ -20,6 +20,7 @@ from occam.types import FrameBatch, Turn
 from services import metrics, tracing
 from services.admission import Admission, Ticket
 from services.answers import Prefix, embeddings_keys, key_of
+from services.background import check_cancelled
 from services.engine_thread import EngineThread
 from services.errors import NotCached, ReplicaLost
 from services.messages import DecodedChunk, Medium, Tier
@@ -129,6 +130,7 @@ class Prefixes:
         with tracing.span("cache", occam__what="media") as span:
             found = await self._tiers.get(key, partial(self._engine.fits, pruning))
             span.note(occam__tier="none" if found.state is None else found.tier)
+        check_cancelled()
         if found.state is not None:
             return Prefix(state=found.state, key=key, tier=cast(Tier, found.tier), cached_tokens=len(found.state))
         try:

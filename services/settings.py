@@ -64,7 +64,7 @@ class Settings:
     are refused, and everything else goes on
     max_ongoing: questions of any kind that one worker holds at a time, for each holds its state in memory; max_queued:
     that wait for a worker to take them, in one ingress. They are the bound on follow-ups; new media meet the one
-    before. An ingress takes no more questions than all its workers hold and queue, for these wait for their media too
+    before. An ingress takes no more questions than all its workers hold, for these wait for their media too
     job_concurrency: videos of jobs in hand at a time, one question of each; below max_ongoing, so that others find room
     job_patience_s: a job's question begins when no other is in flight, or after so long
     max_jobs: of one tenant, finished ones included; max_job_questions: videos x questions of one job
@@ -219,8 +219,8 @@ class Settings:
 
     @property
     def most_questions(self) -> int:
-        """How many questions one ingress has in hand, their media found or not: as its workers hold and queue."""
-        return len(self.models) * max(self.workers, self.max_workers) * self.max_ongoing + self.max_queued
+        """How many questions one ingress has in hand, their media found or not: as many as all its workers hold."""
+        return len(self.models) * max(self.workers, self.max_workers) * self.max_ongoing
 
     def of_node(self, environ: Mapping[str, str] = os.environ) -> "Settings":
         """These settings on a node whose Ray was started with an `OCCAM_DIRECTORY` of its own."""

@@ -3,10 +3,14 @@
 import asyncio
 import time
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
+from occam.kv.store import TieredStore
 from services.background import check_cancelled, ended
+from services.state import State
+from tests.services.world import Play, World
 
 
 @pytest.mark.parametrize("checks", [True, False])
@@ -36,3 +40,34 @@ def test_who_is_not_cancelled_goes_on() -> None:
         return "on"
 
     assert asyncio.run(main()) == "on"
+
+
+@pytest.mark.parametrize(("cls", "name"), [(State, "video"), (TieredStore, "get")])
+def test_nobody_works_for_a_client_whose_hanging_up_was_lost(
+    play: Play, monkeypatch: pytest.MonkeyPatch, cls: type, name: str
+) -> None:
+    """In the ingress, and in the state that a worker builds for all who wait: both ask Redis before what costs."""
+    reached = asyncio.Event()
+    original = getattr(cls, name)
+
+    async def losing(*given: Any) -> Any:
+        reached.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        return await original(*given)
+
+    async def scene(service: World) -> None:
+        path = f"/v1/videos/{await service.post_video('fake://clip?delay=1')}/queries"  # a second for two frames
+        monkeypatch.setattr(cls, name, losing)
+        asked = asyncio.create_task(service.http.post(path, json={"question": "what?", "start_s": 0.5}))
+        await reached.wait()
+        await asyncio.sleep(0)
+        asked.cancel()
+        ends = time.monotonic() + 2
+        while not ((await service.decoder.target.running()).idle and (await service.worker.target.running()).idle):
+            assert time.monotonic() < ends
+            await asyncio.sleep(0.01)
+        with suppress(asyncio.CancelledError):
+            await asked
+
+    play(scene)

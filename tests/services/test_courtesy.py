@@ -45,8 +45,8 @@ def test_who_is_refused_is_told_how_long_the_last_answer_took(monkeypatch: pytes
         assert retry_after_s(courtesy) == told_s
 
 
-@pytest.mark.parametrize(("workers", "max_workers", "most"), [(1, 0, 11), (2, 0, 19), (2, 5, 43)])
-def test_in_hand_is_what_all_workers_hold_and_one_queue(workers: int, max_workers: int, most: int) -> None:
+@pytest.mark.parametrize(("workers", "max_workers", "most"), [(1, 0, 8), (2, 0, 16), (2, 5, 40)])
+def test_in_hand_is_what_all_workers_hold(workers: int, max_workers: int, most: int) -> None:
     settings = Settings(
         models=("tiny-video-llava", "tiny-qwen3-vl"),
         workers=workers,
