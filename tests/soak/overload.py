@@ -33,7 +33,7 @@ CLIENTS = 16
 GROWTH = 0.1
 """The bar: what the service's processes may hold more afterwards than before."""
 SETTLE_S = 5.0
-CROWD_S = 15.0
+CROWD_S = 30.0
 """Of overload before the one that is measured."""
 
 Body = Callable[[int], dict[str, Any]]
