@@ -138,7 +138,7 @@ def soak(requests: int, port: int) -> bool:
                 begun = time.monotonic()
                 whole = chat(MODEL, str(clip), "how many objects are there", occam={"start_s": number / 50})
                 httpx.post(f"{base_url}/v1/chat/completions", json=whole, timeout=120).raise_for_status()
-            longest_s = max(1.0, 2 * (time.monotonic() - begun))
+            longest_s = max(3.0, 4 * (time.monotonic() - begun))
             seen = hang_up_all(base_url, MODEL, list(bodies(clip, slow, requests)), longest_s)
             time.sleep(WITHIN_S)
             late, fetching = busy([MODEL]), len(Dripping.served)
