@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, nullcontext
 from dataclasses import asdict, replace
 from typing import NamedTuple
 
@@ -72,7 +72,7 @@ class Conversations:
         self._decoder = decoder
         self._workers = workers
         self._served: dict[str, ServedModel] = {}
-        self.courtesy = Courtesy(settings.job_patience_s, settings.most_questions)
+        self.courtesy = Courtesy(settings.job_patience_s, settings.most_questions, several=bool(settings.api_keys))
 
     async def served(self) -> dict[str, ServedModel]:
         """Every model by the name that requests use; waits for workers that are still loading."""
@@ -217,17 +217,18 @@ class Conversations:
         else:
             check_sources(question, self._settings.max_images)
             model = await self.model(question.model, {source.kind for source in question.sources if source.kind})
-            described = await together(
-                *(
-                    self.describe(
-                        model,
-                        source,
-                        question.frames if source.kind == "video" else FrameChoice(),
-                        question.digest,
+            with nullcontext() if question.background else self.courtesy.finding(question.tenant):
+                described = await together(
+                    *(
+                        self.describe(
+                            model,
+                            source,
+                            question.frames if source.kind == "video" else FrameChoice(),
+                            question.digest,
+                        )
+                        for source in question.sources
                     )
-                    for source in question.sources
                 )
-            )
         stats = tuple(stage for each in described for stage in each.stats)
         return model, tuple(each.medium for each in described), stats
 

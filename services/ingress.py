@@ -66,7 +66,12 @@ class Ingress:
         api = Api(
             title="Occam", version="1", description=DESCRIPTION, docs_url=None, redoc_url=None, lifespan=self._lifespan
         )
-        api.add_middleware(BodyLimit, max_bytes=self._settings.max_body_bytes, bounded_elsewhere=uploads.is_upload)
+        api.add_middleware(
+            BodyLimit,
+            max_bytes=self._settings.max_body_bytes,
+            max_s=self._settings.deadline_s,
+            bounded_elsewhere=uploads.is_upload,
+        )
         api.add_middleware(Doorkeeper, keys=Keys(self._settings.api_keys))
         api.add_middleware(Ledger)
         api.add_middleware(Observed)

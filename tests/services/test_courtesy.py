@@ -13,7 +13,7 @@ from services.settings import Settings
 
 def test_no_more_questions_are_taken_than_can_be_in_hand_and_background_ones_do_not_count() -> None:
     async def main() -> None:
-        courtesy = Courtesy(patience_s=0.0, most=2)
+        courtesy = Courtesy(patience_s=0.0, most=2, several=False)
         with ExitStack() as jobs, ExitStack() as others:
             for _ in range(5):
                 jobs.enter_context(courtesy.answering(background=True))
@@ -37,12 +37,31 @@ def test_who_is_refused_is_told_how_long_the_last_answer_took(monkeypatch: pytes
             pass
         return refused.value.retry_after_s
 
-    courtesy = Courtesy(patience_s=0.0, most=1)
+    courtesy = Courtesy(patience_s=0.0, most=1, several=False)
     assert retry_after_s(courtesy) == 1
     for took_s, told_s in ((0.2, 1), (4.1, 5), (900.0, 60)):
         with courtesy.answering(False):
             now += took_s
         assert retry_after_s(courtesy) == told_s
+
+
+@pytest.mark.parametrize(("several", "own", "all_of_them"), [(False, 6, 6), (True, 3, 6)])
+def test_those_that_wait_for_their_media_leave_room_for_others(several: bool, own: int, all_of_them: int) -> None:
+    """Of eight questions six may wait, and three of one tenant's where there are several."""
+    courtesy = Courtesy(patience_s=0.0, most=8, several=several)
+    with ExitStack() as waiting:
+        for _ in range(own):
+            waiting.enter_context(courtesy.finding("a"))
+        with pytest.raises(Overloaded, match=f"the limits are 6 and {own}. "), courtesy.finding("a"):
+            pass
+        for _ in range(all_of_them - own):
+            waiting.enter_context(courtesy.finding("b"))
+        with pytest.raises(Overloaded, match="6 questions wait for their media, 0 of them with this key"):
+            waiting.enter_context(courtesy.finding("c"))
+        with courtesy.answering(background=False):
+            pass
+    with courtesy.finding("a"):
+        pass
 
 
 @pytest.mark.parametrize(("workers", "max_workers", "most"), [(1, 0, 8), (2, 0, 16), (2, 5, 40)])

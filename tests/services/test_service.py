@@ -33,6 +33,8 @@ from tests.soak.live import processes
 from tests.soak.overload import overload
 
 MODEL, OTHER = "fake", "fake-both"
+MOST = 32
+"""Questions in hand: two models, two workers of each, eight questions of each."""
 CLIP = {"type": "video_url", "video_url": {"url": "fake://openai"}}
 
 
@@ -385,6 +387,49 @@ def test_slow_fetches_hold_up_nobody_else(http: httpx.Client, base_url: str) -> 
         assert query(http, video, "what?")["answer"].startswith("saw 8 frames")
         assert not any(future.done() for future in slow)
         assert all(future.result().status_code == 200 for future in slow)
+
+
+def test_slow_media_of_questions_hold_up_no_question_about_others(http: httpx.Client, base_url: str) -> None:
+    """More questions than an ingress takes, all about slow addresses: those beyond three quarters are refused."""
+    video = post_video(http, "fake://known")
+    first = query(http, video, "what?")
+    limits = httpx.Limits(max_connections=None)
+    with httpx.Client(base_url=base_url, timeout=60, limits=limits) as client, ThreadPoolExecutor(2 * MOST) as pool:
+        asked = [chat(MODEL, f"fake://late{number}?fetch=8", "what?") for number in range(2 * MOST)]
+        slow = [pool.submit(client.post, "/v1/chat/completions", json=body) for body in asked]
+        while sum(future.done() for future in slow) < 2 * MOST - 3 * MOST // 4:
+            time.sleep(0.05)
+        again = query(http, video, "and?", session_id=first["session_id"])
+        assert again["answer"].startswith("saw 8 frames")
+        refused = [future.result() for future in slow if future.done()]
+        assert all(response.status_code == 503 and "retry-after" in response.headers for response in refused)
+        answered = [future.result() for future in slow if future.result() not in refused]
+        assert [response.status_code for response in answered] == [200] * (3 * MOST // 4)
+
+
+@pytest.mark.parametrize("name", ["X-Request-Timeout-Seconds", "X_Session-Id", "Serve_Multiplexed-Model-Id"])
+def test_headers_that_mean_something_to_ray_mean_nothing(http: httpx.Client, name: str) -> None:
+    """Ray would fail on those that are no text in front of every key, and keep what it had of the request."""
+    for value in (b"\xff", b"0.000001"):
+        response = http.get("/v1/models", headers=[(name.encode(), value)])
+        assert response.status_code == 200, response.text
+
+
+def test_nobody_works_for_those_who_hung_up_and_asked_ray_to_go_on(http: httpx.Client, base_url: str) -> None:
+    body = chat(MODEL, "fake://endless-after-hang-up", "endless?", max_tokens=4096)
+    order = {"X-Request-Disconnect-Disabled": "?1"}
+    with httpx.Client(base_url=base_url, timeout=2, headers=order) as client, pytest.raises(httpx.ReadTimeout):
+        client.post("/v1/chat/completions", json=body)
+    until_idle(MODEL, patience_s=20)
+
+
+def test_a_body_that_never_comes_is_given_up(http: httpx.Client) -> None:
+    with socket.create_connection((http.base_url.host, http.base_url.port), timeout=30) as line:
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        line.sendall(f"{head}Connection: close\r\nContent-Length: 10\r\n\r\n{{".encode())
+        told = line.makefile("rb").read().decode()
+    assert told.startswith("HTTP/1.1 504 ")
+    assert "1 bytes of it" in told
 
 
 @pytest.mark.parametrize("given", ["r-1", "\xff\xfe", "x" * 65, "<b>", None])

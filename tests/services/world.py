@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from occam.config import EngineConfig
 from occam.engine import Engine
+from services.background import ended
 from services.decoder import Decoder, Media
 from services.ingress import Ingress
 from services.settings import Settings
@@ -73,7 +74,8 @@ async def world(
         async with api.router.lifespan_context(api), client as http:
             yield World(http, workers[settings.models[0]], decoder, api)
     finally:
-        # Where each is a process, its connections end with it.
+        # Where each is a process, what it is at ends with it, and its connections do.
+        await ended(*ingress._videos._warming.values())
         await ingress._state._redis.aclose()
         for worker in workers.values():
             await worker.target._prefixes._tiers.aclose()
