@@ -1,8 +1,8 @@
 """`make bench`: what a question costs beside the stock model, and what pruning itself costs, on this machine.
 
 python -m tests.bench [SECTION...] measures all sections but gpu, or these. Needs torch and transformers; Redis where it
-is installed; Ray and a decoder for service and soak. The overhead at real dimensions takes up to 16 GiB and some
-minutes on a CPU.
+is installed; a decoder for video, and Ray too for service and soak. The overhead at real dimensions takes up to 16 GiB
+and some minutes on a CPU.
 """
 
 import argparse
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from tests.bench import flips, gpu, overhead, quantized, questions, service, soak, speed, wire
+from tests.bench import flips, gpu, overhead, quantized, questions, service, soak, speed, video, wire
 from tests.bench.report import publish
 
 SECTIONS = {
@@ -20,6 +20,7 @@ SECTIONS = {
     "flips": flips,
     "wire": wire,
     "quantized": quantized,
+    "video": video,
     "service": service,
     "soak": soak,
 }
