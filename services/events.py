@@ -104,4 +104,5 @@ async def _with_silences(events: AsyncGenerator[dict[str, Any]]) -> AsyncGenerat
 
 
 def _line(event: dict[str, Any]) -> str:
-    return f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
+    """The event in ASCII, since readers differ in what else ends a line."""
+    return f"data: {json.dumps(event)}\n\n"

@@ -1,17 +1,20 @@
 """`occam ask --server`: the same command over a service."""
 
+import asyncio
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from fastapi import Request
 
 from services.ask_server import Server, ServiceRefused, ServiceUnreachable, ask
 from services.cli import main
+from services.events import respond
 from tests.redis_server import RedisServer
 from tests.services.server import served
 from tests.services.world import MODEL
@@ -135,6 +138,21 @@ class Service:
         transport = httpx.MockTransport(self)
         answers = list(ask(server, source, questions, query, notes.append, pieces.append, transport))
         return answers, notes, pieces
+
+
+def test_what_ends_a_line_elsewhere_ends_none_of_a_stream() -> None:
+    odd = "one\u2028two\u2029three\x85four\x0cfive\x1esix"
+
+    async def events() -> AsyncGenerator[dict[str, Any]]:
+        yield {"type": "text", "text": odd}
+        yield ANSWER | {"answer": odd}
+
+    async def written() -> str:
+        response = await respond(Request({"type": "http"}), events())
+        return "".join([str(chunk) async for chunk in response.body_iterator])
+
+    answers, _, pieces = Service(asyncio.run(written())).ask("http://a/", "what?")
+    assert [answer.answer for answer in answers] == pieces == [odd]
 
 
 def test_a_file_is_sent_and_a_key_goes_along(tmp_path: Path) -> None:

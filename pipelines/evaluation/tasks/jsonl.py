@@ -22,7 +22,7 @@ _KNOWN = (*_NEEDED, "choices", "id", "kind", "start_s", "end_s")
 def read_jsonl(path: Path) -> list[Entry]:
     """The questions of the file; InvalidInput, with the line's number, for what is none."""
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
+        lines = path.read_text("utf-8-sig").split("\n")  # texts in JSON may hold what else ends a line
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{path} cannot be read as UTF-8 text: {error}.", "task") from error
     return list(_entries(path, lines))

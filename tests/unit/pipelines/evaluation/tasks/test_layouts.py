@@ -184,14 +184,16 @@ def test_frames_come_from_the_stretch_and_from_pictures(tmp_path: Path) -> None:
 
 def test_questions_about_the_same_clip_share_it(tmp_path: Path) -> None:
     touch(tmp_path, "a.mp4", "b.mp4")
-    row = {"question": "Q", "answer": "B", "choices": ["x", "y"], "kind": "where"}
+    row = {"question": "Q\u2028in\x85lines", "answer": "B", "choices": ["x", "y"], "kind": "where"}
     lines = [{"video": "a.mp4", **row}, {"video": "b.mp4", **row}, {"video": "a.mp4", **row, "id": "third"}]
-    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n\n"
+    (tmp_path / "t.jsonl").write_text(text, "utf-8")
     task = opened(str(tmp_path / "t.jsonl"), Choice(limit=None, tuning=1, seed=0))
     assert (len(task.clips), len(task.tuning)) == (1, 1)
     by_clip = {clip.id: [item.id for item in clip.items] for clip in (*task.clips, *task.tuning)}
     assert by_clip == {"a.mp4": ["line 1", "third"], "b.mp4": ["line 2"]}
     assert items(task)["third"][1].answer == "B"
+    assert items(task)["third"][1].question.startswith(row["question"])
 
 
 @pytest.mark.parametrize(
