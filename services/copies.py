@@ -14,6 +14,15 @@ from occam.errors import Overloaded
 from pipelines.ingest.local_file import LocalFile
 
 
+@contextmanager
+def writing() -> Iterator[None]:
+    """Overloaded where this machine keeps no more files: its disk is full, or too many are open."""
+    try:
+        yield
+    except OSError as error:
+        raise Overloaded(f"The video cannot be kept on this machine: {error.strerror}.") from None
+
+
 class Copies:
     """The files of one folder, which one process has to itself."""
 
@@ -33,20 +42,19 @@ class Copies:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A folder for a download; gone afterwards, with all that was not kept."""
-        try:
+        """A folder for a download; gone afterwards, with all that was not kept. Overloaded."""
+        with writing():
             folder = TemporaryDirectory(dir=self.directory)
-        except OSError as error:
-            raise Overloaded(f"The video cannot be kept on this machine: {error.strerror}.") from None
         with folder as name:
             yield Path(name)
 
     def keep(self, download: LocalFile) -> LocalFile:
-        """Make a download the copy of its digest, and make room for it."""
+        """Make a download the copy of its digest, and make room for it. Overloaded."""
         self._forgotten.discard(download.digest)
-        kept = replace(download, path=download.path.rename(self.path(download.digest)))
-        with self.in_use(kept.digest):
-            self._trim()
+        with writing():
+            kept = replace(download, path=download.path.rename(self.path(download.digest)))
+            with self.in_use(kept.digest):
+                self._trim()
         return kept
 
     @contextmanager

@@ -7,14 +7,15 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from occam.errors import Overloaded, SourceUnavailable, UnsupportedVideo
 from pipelines.ingest.limits import Limits
 from pipelines.ingest.local_file import LocalFile, checked_reader, version_of
 from pipelines.ingest.sniff import HEAD_BYTES, kind_of, reader_of
-from services.copies import Copies
+from services.copies import Copies, writing
 from services.messages import UploadPiece
 
 _LOST = "What had come of the upload is lost. Upload the file again."
@@ -27,14 +28,17 @@ class _Open:
 
     began_s: float
     reader: str
-    file: IO[bytes]
+    file: FileIO
     folder: ExitStack
     size: int = 0
     hash: Any = field(default_factory=hashlib.sha256)
     digest: str = ""
 
     def write(self, data: bytes) -> None:
-        self.file.write(data)
+        """All of it now: a file without a buffer has nothing left that could fail as it is closed."""
+        left = memoryview(data)
+        while left:
+            left = left[self.file.write(left) :]
         self.hash.update(data)
 
 
@@ -68,35 +72,37 @@ class UploadFiles:
     async def take(self, piece: UploadPiece) -> None:
         """Add the next piece to an upload, or begin it with the first, whose bytes say whether it is a video.
 
-        UnsupportedVideo, VideoTooLarge; Overloaded if all uploads together take too much; SourceUnavailable if this
-        process has not what came before.
+        UnsupportedVideo, VideoTooLarge; Overloaded if all uploads together take too much, or the machine has no room;
+        SourceUnavailable if this process has not what came before.
         """
-        if piece.offset == 0:
-            self._begin(piece)
-        upload = self._open.get(piece.upload)
-        if upload is None or upload.size != piece.offset:
-            raise SourceUnavailable(_LOST, "file")
-        self._limits.check_bytes("video", upload.size + len(piece.data))
-        self._check_room(len(piece.data))
-        upload.size += len(piece.data)
-        try:
+        with writing():
+            if piece.offset == 0:
+                self._begin(piece)
+            upload = self._open.get(piece.upload)
+            if upload is None or upload.size != piece.offset:
+                raise SourceUnavailable(_LOST, "file")
+            self._limits.check_bytes("video", upload.size + len(piece.data))
+            self._check_room(len(piece.data))
+            upload.size += len(piece.data)
             await asyncio.to_thread(upload.write, piece.data)
-        except OSError as error:
-            raise Overloaded(f"The video cannot be kept on this machine: {error.strerror}.") from None
 
     async def finish(self, name: str) -> str:
-        """The digest of an upload that is all here; nothing forgets its file before the upload is closed."""
+        """The digest of an upload that is all here; nothing forgets its file before the upload is closed.
+
+        SourceUnavailable as for `take`; Overloaded if the machine cannot keep it.
+        """
         upload = self._open.get(name)
         if upload is None:
             raise SourceUnavailable(_LOST, "file")
-        upload.file.close()
-        path = Path(upload.file.name)
-        version = version_of(path.stat())
-        local = LocalFile(
-            path=path, digest=upload.hash.hexdigest(), bytes=upload.size, reader=upload.reader, version=version
-        )
-        upload.digest = self.copies.keep(local).digest
-        self._kept_bytes = self._count()
+        with writing():
+            upload.file.close()
+            path = Path(upload.file.name)
+            version = version_of(path.stat())
+            local = LocalFile(
+                path=path, digest=upload.hash.hexdigest(), bytes=upload.size, reader=upload.reader, version=version
+            )
+            upload.digest = self.copies.keep(local).digest
+            self._kept_bytes = self._count()
         return upload.digest
 
     def close(self, name: str) -> None:
@@ -130,7 +136,7 @@ class UploadFiles:
             )
         reader = checked_reader(head, len(piece.data), self._limits, "video")
         with ExitStack() as folder:
-            file = (folder.enter_context(self.copies.scratch()) / "upload").open("wb")
+            file = (folder.enter_context(self.copies.scratch()) / "upload").open("wb", buffering=0)
             self._open[piece.upload] = _Open(began_s=self._clock(), reader=reader, file=file, folder=folder.pop_all())
 
     def _check_room(self, more: int) -> None:

@@ -1,9 +1,12 @@
 """Uploads over the service in one process: bytes to the disk and nowhere else, and gone when nobody needs them."""
 
 import asyncio
+import errno
 import hashlib
+import resource
 import tracemalloc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -362,5 +365,49 @@ def test_files_that_nobody_closes_are_dropped_and_lost_pieces_said_so(tmp_path: 
         assert files.kept() == ()
         files.close("c")
         assert on_disk(tmp_path) == []
+
+    asyncio.run(scene())
+
+
+@contextmanager
+def limit(kind: int, most: int) -> Iterator[None]:
+    """A limit of this process's own."""
+    usual = resource.getrlimit(kind)
+    resource.setrlimit(kind, (most, usual[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, usual)
+
+
+def test_a_machine_that_keeps_no_more_files_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that may not grow stands for a full disk: the system refuses a write in the same place."""
+
+    async def scene() -> None:
+        files = UploadFiles(tmp_path / "uploads", Limits(), 10_000, stale_s=60)
+
+        async def uploaded(name: str) -> str:
+            await files.take(UploadPiece(upload=name, offset=0, data=CLIP))
+            return await files.finish(name)
+
+        for kind, most, said in (
+            (resource.RLIMIT_FSIZE, 1000, "File too large"),
+            (resource.RLIMIT_NOFILE, 3, "Too many open files"),
+        ):
+            await asyncio.to_thread(int)  # its pool's thread is there before files cannot be opened
+            with limit(kind, most), pytest.raises(Overloaded, match=f"cannot be kept on this machine: {said}"):
+                await uploaded("refused")
+            files.close("refused")
+
+        def full(*args: Any) -> Path:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patch, pytest.raises(Overloaded, match="this machine: No space left on device"):
+            patch.setattr(Path, "rename", full)
+            await uploaded("not moved")
+        files.close("not moved")
+        assert [path for path in (tmp_path / "uploads").rglob("*") if path.is_file()] == []
+        assert await uploaded("later") == DIGEST
+        files.close("later")
 
     asyncio.run(scene())
