@@ -266,23 +266,28 @@ class JobRunner:
         video.digest = described.medium.digest
 
     async def _keep(self, run: _Run, index: int, outcome: AnswerBody | ErrorDetail) -> None:
-        """Keep a question's line, however long the store is away; raises _LeaseLost."""
-        line, grown = line_of(run.record, index, run.queries[index % len(run.queries)].question, outcome)
-        failed = isinstance(outcome, ErrorDetail)
-        try:
-            kept = await self._store.keep(run.record, run.token, index, line, failed=failed, grown=grown)
-        except StoreUnavailable as error:
-            metrics.JOB_WAITS.labels(error.code).inc()
-            await asyncio.sleep(_STORE_RETRY_S)
-            await self._keep(run, index, outcome)
-            return
-        if kept == "lost":
-            raise _LeaseLost
-        if kept == "full":
+        """Keep a question's line; raises _LeaseLost.
+
+        While the store is away it is tried again for as long as the lease may hold. Then the work ends (`_beat`), the
+        line is lost, and whoever takes the job up asks anew.
+        """
+        while True:
+            line, grown = line_of(run.record, index, run.queries[index % len(run.queries)].question, outcome)
+            failed = isinstance(outcome, ErrorDetail)
+            try:
+                kept = await self._store.keep(run.record, run.token, index, line, failed=failed, grown=grown)
+            except StoreUnavailable as error:
+                metrics.JOB_WAITS.labels(error.code).inc()
+                await asyncio.sleep(_STORE_RETRY_S)
+                continue
+            if kept == "lost":
+                raise _LeaseLost
+            if kept == "kept":
+                metrics.JOB_QUESTIONS.labels("failed" if failed else "ok").inc()
+            if kept != "full":
+                return
             full = ResultsTooLarge("The answer does not fit: all jobs and results have as many bytes as they may.")
-            await self._keep(run, index, body_of(full, None).error)
-        if kept == "kept":
-            metrics.JOB_QUESTIONS.labels("failed" if failed else "ok").inc()
+            outcome = body_of(full, None).error
 
 
 def _question(run: _Run, video: _Video, query: JobQuestion) -> Question:
