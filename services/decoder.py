@@ -120,9 +120,11 @@ class Decoder:
         """See `UploadFiles.forget`."""
         self._media.uploads.forget(digests)
 
-    async def overlay(self, medium: Medium, views: list[Patches], framing: Framing, view: View) -> bytes:
+    async def overlay(
+        self, medium: Medium, views: list[Patches], framing: Framing, view: View, origin: Origin = NOBODY
+    ) -> bytes:
         """A PNG of the medium's one wanted frame, with what was kept of it."""
-        async with aclosing(self.decode(medium, 1)) as chunks:
+        async with aclosing(self.decode(medium, 1, origin)) as chunks:
             frame = (await anext(chunks)).frames.frames[0]
         return await asyncio.to_thread(draw, frame, views, framing, view)
 

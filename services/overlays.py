@@ -5,6 +5,7 @@ from dataclasses import replace
 from ray.serve.handle import DeploymentHandle
 
 from occam.types import Framing
+from services import origin
 from services.conversations import Conversations
 from services.errors import NotFound
 from services.kept_evidence import unpack
@@ -39,5 +40,5 @@ class Overlays:
             served = (await self._conversations.served()).get(session.model)
             framing = Framing() if served is None else served.framing
             chosen = replace(session.media[medium], indices=(index,))
-            png: bytes = await call(self._decoder, "overlay", chosen, views, framing, view)
+            png: bytes = await call(self._decoder, "overlay", chosen, views, framing, view, origin.current())
             return png

@@ -96,6 +96,7 @@ class Worker:
 
     async def foresee(self, ask: Ask, questions: Sequence[str]) -> Forecast:
         """What `ask` would take, and the same with other questions."""
+        origin.adopt(ask.origin)
         choice = ask.pruning
         pruning = self._engine.asked(self._engine.pruning(choice.strategy, **choice.options), ask.question)
         plan = await self._thread.run(

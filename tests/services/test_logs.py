@@ -5,6 +5,7 @@ import io
 import json
 import logging
 from collections.abc import Callable, Iterator
+from contextvars import Context
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 from services import logs, origin
 from services.decoder import Decoder
 from services.log_collector import collected
+from services.prefixes import Prefixes
 from services.settings import Settings
+from services.worker import Worker
 from tests.fakes import FakeMedia
 from tests.services.world import MODEL, Play, World
 
@@ -199,8 +202,8 @@ def test_a_process_without_the_launcher_writes_to_standard_error(
 
 def test_work_elsewhere_knows_whose_it_is(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the decoder and in the worker, in work that is shared, and in what goes on behind an answer."""
-    seen: dict[str, set[str]] = {"describe": set(), "decode": set(), "encode": set()}
-    describe, decode = FakeMedia.describe, FakeMedia.decode
+    seen: dict[str, set[str]] = {"describe": set(), "decode": set(), "foresee": set()}
+    describe, decode, foresee, has = FakeMedia.describe, FakeMedia.decode, Worker.foresee, Prefixes.has
 
     async def described(*args: Any) -> Any:
         seen["describe"].add(origin.current().request_id)
@@ -211,8 +214,17 @@ def test_work_elsewhere_knows_whose_it_is(play: Play, monkeypatch: pytest.Monkey
         async for chunk in decode(*args):
             yield chunk
 
+    async def foreseen(*args: Any) -> Any:
+        return await asyncio.create_task(foresee(*args), context=Context())  # as in a process of its own
+
+    async def looked_for(*args: Any) -> Any:
+        seen["foresee"].add(origin.current().request_id)
+        return await has(*args)
+
     monkeypatch.setattr(FakeMedia, "describe", described)
     monkeypatch.setattr(FakeMedia, "decode", decoded)
+    monkeypatch.setattr(Worker, "foresee", foreseen)
+    monkeypatch.setattr(Prefixes, "has", looked_for)
 
     async def scene(service: World) -> None:
         content = [{"type": "video_url", "video_url": {"url": "fake://whose"}}, {"type": "text", "text": "what?"}]
@@ -222,5 +234,13 @@ def test_work_elsewhere_knows_whose_it_is(play: Play, monkeypatch: pytest.Monkey
         await service.http.post("/v1/videos", json={"url": "fake://behind"}, headers={"x-request-id": "mine-5"})
         while "mine-5" not in seen["decode"]:
             await asyncio.sleep(0.01)
+        shown = {**chat, "occam": {"evidence": True}}
+        answer = (await service.http.post("/v1/chat/completions", json=shown)).json()
+        overlay = answer["occam"]["evidence"]["frames"][0]["overlay"]
+        assert (await service.http.get(overlay, headers={"x-request-id": "mine-6"})).status_code == 200
+        assert "mine-6" in seen["decode"]
+        asked = {"url": "fake://whose", "question": "what?"}
+        await service.http.post("/v1/estimate", json=asked, headers={"x-request-id": "mine-7"})
+        assert seen["foresee"] == {"mine-7"}
 
     play(scene)
