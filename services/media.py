@@ -197,8 +197,8 @@ def _seconds(facts: VideoFacts, choice: FrameChoice) -> float:
 
 
 def upload_limits(settings: Settings) -> Limits:
-    """The limits on a file that is uploaded: none is larger than all may be together."""
-    return replace(limits_of(settings), max_bytes=min(settings.max_video_bytes, settings.upload_bytes))
+    """The limits on a file that is uploaded: none is larger than all of its tenant may be together."""
+    return replace(limits_of(settings), max_bytes=min(settings.max_video_bytes, settings.most_upload_bytes))
 
 
 def limits_of(settings: Settings) -> Limits:

@@ -33,6 +33,7 @@ _ABOVE_ZERO = (
     "upload_bytes", "upload_s",
     "job_concurrency", "max_jobs", "max_job_questions", "max_job_bytes", "job_ttl_s", "job_lease_s", "job_patience_s",
 )  # fmt: skip
+_ZERO_OR_MORE = ("target_queued_tokens", "tenant_upload_bytes")
 
 _KUBERNETES = re.compile(PREFIX + r"(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 
@@ -84,7 +85,8 @@ class Settings:
     otlp_endpoint: the OTLP/HTTP collector that traces are sent to, e.g. `http://localhost:4318`, in the extra `otel`;
     without one `OTEL_EXPORTER_OTLP_ENDPOINT`; none where both are empty
     upload_bytes: of all uploaded videos together, which are kept in `directory` as long as a video's record refers to
-    them; upload_s: that one upload may take to come
+    them; upload_s: that one upload may take to come; tenant_upload_bytes: of one tenant's; 0: half of all where there
+    are keys, all where there are none
     directory: node-local files (fetched and uploaded videos and images, metrics); a fresh private one where empty
     kv_detail, state_detail: what `auto` came to, in words for `/readyz`; the launcher fills them in
     """
@@ -120,6 +122,7 @@ class Settings:
     max_decodes: int = 32
     video_cache_bytes: int = 8 << 30
     upload_bytes: int = 8 << 30
+    tenant_upload_bytes: int = 0
     upload_s: float = 900.0
     deadline_s: float = 120.0
     device: str = "cpu"
@@ -159,6 +162,9 @@ class Settings:
         for name in _ABOVE_ZERO:
             if not getattr(self, name) > 0:
                 raise InvalidInput(f"{PREFIX}{name.upper()} must be above 0, got {getattr(self, name)}.", name)
+        for name in _ZERO_OR_MORE:
+            if getattr(self, name) < 0:
+                raise InvalidInput(f"{PREFIX}{name.upper()} must be 0 or more, got {getattr(self, name)}.", name)
         Keys(self.api_keys)
         self.allowance("")
         self._check_workers()
@@ -176,11 +182,6 @@ class Settings:
                 f"OCCAM_MAX_WORKERS must be 0 or no less than OCCAM_WORKERS, which is {self.workers}, "
                 f"got {self.max_workers}.",
                 "max_workers",
-            )
-        if self.target_queued_tokens < 0:
-            raise InvalidInput(
-                f"OCCAM_TARGET_QUEUED_TOKENS must be 0 or more, got {self.target_queued_tokens}.",
-                "target_queued_tokens",
             )
         if self.gpus_per_worker < 0 or (self.gpus_per_worker > 1 and self.gpus_per_worker % 1):
             raise InvalidInput(
@@ -221,6 +222,12 @@ class Settings:
     def most_questions(self) -> int:
         """How many questions one ingress has in hand, their media found or not: as many as all its workers hold."""
         return len(self.models) * max(self.workers, self.max_workers) * self.max_ongoing
+
+    @property
+    def most_upload_bytes(self) -> int:
+        """How many bytes the uploads of one tenant take at most."""
+        shared = self.upload_bytes // 2 if self.api_keys else self.upload_bytes
+        return min(self.tenant_upload_bytes or shared, self.upload_bytes)
 
     def of_node(self, environ: Mapping[str, str] = os.environ) -> "Settings":
         """These settings on a node whose Ray was started with an `OCCAM_DIRECTORY` of its own."""

@@ -16,7 +16,8 @@ from services.media import upload_limits
 from services.messages import UploadPiece
 from services.remote import broadcast, call
 from services.settings import Settings
-from services.state import State, new_id
+from services.state import State
+from services.upload_room import UploadRoom
 
 PIECE_BYTES = 1 << 20
 SWEEP_S = 600.0
@@ -30,28 +31,29 @@ class Uploads:
         self._limits = upload_limits(settings)
         self._upload_s = settings.upload_s
         self._state = state
+        self._room = UploadRoom(settings, state)
         self._decoder = decoder
 
     @asynccontextmanager
-    async def received(self, request: Request) -> AsyncGenerator[str]:
+    async def received(self, request: Request, video_id: str, tenant: str) -> AsyncGenerator[str]:
         """The digest of the file in a request's form; inside, it stays though no record refers to it yet.
 
-        What does not get one is deleted. MalformedRequest, UnsupportedVideo, VideoTooLarge, Overloaded,
-        SourceUnavailable, DeadlineExceeded.
+        video_id: of the record that it will have; what does not get one is deleted. MalformedRequest, UnsupportedVideo,
+        VideoTooLarge, QuotaExceeded, Overloaded, StoreUnavailable, SourceUnavailable, DeadlineExceeded.
         """
-        upload, digest = new_id("upload"), None
+        digest = None
         try:
-            digest = await self._in_time(upload, request)
+            digest = await self._in_time(request, video_id, tenant)
             yield digest
         except BaseException:
             # Shielded: a client that hangs up must not leave a file. What cannot be reached now is swept later.
             with CancelScope(shield=True), suppress(OccamError):
-                await broadcast(self._decoder, "close_upload", upload)
+                await self._close(video_id)
                 if digest is not None:
                     await self.sweep()
             raise
         with suppress(OccamError):  # it has its record; the decoder closes by itself what stays open
-            await broadcast(self._decoder, "close_upload", upload)
+            await self._close(video_id)
 
     async def sweep(self) -> None:
         """Delete the uploaded files to which no record refers; call it when a record of one has gone."""
@@ -67,17 +69,24 @@ class Uploads:
             check_cancelled()
             await asyncio.sleep(SWEEP_S)
 
-    async def _in_time(self, upload: str, request: Request) -> str:
+    async def _close(self, video_id: str) -> None:
+        await broadcast(self._decoder, "close_upload", video_id)
+        await self._room.give_back(video_id)
+
+    async def _in_time(self, request: Request, video_id: str, tenant: str) -> str:
         try:
             async with asyncio.timeout(self._upload_s):
-                return await self._pass_on(upload, request)
+                await self._room.take(tenant, video_id, self._most(request))
+                size, digest = await self._pass_on(request, video_id)
+                await self._room.take(tenant, video_id, size, digest)
+                return digest
         except TimeoutError as error:
             raise DeadlineExceeded(f"The upload took more than {self._upload_s:g} s.") from error
         except ClientDisconnect:
             raise MalformedRequest("The upload breaks off: its client has gone.") from None
 
-    async def _pass_on(self, upload: str, request: Request) -> str:
-        self._check_announced(request)
+    async def _pass_on(self, request: Request, upload: str) -> tuple[int, str]:
+        """The file's bytes and its digest."""
         form = FileForm(request.headers["content-type"])
         offset, size, piece = 0, 0, bytearray()
         async for data in request.stream():
@@ -91,16 +100,19 @@ class Uploads:
         if piece or not offset:
             await self._send(upload, offset, piece)
         digest: str = await call(self._decoder, "finish_upload", upload)
-        return digest
+        return size, digest
 
     async def _send(self, upload: str, offset: int, piece: bytearray) -> None:
         await call(self._decoder, "upload", UploadPiece(upload=upload, offset=offset, data=bytes(piece)))
         piece.clear()
 
-    def _check_announced(self, request: Request) -> None:
-        """A body that is too large by its own word need not come."""
+    def _most(self, request: Request) -> int:
+        """Bytes that the file may have; a body that is too large by its own word need not come."""
         announced = request.headers.get("content-length", "")
-        if announced.isdecimal() and len(announced) < _DIGITS and int(announced) > self._limits.max_bytes + OVERHEAD:
+        if "transfer-encoding" in request.headers or not announced.isdecimal() or len(announced) >= _DIGITS:
+            return self._limits.max_bytes  # where a body comes in chunks, its length is not what it says
+        if int(announced) > self._limits.max_bytes + OVERHEAD:
             raise VideoTooLarge(
                 f"The form has {announced} bytes, and the video in it may have {self._limits.max_bytes}.", "file"
             )
+        return min(int(announced), self._limits.max_bytes)

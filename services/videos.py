@@ -51,18 +51,19 @@ class Videos:
 
     async def add(self, url: str, tenant: str) -> VideoRecord:
         """Fetch and describe the video; its frames are encoded for the default model behind the answer's back."""
-        return await self._add(Source(url=url, kind="video"), None, tenant)
+        return await self._add(new_id("video"), Source(url=url, kind="video"), None, tenant)
 
     async def upload(self, request: Request, tenant: str) -> VideoRecord:
         """The same for the video in a request's form."""
-        async with self._uploads.received(request) as digest:
-            return await self._add(Source(url=f"{UPLOAD}{digest}", kind="video"), digest, tenant)
+        video_id = new_id("video")
+        async with self._uploads.received(request, video_id, tenant) as digest:
+            return await self._add(video_id, Source(url=f"{UPLOAD}{digest}", kind="video"), digest, tenant)
 
-    async def _add(self, source: Source, digest: str | None, tenant: str) -> VideoRecord:
+    async def _add(self, video_id: str, source: Source, digest: str | None, tenant: str) -> VideoRecord:
         async with self._conversations.until(self._conversations.deadline()):
             model = await self._conversations.model(None, {"video"})
             described = await self._conversations.describe(model, source, FrameChoice(), digest)
-            record = VideoRecord(id=new_id("video"), tenant=tenant, video=described.medium, status="processing")
+            record = VideoRecord(id=video_id, tenant=tenant, video=described.medium, status="processing")
             reservation = await self._reserve(model, record)
             try:
                 await self._keep(model, record)

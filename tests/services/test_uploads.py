@@ -10,12 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from occam.errors import Overloaded, SourceUnavailable
+from occam.errors import InvalidInput, Overloaded, SourceUnavailable
 from pipelines.ingest.limits import Limits
+from services.keys import entry_of, fresh_key
 from services.media import LocalMedia
 from services.messages import UploadPiece
+from services.settings import Settings
 from services.upload_files import UploadFiles
 from services.uploads import PIECE_BYTES
 from tests.redis_server import RedisServer
@@ -282,6 +285,88 @@ def test_all_uploads_together_are_bounded(play: Play, tmp_path: Path) -> None:
     play(scene, upload_bytes=3000)
 
 
+ACME, OTHER = fresh_key(), fresh_key()
+AS_OTHER = {"authorization": f"Bearer {OTHER}"}
+TENANTS = {
+    "api_keys": (entry_of("acme", ACME), entry_of("other", OTHER)),
+    "headers": {"authorization": f"Bearer {ACME}"},
+}
+
+
+async def sent(service: World, data: bytes, **given: Any) -> httpx.Response:
+    return await service.http.post("/v1/videos", files={"file": ("clip.mp4", data, "video/mp4")}, **given)
+
+
+def check_refused(response: httpx.Response) -> None:
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], response.headers["retry-after"]) == (429, "quota_exceeded", "60")
+    assert "over the limit of 5000 for one tenant (OCCAM_TENANT_UPLOAD_BYTES)" in error["message"]
+
+
+def test_one_tenant_cannot_take_all_the_room(play: Play, own_redis: RedisServer, tmp_path: Path) -> None:
+    """Half of it, by default; what it deletes or lets expire gives room back, and the same bytes count once."""
+    more = [CLIP + bytes([number]) for number in range(4)]
+
+    async def scene(service: World) -> None:
+        first, _, second = [await upload(service, data) for data in (more[0], more[0], more[1])]
+        check_refused(await sent(service, more[2]))
+        assert len(on_disk(tmp_path)) == 2
+        assert [(await sent(service, data, headers=AS_OTHER)).status_code for data in more[2:]] == [200, 200]
+        check_refused(await sent(service, more[0], headers=AS_OTHER))
+        await service.http.delete(f"/v1/videos/{second['id']}")
+        third = await upload(service, more[2])
+        await service.http.delete(f"/v1/videos/{first['id']}")
+        check_refused(await sent(service, more[3]))
+        own_redis.client.delete(f"video:{third['id']}")  # as Redis does when its time is over
+        await upload(service, more[3])
+        assert own_redis.client.keys("upload:*") == []
+        assert (await sent(service, CLIP + bytes(70_000))).status_code == 413, "more than a tenant may have at all"
+
+    play(scene, upload_bytes=10_000, state_url=own_redis.url, **TENANTS)
+
+
+def test_uploads_under_way_take_their_tenants_room(play: Play, own_redis: RedisServer) -> None:
+    """As much as they announce, or as the largest file; what breaks off gives it back, and so does a dead ingress."""
+
+    async def scene(service: World) -> None:
+        for headers in (FORM, {**FORM, "content-length": "3500"}):
+            begun, go_on = asyncio.Event(), asyncio.Event()
+
+            async def slow(begun: asyncio.Event = begun, go_on: asyncio.Event = go_on) -> AsyncIterator[bytes]:
+                yield part("file", CLIP)
+                begun.set()
+                await go_on.wait()  # and breaks off
+
+            coming = asyncio.create_task(service.http.post("/v1/videos", content=slow(), headers=headers))
+            await begun.wait()
+            check_refused(await sent(service, CLIP))
+            assert (await sent(service, CLIP, headers=AS_OTHER)).status_code == 200
+            go_on.set()
+            assert (await coming).status_code == 400
+        own_redis.client.hset("uploads:of:acme", mapping={"video-dead": "4000 ", "video-damaged": "?"})
+        own_redis.client.set("upload:video-dead", "", px=200)
+        check_refused(await sent(service, CLIP))
+        await asyncio.sleep(0.25)
+        await upload(service)
+        assert own_redis.client.hlen("uploads:of:acme") == 1
+        assert own_redis.client.keys("upload:*") == []
+
+    play(scene, tenant_upload_bytes=5000, state_url=own_redis.url, **TENANTS)
+
+
+def test_how_much_room_a_tenant_has() -> None:
+    keys = (entry_of("acme", ACME),)
+    for given, most in (
+        ({}, 1000),
+        ({"api_keys": keys}, 500),
+        ({"api_keys": keys, "tenant_upload_bytes": 700}, 700),
+        ({"tenant_upload_bytes": 2000}, 1000),
+    ):
+        assert Settings(upload_bytes=1000, **given).most_upload_bytes == most  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="OCCAM_TENANT_UPLOAD_BYTES must be 0 or more, got -1"):
+        Settings(tenant_upload_bytes=-1)
+
+
 def test_a_service_that_is_started_anew_finds_its_uploads(play: Play, tmp_path: Path) -> None:
     videos: list[str] = []
 
@@ -402,9 +487,10 @@ def test_a_machine_that_keeps_no_more_files_says_so(tmp_path: Path, monkeypatch:
         def full(*args: Any) -> Path:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        with monkeypatch.context() as patch, pytest.raises(Overloaded, match="this machine: No space left on device"):
+        with monkeypatch.context() as patch:
             patch.setattr(Path, "rename", full)
-            await uploaded("not moved")
+            with pytest.raises(Overloaded, match="this machine: No space left on device"):
+                await uploaded("not moved")
         files.close("not moved")
         assert [path for path in (tmp_path / "uploads").rglob("*") if path.is_file()] == []
         assert await uploaded("later") == DIGEST
