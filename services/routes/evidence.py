@@ -8,7 +8,7 @@ from services.overlay import View
 from services.overlays import Overlays
 from services.routes.responses import ERRORS
 from services.schemas import MAX_NAME
-from services.tenants import CountedCaller
+from services.tenants import Caller
 
 _MOST = 2**31 - 1
 _PNG: dict[str, Any] = {
@@ -32,7 +32,7 @@ def add_routes(api: FastAPI, overlays: Overlays) -> None:
         index: Annotated[
             int, Path(ge=0, le=_MOST, description="`index` of a frame in the answer's evidence.", examples=[12])
         ],
-        tenant: CountedCaller,
+        tenant: Caller,
         view: Annotated[
             View,
             Query(
