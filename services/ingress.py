@@ -24,8 +24,7 @@ from services.references import References
 from services.routes import chat, estimate, evidence, jobs, operation, page, reference, sessions, uploads, videos
 from services.settings import Settings
 from services.state import State
-from services.strict_json import StrictRoute
-from services.tenants import Doorkeeper
+from services.tenants import CountedRoute, Doorkeeper
 from services.uploads import Uploads
 from services.videos import Videos
 
@@ -77,7 +76,7 @@ class Ingress:
         api.add_middleware(Observed)
         api.add_middleware(RequestIds)
         api.state.quotas = self._quotas
-        api.router.route_class = StrictRoute
+        api.router.route_class = CountedRoute
         problems.install(api)
         uploads.add_routes(api, self._videos)
         videos.add_routes(api, self._videos, self._conversations)

@@ -1,8 +1,9 @@
 """Who a request comes from. Ids belong to a tenant: to everybody else they are unknown."""
 
-from typing import Annotated, cast
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, cast
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -11,6 +12,7 @@ from services.errors import CrossSite, InvalidKey
 from services.keys import Keys
 from services.logs import note
 from services.quotas import Quotas
+from services.strict_json import StrictRoute
 
 PUBLIC = "public"
 """The one tenant of a service without keys."""
@@ -86,12 +88,18 @@ Caller = Annotated[str, Depends(tenant_of)]
 """The tenant, as a parameter of a route."""
 
 
-async def counted(request: Request, tenant: Caller) -> str:
-    """The tenant, after the request has been counted against its quota; QuotaExceeded."""
-    quotas: Quotas = request.app.state.quotas
-    await quotas.take_request(tenant)
-    return tenant
+class CountedRoute(StrictRoute):
+    """A route that counts each POST against the quota of its tenant, before any of its body is read; QuotaExceeded."""
 
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler, behind the count where the route takes POSTs: these are what costs."""
+        handler = super().get_route_handler()
+        if "POST" not in (self.methods or ()):
+            return handler
 
-CountedCaller = Annotated[str, Depends(counted)]
-"""The tenant, as a parameter of a route that costs."""
+        async def counted(request: Request) -> Response:
+            quotas: Quotas = request.app.state.quotas
+            await quotas.take_request(await tenant_of(request))
+            return await handler(request)
+
+        return counted

@@ -13,7 +13,7 @@ from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError
 
 from occam.errors import EngineFailure, InvalidInput
-from services import ingress
+from services import ingress, strict_json
 from services.allowances import Allowance
 from services.errors import DeadlineExceeded, QuotaExceeded
 from services.keys import entry_of, fresh_key
@@ -121,6 +121,28 @@ def test_every_route_that_costs_is_counted(play: Play, redis_server: RedisServer
             assert used(redis_server, "requests") == number + 1, each.template
 
     play(scene, quota_requests=100)
+
+
+def test_what_is_malformed_is_counted_before_it_is_read(
+    play: Play, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[bytes] = []
+    monkeypatch.setattr(strict_json, "parse", lambda body, parse=strict_json.parse: read.append(body) or parse(body))
+
+    async def scene(service: World) -> None:
+        for number, body in enumerate((b"{", b"{}", b"[" * 100_000)):
+            response = await service.http.post(
+                "/v1/videos/0/queries", content=body, headers={"content-type": "application/json"}
+            )
+            assert (response.status_code, response.json()["error"]["code"]) == (400, "malformed")
+            assert used(redis_server, "requests") == number + 1
+        assert len(read) == 3
+        for path in ("/v1/videos", "/v1/videos/0/queries", "/v1/chat/completions", "/v1/jobs", "/v1/estimate"):
+            refused(await service.http.post(path, content=b"{", headers={"content-type": "application/json"}))
+        refused(await service.http.post("/v1/videos", files={"file": b"no video"}))
+        assert len(read) == 3, "what the quota refuses is not read"
+
+    play(scene, quota_requests=3)
 
 
 def test_of_requests_that_come_together_no_more_than_the_quota_enter(play: Play) -> None:
