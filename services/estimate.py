@@ -72,7 +72,7 @@ class Estimates:
     async def of_job(self, body: JobRequest, tenant: str) -> EstimateBody:
         """What a job would cost; it raises what its first broken video raises."""
         self._jobs.check_size(body)
-        queries = body.queries()
+        queries = await asyncio.to_thread(body.queries)
         slots = asyncio.Semaphore(self._concurrency)
 
         async def of_video(video: VideoName) -> list[_Share]:
