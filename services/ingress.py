@@ -23,6 +23,7 @@ from services.quotas import Quotas
 from services.references import References
 from services.routes import chat, estimate, evidence, jobs, operation, page, reference, sessions, uploads, videos
 from services.settings import Settings
+from services.sites import OwnSite
 from services.state import State
 from services.tenants import CountedRoute, Doorkeeper
 from services.uploads import Uploads
@@ -71,7 +72,7 @@ class Ingress:
             max_s=self._settings.deadline_s,
             bounded_elsewhere=uploads.is_upload,
         )
-        api.add_middleware(Doorkeeper, keys=Keys(self._settings.api_keys))
+        api.add_middleware(Doorkeeper, keys=Keys(self._settings.api_keys), site=OwnSite(self._settings.host))
         api.add_middleware(Ledger)
         api.add_middleware(Observed)
         api.add_middleware(RequestIds)

@@ -30,7 +30,7 @@ def add_routes(api: FastAPI, conversations: Conversations) -> None:
             return await events.respond(request, events.chat_events(pieces, body))
         return Completion(body.model).whole(await last(pieces), body.occam.evidence)
 
-    @api.get("/v1/models", dependencies=[Depends(tenant_of)], responses=only(401, 500, 503), tags=["chat"])
+    @api.get("/v1/models", dependencies=[Depends(tenant_of)], responses=only(401, 403, 500, 503), tags=["chat"])
     async def models() -> ModelList:
         """Models, families, defaults, calibration."""
         served = await conversations.served()
