@@ -10,7 +10,7 @@ class InvalidKey(OccamError):
 
 
 class CrossSite(OccamError):
-    """Without keys a page of another site has sent the request, and its browser cannot know whose it is."""
+    """Without keys a page of another site may have sent the request, and its browser cannot know whose it is."""
 
     code = "cross_site"
 

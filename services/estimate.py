@@ -10,6 +10,7 @@ from services.estimate_schemas import EstimateBody, EstimateRequest, ExpectedSec
 from services.job_schemas import JobQuestion, JobRequest, VideoName
 from services.jobs import Jobs
 from services.messages import Forecast, FrameChoice, Question, Source
+from services.quotas import Quotas
 from services.remote import together
 
 
@@ -44,10 +45,11 @@ class _Share:
 class Estimates:
     """Estimates of queries and of jobs."""
 
-    def __init__(self, conversations: Conversations, jobs: Jobs, concurrency: int) -> None:
+    def __init__(self, conversations: Conversations, jobs: Jobs, quotas: Quotas, concurrency: int) -> None:
         """concurrency: videos that are looked at side by side, at most."""
         self._conversations = conversations
         self._jobs = jobs
+        self._quotas = quotas
         self._concurrency = concurrency
 
     async def of_query(self, body: EstimateRequest, tenant: str) -> EstimateBody:
@@ -70,9 +72,10 @@ class Estimates:
         return _summed([share], requests=None)
 
     async def of_job(self, body: JobRequest, tenant: str) -> EstimateBody:
-        """What a job would cost; it raises what its first broken video raises."""
+        """What a job would cost; QuotaExceeded before any video is fetched, then what the first broken one raises."""
         self._jobs.check_size(body)
-        queries = body.queries()
+        queries = await asyncio.to_thread(body.queries)
+        await self._quotas.take_addresses(tenant, sum(video.url is not None for video in body.videos))
         slots = asyncio.Semaphore(self._concurrency)
 
         async def of_video(video: VideoName) -> list[_Share]:

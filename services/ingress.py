@@ -23,9 +23,9 @@ from services.quotas import Quotas
 from services.references import References
 from services.routes import chat, estimate, evidence, jobs, operation, page, reference, sessions, uploads, videos
 from services.settings import Settings
+from services.sites import OwnSite
 from services.state import State
-from services.strict_json import StrictRoute
-from services.tenants import Doorkeeper
+from services.tenants import CountedRoute, Doorkeeper
 from services.uploads import Uploads
 from services.videos import Videos
 
@@ -72,12 +72,12 @@ class Ingress:
             max_s=self._settings.deadline_s,
             bounded_elsewhere=uploads.is_upload,
         )
-        api.add_middleware(Doorkeeper, keys=Keys(self._settings.api_keys))
+        api.add_middleware(Doorkeeper, keys=Keys(self._settings.api_keys), site=OwnSite(self._settings.host))
         api.add_middleware(Ledger)
         api.add_middleware(Observed)
         api.add_middleware(RequestIds)
         api.state.quotas = self._quotas
-        api.router.route_class = StrictRoute
+        api.router.route_class = CountedRoute
         problems.install(api)
         uploads.add_routes(api, self._videos)
         videos.add_routes(api, self._videos, self._conversations)
@@ -85,7 +85,8 @@ class Ingress:
         evidence.add_routes(api, self._overlays)
         chat.add_routes(api, self._conversations)
         jobs.add_routes(api, self._jobs)
-        estimate.add_routes(api, Estimates(self._conversations, self._jobs, self._settings.job_concurrency))
+        estimates = Estimates(self._conversations, self._jobs, self._quotas, self._settings.job_concurrency)
+        estimate.add_routes(api, estimates)
         reference.add_routes(api)
         operation.add_routes(api, self._settings, self._state, self._conversations, self._videos)
         page.add_routes(api)

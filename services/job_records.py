@@ -28,8 +28,8 @@ class JobRecord(BaseModel):
     @property
     def least_bytes(self) -> int:
         """Bytes of the request, and of its results if every line were an error."""
-        questions, videos = self.request.queries(), self.request.videos
-        texts = sum(len(json.dumps(query.question)) for query in questions)
+        questions, videos = self.request.questions, self.request.videos
+        texts = sum(len(json.dumps(each if isinstance(each, str) else each.question)) for each in questions)
         names = sum(len(json.dumps(video.id or video.url)) for video in videos)
         lines = len(videos) * texts + len(questions) * names + self.request.total * ERROR_BYTES
         return len(self.model_dump_json(exclude_unset=True)) + lines

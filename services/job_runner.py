@@ -184,7 +184,8 @@ class JobRunner:
                 line = PastLine.read(raw)
                 if line.answer is not None:
                     past[line.index] = (line.question, line.answer.answer)
-        return _Run(record=record, token=token, queries=record.request.queries(), seen=seen, past=past)
+        queries = await asyncio.to_thread(record.request.queries)
+        return _Run(record=record, token=token, queries=queries, seen=seen, past=past)
 
     async def _ask_all(self, run: _Run) -> None:
         """Every video in its turn, several at a time."""

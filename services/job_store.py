@@ -1,11 +1,13 @@
 """Jobs in the state store: requests, results, and leases, by which one ingress at a time works on a job.
 
 `job:ID` is the request; `job-results:ID` its lines in the order in which they came; `job-seen:ID` a bit for each
-question that has one; `job-tally:ID` how many are errors, the bytes of all, and whose it is; `job-lease:ID` which
+question that has one; `job-tally:ID` what is said of a job without reading its request, which may have megabytes: how
+many questions it has since when, how many lines are errors, the bytes of all, and whose it is; `job-lease:ID` which
 ingress works on it now. `jobs:of:TENANT` and `jobs:open` are indexes by the time of creation. What is damaged is
 CorruptState, and ends that job alone.
 """
 
+import re
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ Kept = Literal["kept", "there", "full", "lost"]
 _OPEN = "jobs:open"
 _PAGE = 64  # lines that are read at a time
 _FULL_RETRY_S = 60.0
+_COUNT = re.compile(rb"\d{1,18}")
 
 # Asked again after an answer that was lost, it finds the lease its own; a job that was deleted meanwhile has none.
 _CLAIM = """
@@ -61,7 +64,8 @@ end
 if redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[4]) then return 'many' end
 if weight(KEYS[1], tonumber(ARGV[6])) + tonumber(ARGV[5]) > tonumber(ARGV[6]) then return 'full' end
 redis.call('SET', 'job:' .. ARGV[1], ARGV[2])
-redis.call('HSET', 'job-tally:' .. ARGV[1], 'failed', 0, 'bytes', ARGV[5], 'tenant', ARGV[7])
+redis.call('HSET', 'job-tally:' .. ARGV[1], 'failed', 0, 'bytes', ARGV[5], 'tenant', ARGV[7],
+    'total', ARGV[8], 'created', ARGV[9])
 redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1])
 redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
 return 'kept'
@@ -86,8 +90,10 @@ return 'kept'
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a job is. leased: an ingress works on it; ended: none will any more."""
+    """How far a job is. created: seconds since the epoch; leased: an ingress works on it; ended: none will any more."""
 
+    total: int
+    created: int
     done: int
     failed: int
     leased: bool
@@ -112,7 +118,8 @@ class JobStore:
         """Keep a job, with room for `nbytes` of it; TooManyJobs where its tenant has no more."""
         raw = record.model_dump_json(exclude_unset=True)
         keys = (_index(record.tenant), _OPEN)
-        facts = (record.id, raw, record.created, self._max_jobs, nbytes, self._max_bytes, record.tenant)
+        limits = (self._max_jobs, nbytes, self._max_bytes)
+        facts = (record.id, raw, record.created, *limits, record.tenant, record.request.total, int(record.created))
         with self._answering() as redis:
             kept = await redis.register_script(_ADD)(keys, facts)
         if kept == b"many":
@@ -148,18 +155,24 @@ class JobStore:
             raise CorruptState("The job's request is another's.")
         return record
 
-    async def progress(self, job_id: str) -> Progress:
-        """How far a job is."""
+    async def progress(self, job_id: str) -> Progress | None:
+        """How far a job is; None where it is gone."""
         with self._answering() as redis:
             pipeline = redis.pipeline(transaction=True)
+            pipeline.exists(_job(job_id))
+            pipeline.hmget(_tally(job_id), "total", "created", "failed")
             pipeline.bitcount(_seen(job_id))
-            pipeline.hget(_tally(job_id), "failed")
             pipeline.exists(_lease(job_id))
             pipeline.zscore(_OPEN, job_id)
-            done, failed, leased, opened = await pipeline.execute()
-        if not (failed or b"").isdigit():
+            there, counts, done, leased, opened = await pipeline.execute()
+        if not there:
+            return None
+        if not all(_COUNT.fullmatch(count or b"") for count in counts):
             raise CorruptState("The job's tally is damaged.")
-        return Progress(done=done, failed=int(failed), leased=bool(leased), ended=opened is None)
+        total, created, failed = map(int, counts)
+        return Progress(
+            total=total, created=created, done=done, failed=failed, leased=bool(leased), ended=opened is None
+        )
 
     async def page(self, tenant: str, after: str | None, limit: int) -> list[str]:
         """Ids of the tenant's jobs, the newest first, behind that of `after`; NotFound where that is none."""

@@ -4,13 +4,13 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 
-from occam.errors import CorruptState, InvalidInput
+from occam.errors import CorruptState, InvalidInput, OccamError
 from services.conversations import Conversations
 from services.errors import NotFound
 from services.job_records import JobRecord, sound
 from services.job_runner import JobRunner
 from services.job_schemas import JobBody, JobRequest, JobStatus
-from services.job_store import JobStore
+from services.job_store import JobStore, Progress
 from services.settings import Settings
 from services.state import new_id
 from services.statuses import body_of
@@ -30,12 +30,15 @@ class Jobs:
     async def add(self, request: JobRequest, tenant: str) -> JobBody:
         """Take on a job; InvalidInput for one that is too large or that no model could take."""
         self.check_size(request)
-        for model in {query.model for query in request.queries() if query.sampling}:
+        queries = await asyncio.to_thread(request.queries)  # of thousands that takes a while, and others want the loop
+        for model in {query.model for query in queries if query.sampling}:
             await self._conversations.model(model, {"video"})
         record = JobRecord(id=new_id("job"), tenant=tenant, created=time.time(), request=request)
         await self._store.add(record, record.least_bytes)
         self._runner.wake()
-        return _body(record, status="queued", done=0, failed=0)
+        return JobBody(
+            id=record.id, status="queued", total=request.total, done=0, failed=0, created=int(record.created)
+        )
 
     def check_size(self, request: JobRequest) -> None:
         """InvalidInput for more questions than a job may have."""
@@ -66,8 +69,7 @@ class Jobs:
         follow: until the job has ended or is forgotten, else those that are there
         """
         await self._check_owner(job_id, tenant)
-        while await self._store.has(job_id, tenant):
-            progress = await self._store.progress(job_id)
+        while progress := await self._store.progress(job_id):
             async for line in self._store.lines(job_id, after):
                 after += 1
                 yield sound(line) + b"\n"
@@ -88,30 +90,30 @@ class Jobs:
     async def _look(self, job_id: str) -> JobBody | None:
         """A job's state; None where it is gone."""
         try:
-            record = await self._store.record(job_id)
-            if record is None:
-                return None
             progress = await self._store.progress(job_id)
         except CorruptState as error:
             detail = body_of(error, None).error
             return JobBody(id=job_id, status="failed", total=0, done=0, failed=0, created=0, error=detail)
-        total = record.request.total
-        status: JobStatus = "running" if progress.leased else "queued"
-        if progress.ended:
-            status = "done" if progress.done == total else "failed"
-        return _body(record, status=status, done=progress.done, failed=progress.failed)
+        return None if progress is None else _body(job_id, progress)
 
 
 def _not_found() -> NotFound:
     return NotFound("There is no job with this id.", "job_id")
 
 
-def _body(record: JobRecord, status: JobStatus, done: int, failed: int) -> JobBody:
+def _body(job_id: str, progress: Progress) -> JobBody:
+    status: JobStatus = "running" if progress.leased else "queued"
+    error = None
+    if progress.ended:
+        status = "done" if progress.done == progress.total else "failed"
+    if status == "failed":
+        error = body_of(OccamError("The service could not go on with what is kept of the job."), None).error
     return JobBody(
-        id=record.id,
+        id=job_id,
         status=status,
-        total=record.request.total,
-        done=done,
-        failed=failed,
-        created=int(record.created),
+        total=progress.total,
+        done=progress.done,
+        failed=progress.failed,
+        created=progress.created,
+        error=error,
     )

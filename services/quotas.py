@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil
 
-from occam.errors import StoreUnavailable, VideoTooLarge
+from occam.errors import InvalidInput, StoreUnavailable, VideoTooLarge
 from services.allowances import Allowance
 from services.errors import QuotaExceeded
 from services.state import State
@@ -52,15 +52,34 @@ class Quotas:
 
     async def take_request(self, tenant: str) -> None:
         """Count one request; QuotaExceeded, and not counted, where the minute has had as many as it may."""
+        await self._take(tenant, 1)
+
+    async def take_addresses(self, tenant: str, count: int) -> None:
+        """Count a request for each address that one request fetches; it was counted itself, as that of the first.
+
+        All or none of them: QuotaExceeded where the minute has not so many left, InvalidInput where none ever has.
+        """
+        limit = self._allowance(tenant).requests
+        if limit and count > limit:
+            raise InvalidInput(
+                f"The request names {count} addresses, each of which counts as one, more than the quota of {limit} "
+                "requests a minute (OCCAM_QUOTA_REQUESTS).",
+                "videos",
+            )
+        if count > 1:
+            await self._take(tenant, count - 1)
+
+    async def _take(self, tenant: str, count: int) -> None:
         limit = self._allowance(tenant).requests
         if not limit:
             return
         window, left_s = divmod(self._clock(), _MINUTE_S)
         counter = f"quota:requests:{tenant}:{int(window)}"
-        taken, _ = await self._state.run(_TAKE, (counter,), 1, limit, 2 * _MINUTE_S)
+        taken, used = await self._state.run(_TAKE, (counter,), count, limit, 2 * _MINUTE_S)
         if not taken:
+            found = f"has {limit - used} left, and {count} more are needed" if used < limit else "is used up"
             raise QuotaExceeded(
-                f"The quota of {limit} requests a minute is used up (OCCAM_QUOTA_REQUESTS).",
+                f"The quota of {limit} requests a minute {found} (OCCAM_QUOTA_REQUESTS).",
                 retry_after_s=_MINUTE_S - left_s,
             )
 

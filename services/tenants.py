@@ -1,16 +1,19 @@
 """Who a request comes from. Ids belong to a tenant: to everybody else they are unknown."""
 
-from typing import Annotated, cast
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, cast
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services import problems
-from services.errors import CrossSite, InvalidKey
+from services.errors import InvalidKey
 from services.keys import Keys
 from services.logs import note
 from services.quotas import Quotas
+from services.sites import OwnSite
+from services.strict_json import StrictRoute
 
 PUBLIC = "public"
 """The one tenant of a service without keys."""
@@ -21,11 +24,7 @@ _OPEN_BELOW = ("/static/", "/docs/")
 
 _TENANT = "occam_tenant"
 _AUTHORIZATION = b"authorization"
-_FROM_ELSEWHERE = (b"sec-fetch-site", b"cross-site")
-"""What every browser adds to a page's request to another site, and no page can leave out or change."""
-_READING = ("GET", "HEAD", "OPTIONS")
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
-_ELSEWHERE = "A page of another site sent the request, and without OCCAM_API_KEYS none of those is taken."
 _IN_THE_DOCUMENT = HTTPBearer(auto_error=False, description="A key of `OCCAM_API_KEYS`, where the service has any.")
 
 
@@ -35,9 +34,10 @@ class Doorkeeper:
     The header ends here: nothing behind can log it, or pass it on.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, site: OwnSite) -> None:
         self._app = app
         self._keys = keys
+        self._site = site
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on with its tenant and without its key, or answer with 401 or 403."""
@@ -51,8 +51,8 @@ class Doorkeeper:
             refusal = problems.response(Request(scope), _refusal(given), _CHALLENGE)
             await refusal(scope, receive, send)
             return
-        if not self._keys and scope["method"] not in _READING and _FROM_ELSEWHERE in scope["headers"]:
-            await problems.response(Request(scope), CrossSite(_ELSEWHERE))(scope, receive, send)
+        if not self._keys and (foreign := self._site.refusal(scope)):
+            await problems.response(Request(scope), foreign)(scope, receive, send)
             return
         if tenant is not None:
             scope.setdefault("state", {})[_TENANT] = tenant
@@ -86,12 +86,18 @@ Caller = Annotated[str, Depends(tenant_of)]
 """The tenant, as a parameter of a route."""
 
 
-async def counted(request: Request, tenant: Caller) -> str:
-    """The tenant, after the request has been counted against its quota; QuotaExceeded."""
-    quotas: Quotas = request.app.state.quotas
-    await quotas.take_request(tenant)
-    return tenant
+class CountedRoute(StrictRoute):
+    """A route that counts each POST against the quota of its tenant, before any of its body is read; QuotaExceeded."""
 
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler, behind the count where the route takes POSTs: these are what costs."""
+        handler = super().get_route_handler()
+        if "POST" not in (self.methods or ()):
+            return handler
 
-CountedCaller = Annotated[str, Depends(counted)]
-"""The tenant, as a parameter of a route that costs."""
+        async def counted(request: Request) -> Response:
+            quotas: Quotas = request.app.state.quotas
+            await quotas.take_request(await tenant_of(request))
+            return await handler(request)
+
+        return counted

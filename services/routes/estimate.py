@@ -9,7 +9,7 @@ from services.estimate import Estimates
 from services.estimate_schemas import EXAMPLE_ESTIMATE, EstimateBody, EstimateRequest
 from services.job_schemas import EXAMPLE_JOB, JobRequest
 from services.routes.responses import ERRORS
-from services.tenants import CountedCaller
+from services.tenants import Caller
 
 
 def _kind(body: Any) -> str:
@@ -28,7 +28,7 @@ def add_routes(api: FastAPI, estimates: Estimates) -> None:
     """Estimates."""
 
     @api.post("/v1/estimate", responses=ERRORS, tags=["jobs"])
-    async def post_estimate(body: Estimated, tenant: CountedCaller) -> EstimateBody:
+    async def post_estimate(body: Estimated, tenant: Caller) -> EstimateBody:
         """What a query or a whole job would cost. Its videos are fetched and probed, nothing is decoded or encoded."""
         if isinstance(body, JobRequest):
             return await estimates.of_job(body, tenant)

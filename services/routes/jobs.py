@@ -11,7 +11,7 @@ from services.job_schemas import JobBody, JobList, JobRequest
 from services.jobs import Jobs
 from services.routes.responses import ERRORS
 from services.schemas import MAX_NAME
-from services.tenants import Caller, CountedCaller
+from services.tenants import Caller
 
 NDJSON = "application/x-ndjson"
 _LINES: dict[str, Any] = {
@@ -24,7 +24,7 @@ def add_routes(api: FastAPI, jobs: Jobs) -> None:
     """Jobs."""
 
     @api.post("/v1/jobs", status_code=202, responses=ERRORS, tags=["jobs"])
-    async def post_job(body: JobRequest, tenant: CountedCaller) -> JobBody:
+    async def post_job(body: JobRequest, tenant: Caller) -> JobBody:
         """Ask every question about every video; the answers are results, and questions of others go first."""
         return await jobs.add(body, tenant)
 

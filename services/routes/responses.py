@@ -12,7 +12,7 @@ _KINDS: dict[int, tuple[str, str, str, str | None]] = {
     400: ("The request does not have the shape of the API.", "malformed", "question is missing.", "question"),
     401: ("The request carries no key that is known.", "invalid_api_key", "The request carries no API key.", None),
     403: (
-        "Without keys: the request comes from a page of another site.",
+        "Without keys: the request may come from a page of another site.",
         "cross_site",
         "A page of another site sent the request, and without OCCAM_API_KEYS none of those is taken.",
         None,

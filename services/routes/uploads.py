@@ -3,14 +3,13 @@
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.routing import APIRoute
 from starlette.routing import Match
 from starlette.types import Scope
 
 from services.errors import WrongContentType
 from services.form import FORM, PART, is_form
 from services.schemas import VideoBody
-from services.tenants import CountedCaller
+from services.tenants import Caller, CountedRoute
 from services.videos import Videos
 
 PATH = "/v1/videos"
@@ -38,7 +37,7 @@ FORM_BODY: dict[str, Any] = {
 """What the OpenAPI document says of the form, beside what it says of JSON."""
 
 
-class _FormRoute(APIRoute):
+class _FormRoute(CountedRoute):
     """A route of requests whose body is a form; others go on to the next one of the same path."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
@@ -61,7 +60,7 @@ def must_be_json(request: Request) -> None:
 def add_routes(api: FastAPI, videos: Videos) -> None:
     """The form; to be added before the route that takes JSON, in whose documentation it is described."""
 
-    async def upload_video(request: Request, tenant: CountedCaller) -> VideoBody:
+    async def upload_video(request: Request, tenant: Caller) -> VideoBody:
         """Take and describe a video; its frames are encoded in the background."""
         return VideoBody.of(await videos.upload(request, tenant))
 

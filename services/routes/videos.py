@@ -11,7 +11,7 @@ from services.messages import Question
 from services.routes.responses import ERRORS, events_like
 from services.routes.uploads import FORM_BODY, must_be_json
 from services.schemas import QueryRequest, VideoBody, VideoRequest
-from services.tenants import Caller, CountedCaller
+from services.tenants import Caller
 from services.videos import Videos
 
 _ANSWER: dict[str, Any] = {
@@ -32,7 +32,7 @@ def add_routes(api: FastAPI, videos: Videos, conversations: Conversations) -> No
         dependencies=[Depends(must_be_json)],
         openapi_extra=FORM_BODY,
     )
-    async def post_video(body: VideoRequest, tenant: CountedCaller) -> VideoBody:
+    async def post_video(body: VideoRequest, tenant: Caller) -> VideoBody:
         """Fetch and describe a video, or take one that is uploaded; its frames are encoded in the background."""
         return VideoBody.of(await videos.add(body.url, tenant))
 
@@ -52,9 +52,7 @@ def add_routes(api: FastAPI, videos: Videos, conversations: Conversations) -> No
         responses={**ERRORS, 200: _ANSWER},
         tags=["videos"],
     )
-    async def query_video(
-        video_id: str, body: QueryRequest, request: Request, tenant: CountedCaller
-    ) -> Response | AnswerBody:
+    async def query_video(video_id: str, body: QueryRequest, request: Request, tenant: Caller) -> Response | AnswerBody:
         """Ask about a video; with the `session_id` of an earlier answer, ask a follow-up."""
         question = Question(
             text=body.question,

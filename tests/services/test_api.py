@@ -4,8 +4,9 @@ import asyncio
 import json
 import os
 import re
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ray.serve.exceptions import BackPressureError
 from occam.engine import Engine
 from occam.errors import EngineFailure
 from occam.kv.break_even import Offer
+from services import strict_json
 from services.state import State
 from tests.parity.checkpoint import write_checkpoint
 from tests.redis_server import RedisServer
@@ -612,6 +614,25 @@ def test_a_body_has_a_limit(play: Play, declared: bool) -> None:
         assert "512 bytes" in error["message"]
 
     play(scene, max_body_bytes=512)
+
+
+def test_a_large_body_is_read_beside_the_loop(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others wait for the loop, so what takes long to read may not be read there."""
+    threads: list[bool] = []
+
+    def parse(body: bytes, real: Callable[[bytes], Any] = strict_json.parse) -> Any:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return real(body)
+
+    monkeypatch.setattr(strict_json, "parse", parse)
+
+    async def scene(service: World) -> None:
+        for size, status in ((8_000, 200), (100_000, 400)):
+            body = {"url": "fake://" + "x" * size}
+            assert (await service.http.post("/v1/videos", json=body)).status_code == status
+
+    play(scene)
+    assert threads == [True, False]
 
 
 def test_a_video_is_encoded_again_if_its_ingress_died(play: Play, redis_server: RedisServer) -> None:

@@ -475,6 +475,8 @@ def test_a_job_is_its_tenants_alone(play: Play) -> None:
         lambda redis, job: redis.delete(f"job-seen:{job}") and redis.hset(f"job-seen:{job}", "a", "1"),
         lambda redis, job: redis.delete(f"job-tally:{job}") and redis.set(f"job-tally:{job}", "1"),
         lambda redis, job: redis.hset(f"job-tally:{job}", "failed", "many"),
+        lambda redis, job: redis.hdel(f"job-tally:{job}", "total"),
+        lambda redis, job: redis.hset(f"job-tally:{job}", "created", "9" * 5000),
         lambda redis, job: redis.hset(f"job-tally:{job}", "bytes", "1e999"),
     ],
 )
@@ -491,7 +493,7 @@ def test_damaged_entries_fail_their_job_alone(
             other = (await post(service, clips("b"), ["three"]))["id"]
             assert (await ended(service, other))["done"] == 1
             body = await ended(service, job)
-            assert body["status"] == "failed"
+            assert (body["status"], body["error"]["type"]) == ("failed", "server_error")
             listed = (await service.http.get("/v1/jobs")).json()["data"]
             assert [(each["id"], each["status"]) for each in listed] == [(other, "done"), (job, "failed")]
             results = await service.http.get(f"/v1/jobs/{job}/results")
@@ -500,6 +502,22 @@ def test_damaged_entries_fail_their_job_alone(
             assert (await service.http.get(f"/v1/jobs/{job}")).status_code == 404
 
     asyncio.run(scene())
+
+
+def test_looking_at_jobs_reads_no_request(play: Play, asked: Asked, redis_server: RedisServer) -> None:
+    """A request may have megabytes, and is nothing that whoever asks how far a job is waits for."""
+
+    async def scene(service: World) -> None:
+        job = await post(service, clips("a", "b"), ["one", "hold two"])
+        await asked.reach("hold two")
+        redis_server.client.set(f"job:{job['id']}", b"\xff")
+        looked = (await service.http.get(f"/v1/jobs/{job['id']}")).json()
+        assert (looked["status"], looked["total"], looked["created"]) == ("running", 4, job["created"])
+        assert (await service.http.get("/v1/jobs")).json()["data"] == [looked]
+        asked.go.set()
+        assert (await ended(service, job["id"]))["status"] == "done"
+
+    play(scene)
 
 
 def test_more_questions_than_the_limit_are_refused_with_both_numbers(play: Play) -> None:

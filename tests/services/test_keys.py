@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from services import preflight
 from services.cli import main
 from services.keys import Keys, entry_of, fresh_key
 from services.settings import Settings
+from services.sites import OwnSite
 from services.tenants import Doorkeeper
 from tests.redis_server import RedisServer
 from tests.services.document import operations
@@ -123,6 +125,104 @@ def test_without_keys_pages_of_other_sites_may_read_and_no_more(
     play(scene, api_keys=keys)
 
 
+@pytest.mark.parametrize(
+    ("host", "taken"),
+    [
+        ("127.0.0.1", True),
+        ("192.168.1.5:8000", True),
+        ("[::1]:8000", True),
+        ("[fe80::1]", True),
+        ("[::ffff:127.0.0.1]:8000", True),
+        ("localhost:8000", True),
+        ("LOCALHOST.", True),
+        ("app.localhost", True),
+        ("occam", True),
+        ("occam-serve-svc:8000", True),
+        ("occam-serve-svc.occam.svc:8000", True),
+        ("occam-serve-svc.occam.svc.cluster.local:8000", True),
+        ("host.docker.internal:8000", True),
+        ("Video.Lab.Example:8000", True),  # what it was told to listen on
+        ("gpu-7.lab.example", True),  # what the machine is called
+        ("evil.example", False),
+        ("evil.example:8000", False),
+        ("evil.example.:8000", False),
+        ("127.0.0.1.evil.example", False),
+        ("evil.example:8000@localhost", False),
+        ("localhost.evil.example", False),
+        ("evillocal.example", False),
+        ("[evil.example]", False),
+        ("[::1].evil.example", False),
+        ("", False),
+        ("ev\u00efl", False),
+    ],
+)
+def test_without_keys_a_name_that_strangers_may_own_is_not_answered(
+    play: Play, monkeypatch: pytest.MonkeyPatch, host: str, taken: bool
+) -> None:
+    """Its owner can have it mean this machine, and a browser then takes the owner's pages for the service's own."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "GPU-7.lab.example")
+
+    async def scene(service: World) -> None:
+        headers = {**bearer(KEY), "host": host.encode("latin-1")}
+        for method, path in (("GET", "/v1/models"), ("GET", "/"), ("GET", "/docs"), ("POST", "/v1/models")):
+            response = await service.http.request(method, path, headers=headers)
+            assert (response.status_code == 403) is not taken, path
+            if not taken:
+                error = response.json()["error"]
+                assert error["code"] == "cross_site"
+                assert "OCCAM_API_KEYS" in error["message"]
+        for path in ("/healthz", "/readyz", "/startupz", "/metrics"):
+            assert (await service.http.get(path, headers=headers)).status_code == 200
+
+    play(scene, api_keys=(), host="video.lab.example")
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "taken"),
+    [
+        ("192.168.1.5:8000", "http://192.168.1.5:8000", True),
+        ("[::1]:8000", "http://[::1]:8000", True),
+        ("LocalHost:8000", "http://localhost:8000", True),
+        ("box", "http://box", True),
+        ("box:80", "http://box", True),
+        ("box:443", "https://box", True),
+        ("192.168.1.5:8000", None, True),
+        (None, None, True),
+        ("192.168.1.5:8000", "http://evil.example", False),
+        ("192.168.1.5:8000", "http://192.168.1.5", False),
+        ("192.168.1.5:8000", "http://192.168.1.5:3000", False),
+        ("192.168.1.5:8000", "http://evil.example/192.168.1.5:8000", False),
+        ("192.168.1.5:8000", "null", False),
+        ("box:443", "http://box", False),
+        (None, "http://evil.example", False),
+    ],
+)
+def test_without_keys_only_the_services_own_page_may_change_something(
+    play: Play, host: str | None, origin: str | None, taken: bool
+) -> None:
+    """Over plain HTTP browsers send no `Sec-Fetch-Site`, and a form needs nobody's leave."""
+
+    async def scene(service: World) -> None:
+        headers = {name: value for name, value in (("host", host), ("origin", origin)) if value is not None}
+        for method, status in (("GET", 404), ("POST", 405), ("DELETE", 404)):
+            request = service.http.build_request(method, "/v1/videos/nobodys", headers=headers)
+            if host is None:
+                del request.headers["host"]
+            response = await service.http.send(request)
+            assert response.status_code == (status if taken or method == "GET" else 403), method
+
+    play(scene, api_keys=())
+
+
+def test_with_keys_neither_name_nor_page_matters(play: Play) -> None:
+    async def scene(service: World) -> None:
+        headers = {**bearer(KEY), "host": "occam.example", "origin": "https://elsewhere.example"}
+        assert (await service.http.get("/v1/models", headers=headers)).status_code == 200
+        assert (await service.http.post("/v1/videos/nobodys", headers=headers)).status_code == 405
+
+    play(scene)
+
+
 def test_a_refusal_is_counted_and_has_an_id(play: Play) -> None:
     def rejected() -> float:
         return REGISTRY.get_sample_value("occam_rejections_total", {"reason": "invalid_api_key"}) or 0.0
@@ -186,7 +286,7 @@ def test_nothing_behind_the_door_sees_a_key() -> None:
         for keys in (Keys(KEYS), Keys(())):
             headers = [(b"authorization", f"Bearer {KEY}".encode()), (b"x-request-id", b"r1")]
             scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": headers}
-            await Doorkeeper(behind, keys)(scope, None, None)  # type: ignore[arg-type]
+            await Doorkeeper(behind, keys, OwnSite("127.0.0.1"))(scope, None, None)  # type: ignore[arg-type]
 
     asyncio.run(scene())
     assert len(seen) == 2

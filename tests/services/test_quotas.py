@@ -13,14 +13,16 @@ from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError
 
 from occam.errors import EngineFailure, InvalidInput
-from services import ingress
+from services import ingress, strict_json
 from services.allowances import Allowance
 from services.errors import DeadlineExceeded, QuotaExceeded
 from services.keys import entry_of, fresh_key
+from services.messages import Source
 from services.quotas import Quotas
 from services.reference_sets import Sets
 from services.settings import Settings
 from services.state import State
+from tests.fakes import FakeMedia
 from tests.redis_server import RedisServer
 from tests.services.document import operations
 from tests.services.local import LocalStream
@@ -121,6 +123,60 @@ def test_every_route_that_costs_is_counted(play: Play, redis_server: RedisServer
             assert used(redis_server, "requests") == number + 1, each.template
 
     play(scene, quota_requests=100)
+
+
+def test_what_is_malformed_is_counted_before_it_is_read(
+    play: Play, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[bytes] = []
+    monkeypatch.setattr(strict_json, "parse", lambda body, parse=strict_json.parse: read.append(body) or parse(body))
+
+    async def scene(service: World) -> None:
+        for number, body in enumerate((b"{", b"{}", b"[" * 100_000)):
+            response = await service.http.post(
+                "/v1/videos/0/queries", content=body, headers={"content-type": "application/json"}
+            )
+            assert (response.status_code, response.json()["error"]["code"]) == (400, "malformed")
+            assert used(redis_server, "requests") == number + 1
+        assert len(read) == 3
+        for path in ("/v1/videos", "/v1/videos/0/queries", "/v1/chat/completions", "/v1/jobs", "/v1/estimate"):
+            refused(await service.http.post(path, content=b"{", headers={"content-type": "application/json"}))
+        refused(await service.http.post("/v1/videos", files={"file": b"no video"}))
+        assert len(read) == 3, "what the quota refuses is not read"
+
+    play(scene, quota_requests=3)
+
+
+def test_an_estimate_is_counted_by_the_addresses_that_it_fetches(
+    play: Play, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+
+    async def describe(self: FakeMedia, source: Source, *rest: Any, real: Any = FakeMedia.describe) -> Any:
+        fetched.append(source.url)
+        return await real(self, source, *rest)
+
+    monkeypatch.setattr(FakeMedia, "describe", describe)
+
+    async def estimate(service: World, *videos: dict[str, str]) -> httpx.Response:
+        return await service.http.post("/v1/estimate", json={"videos": videos, "questions": ["what?"]})
+
+    async def scene(service: World) -> None:
+        posted = {"id": await service.post_video()}
+        named = [{"url": f"fake://{number}"} for number in range(5)]
+        assert used(redis_server, "requests") == 1
+        assert (await estimate(service, posted, posted)).status_code == 200
+        assert used(redis_server, "requests") == 2, "what is here already is not fetched"
+        assert (await estimate(service, posted, *named[:3])).status_code == 200
+        assert used(redis_server, "requests") == 5
+        fetched.clear()
+        assert "has 2 left, and 3 more are needed" in refused(await estimate(service, *named[:4]))
+        never = await estimate(service, *named, *named)
+        assert (never.status_code, never.json()["error"]["param"]) == (422, "videos")
+        assert "10 addresses" in never.json()["error"]["message"]
+        assert not fetched
+
+    play(scene, quota_requests=8)
 
 
 def test_of_requests_that_come_together_no_more_than_the_quota_enter(play: Play) -> None:

@@ -415,6 +415,18 @@ def test_headers_that_mean_something_to_ray_mean_nothing(http: httpx.Client, nam
         assert response.status_code == 200, response.text
 
 
+def test_what_a_strangers_page_may_have_sent_is_refused(http: httpx.Client) -> None:
+    """Through Ray's proxy, which passes on what the browser wrote."""
+    own, strangers = f"http://{http.base_url.host}:{http.base_url.port}", "http://stranger.example"
+    for method, headers, status in (
+        ("GET", {"host": "stranger.example"}, 403),
+        ("GET", {"host": "occam-serve-svc:8000"}, 404),
+        ("DELETE", {"origin": strangers}, 403),
+        ("DELETE", {"origin": own}, 404),
+    ):
+        assert http.request(method, "/v1/videos/nobodys", headers=headers).status_code == status, headers
+
+
 def test_nobody_works_for_those_who_hung_up_and_asked_ray_to_go_on(http: httpx.Client, base_url: str) -> None:
     body = chat(MODEL, "fake://endless-after-hang-up", "endless?", max_tokens=4096)
     order = {"X-Request-Disconnect-Disabled": "?1"}
