@@ -5,7 +5,9 @@ On a CPU nothing is recorded; `Recorder` keeps a run's shape as a CUDA graph wou
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from itertools import count
 from typing import Any
 from unittest import mock
 
@@ -228,9 +230,9 @@ def test_shapes_are_recorded_once_and_few_are_kept(asked: tuple[Engine, list[Que
     for _ in range(2):
         assert_all_same(other.answers([question.generation(other)]), [question], alone[6:])
     assert len(set(recorder.shapes)) > 1
-    count = len(recorder.shapes)
+    before = len(recorder.shapes)
     assert_all_same(other.answers([question.generation(other)]), [question], alone[6:])
-    assert len(recorder.shapes) == count, "lanes that are long enough stay, and so do their recordings"
+    assert len(recorder.shapes) == before, "lanes that are long enough stay, and so do their recordings"
     with mock.patch.object(slots, "RECORDINGS", 1):
         decoding._slots._recordings.clear()
         assert_all_same(other.answers([question.generation(other)]), [question], alone[6:])
@@ -246,6 +248,103 @@ def test_lanes_of_nobody_are_finite(asked: tuple[Engine, list[Question], Alone])
     assert all(held.isfinite().all() for held in (*decoding._slots._keys, *decoding._slots._values))
 
 
+@pytest.mark.usefixtures("few_places")
+def test_what_was_not_finite_leaves_nothing_behind(asked: tuple[Engine, list[Question], Alone]) -> None:
+    """A lane that held NaN, as far as its places go, answers who comes next as ever."""
+    engine, questions, alone = asked
+    other, decoding, _ = slotted(engine)
+    spoilt = questions[6].generation(other)
+    other.start([spoilt])
+    with torch.inference_mode():
+        for layer in range(other.info.layers):
+            for held in (spoilt.prefilled.kv.keys(layer), spoilt.prefilled.kv.values(layer)):
+                held.fill_(float("nan"))
+    while spoilt.answer is None:
+        other.step([spoilt])
+    keys = decoding._slots._keys[0]
+    assert keys.isnan().any()
+    assert_all_same(other.answers([questions[1].generation(other)]), questions[1:2], alone[1:2])
+    assert decoding._slots._keys[0] is keys, "the same lane"
+
+
+def short_from(allocation: int) -> Callable[..., Tensor]:
+    """`Tensor.new_zeros`, by which lanes are made, of a memory that runs out at that one of them."""
+    made = count(1)
+
+    def new_zeros(tensor: Tensor, *shape: int) -> Tensor:
+        if next(made) >= allocation:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return torch.zeros(shape, dtype=tensor.dtype)
+
+    return new_zeros
+
+
+@pytest.mark.parametrize("allocation", [1, 2, 5])
+@pytest.mark.parametrize("seated", [0, 1])
+def test_a_step_for_whose_lanes_memory_runs_out_is_packed(
+    asked: tuple[Engine, list[Question], Alone], allocation: int, seated: int
+) -> None:
+    """At the first lanes, and where those in use become more; the step behind it is in lanes again."""
+    engine, questions, alone = asked
+    other, decoding, _ = slotted(engine)
+    running = [each.generation(other) for each in questions[4:]]
+    other.start(running)
+    if seated:
+        other.step(running[:seated])
+    with mock.patch.object(Tensor, "new_zeros", short_from(allocation)):
+        other.step(running)
+    held = decoding._slots
+    assert decoding.packed_steps == 1
+    assert not held._lane_of
+    assert not held._recordings
+    assert not any(tensor.numel() for tensor in (*held._keys, *held._values))
+    while left := [each for each in running if each.answer is None]:
+        other.step(left)
+    assert decoding.packed_steps == 1
+    assert_all_same([each.answer for each in running], questions[4:], alone[4:])
+
+
+class FakeGraph:
+    """A graph that says which pool it was recorded into: another's, or its own."""
+
+    def __init__(self) -> None:
+        self.own = object()
+
+    def pool(self) -> object:
+        return self.own
+
+    def replay(self) -> None:
+        """Nothing to do."""
+
+
+def test_recordings_share_the_memory_of_one_that_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And beside one stream, which all of them have."""
+    recorded: list[tuple[object, object]] = []
+
+    def graph(own: FakeGraph, *, pool: object, stream: object, capture_error_mode: str) -> Any:
+        assert capture_error_mode == "thread_local"
+        recorded.append((pool, stream))
+        own.own = pool or own.own
+        return nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "Stream", mock.Mock(side_effect=lambda: mock.Mock()))
+    monkeypatch.setattr(torch.cuda, "current_stream", mock.Mock())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    record = slots.CudaGraphs()
+    runs = [record(lambda: torch.zeros(1)) for _ in range(2)]
+    runs.pop(0)
+    runs.append(record(lambda: torch.zeros(1)))
+    runs.clear()
+    runs.append(record(lambda: torch.zeros(1)))
+    pools = [pool for pool, _ in recorded]
+    assert pools[0] is None
+    assert pools[1] is pools[2] is not None
+    assert pools[3] is None, "nobody holds that memory any more"
+    assert len({stream for _, stream in recorded}) == torch.cuda.Stream.call_count == 1
+
+
 def test_a_cpu_decodes_packed(asked: tuple[Engine, list[Question], Alone]) -> None:
     decode = asked[0].decode
     assert decode.func is packed
@@ -257,7 +356,7 @@ def as_if_cuda(monkeypatch: pytest.MonkeyPatch) -> Callable[[Engine], Any]:
 
     def decoding(engine: Engine) -> Any:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 30, 1 << 31))
-        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+        monkeypatch.setattr(torch.cuda, "Stream", mock.Mock())
         decoder = mock.Mock(wraps=engine.lm.decoder, layers=engine.info.layers)
         decoder.model.layers = engine.lm.decoder.model.layers
         decoder.model.embed_tokens.weight.is_cuda = True
