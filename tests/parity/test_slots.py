@@ -4,6 +4,7 @@ On a CPU nothing is recorded; `Recorder` keeps a run's shape as a CUDA graph wou
 """
 
 import gc
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -302,6 +303,38 @@ def test_a_step_for_whose_lanes_memory_runs_out_is_packed(
         other.step(left)
     assert decoding.packed_steps == 1
     assert_all_same([each.answer for each in running], questions[4:], alone[4:])
+
+
+def test_answers_that_ended_are_not_moved_for_nobody(asked: tuple[Engine, list[Question], Alone]) -> None:
+    """Whoever awaits them still holds them when the next step begins."""
+    engine, questions, alone = asked
+    other, _, _ = slotted(engine, lanes=16)
+    generations = [each.generation(other) for each in questions]
+    other.start(generations)
+    held = [weakref.ref(each.prefilled.kv) for each in generations]
+    while running := [each for each in generations if each.answer is None]:
+        other.step(running)
+        assert [own() is None for own in held] == [each.answer is not None for each in generations]
+    assert_all_same([each.answer for each in generations], questions, alone)
+
+
+def test_answers_that_failed_or_were_given_up_remember_nothing(asked: tuple[Engine, list[Question], Alone]) -> None:
+    engine, questions, _ = asked
+    other, _, _ = slotted(engine)
+    scheduler = Scheduler(other)
+    dropped, failed = (questions[place].generation(other) for place in (6, 4))
+    for each in (dropped, failed):
+        scheduler.add(each)
+    scheduler.advance()
+    held = [weakref.ref(each.prefilled.kv) for each in (dropped, failed)]
+    scheduler.drop(dropped)
+    other.decode = mock.Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory."))
+    [told] = scheduler.advance()
+    assert isinstance(told.error, torch.OutOfMemoryError)
+    assert failed.error is told.error
+    other.decode.reset_mock()
+    told.error.__traceback__ = None
+    assert [own() for own in held] == [None, None]
 
 
 class FakeGraph:
