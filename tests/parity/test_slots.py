@@ -415,3 +415,30 @@ def test_one_token_answers_never_see_a_lane(asked: tuple[Engine, list[Question],
     question = questions[0]
     other.ask(question.state, question.text, question.pruning, SamplingParams(max_new_tokens=1))
     assert decoding._slots._lanes == 0
+
+
+@pytest.mark.parametrize(("most", "batches"), [(1, [1]), (6, [1, 2, 4, 8]), (16, [1, 2, 4, 8, 16])])
+def test_steps_are_recorded_before_the_first_answer(
+    asked: tuple[Engine, list[Question], Alone], most: int, batches: list[int]
+) -> None:
+    """For as many answers as may run, over clips of the usual length: they find lanes that are long enough."""
+    engine, questions, _ = asked
+    few = Engine(engine.lm, replace(engine.config, batch_sequences=most))
+    other, decoding, recorder = slotted(few, lanes=most)
+    other.warm_up()
+    assert [shape[0] for shape in recorder.shapes] == batches
+    assert decoding.packed_steps == 0
+    assert not decoding._slots._lane_of
+    with mock.patch.object(Slots, "_lay_out", autospec=True) as laid_out:
+        other.ask(questions[0].state, "where", questions[0].pruning, SamplingParams(max_new_tokens=3))
+    assert not laid_out.called
+    assert [shape[0] for shape in recorder.shapes] == batches
+
+
+def test_loading_on_a_cpu_takes_no_step(asked: tuple[Engine, list[Question], Alone]) -> None:
+    engine = Engine(asked[0].lm, asked[0].config)
+    engine.decode = mock.Mock()
+    with mock.patch.object(Engine, "append", autospec=True, side_effect=Engine.append) as appended:
+        engine.warm_up()
+    assert not engine.decode.called
+    assert appended.call_count == 1
