@@ -133,7 +133,9 @@ class Worker:
             try:
                 choice = ask.pruning
                 pruning = self._engine.asked(self._engine.pruning(choice.strategy, **choice.options), ask.question)
-                turns = (*await self._remembered(ask.history), *ask.turns)
+                # In one turn of the engine's thread, whose tokenizer it is: others wait between any two.
+                past = await self._thread.run(self._remembered, ask.history) if ask.history else ()
+                turns = (*past, *ask.turns)
                 known = (ask.media, pruning, ask.system, turns, ask.salt, ask.may_decode)
                 building = Watched(partial(self._prefixes.conversation, *known))
                 progress: Progress | None = None
@@ -164,11 +166,8 @@ class Worker:
                 metrics.CANCELLATIONS.labels(stage).inc()
                 raise
 
-    async def _remembered(self, history: Sequence[tuple[str, str]]) -> tuple[Turn, ...]:
+    def _remembered(self, history: Sequence[tuple[str, str]]) -> tuple[Turn, ...]:
         """Turns that the client remembers as texts, as ids."""
         return tuple(
-            [
-                await self._thread.run(self._engine.turn_of, question, answer, first=index == 0)
-                for index, (question, answer) in enumerate(history)
-            ]
+            self._engine.turn_of(question, answer, first=index == 0) for index, (question, answer) in enumerate(history)
         )

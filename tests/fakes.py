@@ -228,6 +228,12 @@ class FakeGeneration:
         if isinstance(event, Answer):
             self.answer = event
 
+    def fail(self, error: Exception) -> None:
+        self.error = error
+
+    def forget(self) -> None:
+        """It remembers nothing."""
+
     def pieces(self) -> list[str]:
         pieces, self._pieces = self._pieces, []
         return pieces

@@ -19,9 +19,10 @@ Decode = Callable[[Sequence[SequenceKV], Sequence[int], Sequence[int]], Tensor]
 
 
 def decoding_of(decoder: Decoder, lanes: int) -> Decode:
-    """Packed on a CPU, whose bits do not depend on who runs beside; on a GPU in slots, each step one CUDA graph.
+    """Packed on a CPU, where launches cost little; on a GPU in slots, each step one CUDA graph.
 
-    lanes: sequences that run together as a rule. A mixture of experts asks its router on the way, which no graph can.
+    On either, who runs beside an answer moves its logits within rounding. lanes: sequences that run together as a rule.
+    A mixture of experts asks its router on the way, which no graph can.
     """
     weight = decoder.model.embed_tokens.weight
     if not weight.is_cuda or any(hasattr(layer.mlp, "experts") for layer in decoder.model.layers):

@@ -20,11 +20,11 @@ from torch import Tensor
 from occam.config import STRATEGIES, CDPruner, EngineConfig, OccamToken, Pruning, SamplingParams, check_kind
 from occam.engine import generation as generating
 from occam.engine import prefix
-from occam.engine.decoding import decoding_of
+from occam.engine.decoding import SlotDecoding, decoding_of
 from occam.engine.facts import key_facts
 from occam.engine.generation import Generation, OnLogits
 from occam.engine.plan import Plan, plan
-from occam.engine.turn import Asked
+from occam.engine.turn import Asked, prefill
 from occam.errors import InvalidInput, NotCalibrated
 from occam.models.base import ModelInfo, VideoLM
 from occam.models.registry import load_model
@@ -335,9 +335,13 @@ class Engine:
         return [each.answer for each in generations if each.answer is not None]
 
     def warm_up(self) -> None:
-        """Run one tiny conversation, so that the first request does not pay for lazy initialisation."""
-        pruning = self.pruning()
-        count = self.config.chunk_frames if "video" in self.info.media else 1
+        """Run one tiny conversation, so that the first request does not pay for lazy initialisation.
+
+        Where steps are recorded it is about a clip of the usual length, for the first answers would pay for that too.
+        """
+        pruning, records = self.pruning(), isinstance(self.decode, SlotDecoding)
+        step = self.config.chunk_frames
+        count = (max(step, self.info.frames) if records else step) if "video" in self.info.media else 1
         frames = FrameBatch(
             frames=np.zeros((count, *WARM_UP_SIZE, 3), dtype=np.uint8),
             pts_seconds=np.arange(count, dtype=np.float64),
@@ -345,8 +349,24 @@ class Engine:
             digest="",
             kind=self.info.media[0],
         )
-        state, _ = self.append(self.begin(pruning), frames, pruning)
+        state, step = self.begin(pruning), self.chunk(pruning, count)
+        for start in range(0, count, step):
+            state, _ = self.append(state, frames.chunk(start, min(start + step, count)), pruning)
         self.ask(state, "what", pruning, SamplingParams(max_new_tokens=1))
+        if records:
+            self._step_together(state, pruning)
+
+    @torch.inference_mode()
+    def _step_together(self, state: PrefixState, pruning: Pruning) -> None:
+        """One step of each power of two of answers, up to as many as may run; the tokens are any."""
+        most = self.config.batch_sequences
+        asked = self.generation(state, "what", pruning, SamplingParams()).asked
+        running = [prefill(self.lm, [asked], self.clock)[0][0].kv for _ in range(most)]
+        first = state.next_position + len(asked.suffix)
+        for number in range((most - 1).bit_length() + 1):
+            together = running[: 1 << number]
+            logits_BV = self.decode(together, [0] * len(together), [first + number] * len(together))
+            logits_BV.argmax(dim=-1).tolist()  # the next step may begin behind that only
 
 
 def _answer_of(generation: Generation) -> Answer | None:

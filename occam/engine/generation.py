@@ -1,6 +1,7 @@
 """Answers in the making: many at once, a token each in one pass, joining and leaving between any two passes."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -9,9 +10,10 @@ from occam.config import SamplingParams
 from occam.engine.decoding import Decode
 from occam.engine.evidence import counts_of, evidence_of
 from occam.engine.prefix import Clock
-from occam.engine.sampling import draw, seeded
+from occam.engine.sampling import choose, seeded
 from occam.engine.turn import Asked, Prefilled, prefill
 from occam.models.base import VideoLM
+from occam.models.packing import SequenceKV
 from occam.pruning import strategy_for
 from occam.stats import StageStats
 from occam.types import Answer, Turn
@@ -29,7 +31,7 @@ class Generation:
     def __init__(self, lm: VideoLM, asked: Asked, sampling: SamplingParams, on_logits: OnLogits, clock: Clock) -> None:
         """on_logits: called with the float32 logits [vocabulary] of every generated position."""
         self.asked = asked
-        self._sampling = sampling
+        self.sampling = sampling
         self.busy_s = 0.0
         self._lm = lm
         self._on_logits = on_logits
@@ -39,7 +41,7 @@ class Generation:
 
     @property
     def prefilled(self) -> Prefilled:
-        """Behind `start`."""
+        """Behind `start`; when it has ended, without keys and values."""
         if self._prefilled is None:
             raise ValueError("this question has not been started")
         return self._prefilled
@@ -62,17 +64,15 @@ class Generation:
     def _clear(self) -> None:
         self.answer: Answer | None = None
         self.error: Exception | None = None
-        self._random = seeded(self._sampling)
+        self.chance = seeded(self.sampling)
         self.ids: list[int] = []
         self._text = ""
         self._pieces: list[str] = []
         self._started_s = self._clock()
 
-    def take(self, likeliest: int, logits: Tensor) -> None:
-        """The next token by its logits [vocabulary]: the likeliest at temperature 0, else one by chance."""
+    def take(self, token: int, logits: Tensor) -> None:
+        """The next token, chosen by these logits [vocabulary]."""
         self._on_logits(logits)
-        greedy = self._sampling.temperature == 0
-        token = likeliest if greedy else draw(logits, self._sampling, self._random)
         self.ids.append(token)
         prompt = self._lm.prompt
         text, ended = prompt.text(self.ids), prompt.is_stop(token)
@@ -83,6 +83,17 @@ class Generation:
             self._text = text
         if last:
             self.answer = self._finished(text, ended)
+            self.forget()
+
+    def fail(self, error: Exception) -> None:
+        """End it without an answer."""
+        self.error = error
+        self.forget()
+
+    def forget(self) -> None:
+        """Give up keys and values: nobody goes on with them, and whoever awaits the answer may hold this for long."""
+        if self._prefilled:
+            self._prefilled = replace(self._prefilled, kv=SequenceKV(0, room=0))
 
     def pieces(self) -> list[str]:
         """The pieces of text since this was last asked; all of them together are the answer's text."""
@@ -149,14 +160,14 @@ def _by_cuts(lm: VideoLM, generations: Sequence[Generation]) -> list[list[Genera
 
 def _take(generations: Sequence[Generation], logits_BV: Tensor, started: float, clock: Clock) -> None:
     """Choose the next token of each, and divide the pass's time among them."""
-    likeliest = logits_BV.argmax(dim=-1).tolist()
+    tokens = choose(logits_BV, [each.sampling for each in generations], [each.chance for each in generations])
     share = (clock() - started) / len(generations)
-    for generation, token, logits_V in zip(generations, likeliest, logits_BV, strict=True):
+    for generation, token, logits_V in zip(generations, tokens, logits_BV, strict=True):
         generation.busy_s += share
         try:
             generation.take(token, logits_V)
         except Exception as error:  # noqa: BLE001 - what is wrong with one answer must not end the others
-            generation.error = error
+            generation.fail(error)
 
 
 def _behind(text: str, longer: str) -> str:

@@ -51,6 +51,7 @@ class Scheduler:
             self._waiting.remove(generation)
         if generation in self._running:
             self._running.remove(generation)
+            generation.forget()
 
     def advance(self) -> list[Progress]:
         """One pass: the first tokens of as many as may join and one more of all that run take turns."""
@@ -98,6 +99,8 @@ class Scheduler:
         try:
             self._engine.step(running)
         except Exception as error:  # noqa: BLE001 - goes to everybody who waits
+            for each in running:
+                each.fail(error)
             return [Progress(generation=each, error=error) for each in running]
         return self._sorted_out(running)
 

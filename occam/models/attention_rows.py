@@ -13,7 +13,9 @@ def attention_rows(q_BHTD: Tensor, k_BKND: Tensor, scaling: float, visible_TN: T
     Key-value heads are expanded to the query heads; `visible_TN` (bool) hides keys from queries.
     """
     groups = q_BHTD.shape[1] // k_BKND.shape[1]
-    k_BHND = k_BKND.float().repeat_interleave(groups, dim=1)
+    k_BHND = k_BKND.float().contiguous()
+    if groups > 1:
+        k_BHND = k_BHND.repeat_interleave(groups, dim=1)
     logits = q_BHTD.float() @ k_BHND.transpose(2, 3) * scaling
     if visible_TN is not None:
         logits = logits.masked_fill(~visible_TN, float("-inf"))

@@ -153,6 +153,7 @@ def _mutual_scores(block: Qwen3VLVisionBlock, hidden: Tensor, rotary: tuple[Tens
     qkv = attention.qkv(block.norm1(hidden).flatten(0, 1)).unflatten(-1, (3, attention.num_heads, -1))
     q_FHD, k_FHD = apply_rotary_pos_emb_vision(qkv[:, 0], qkv[:, 1], *rotary)
     q_SHND, k_SHND = (x.unflatten(0, (segments, tokens)).transpose(1, 2) for x in (q_FHD, k_FHD))
+    k_SHND = k_SHND.float().contiguous()  # as all blocks of rows want them
     total_SN = torch.zeros(segments, tokens, device=hidden.device)
     for rows_SHTD in q_SHND.split(ROWS, dim=2):
         total_SN += attention_rows(rows_SHTD, k_SHND, attention.scaling).sum(dim=1)

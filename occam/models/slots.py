@@ -11,7 +11,7 @@ most places of a lane in any layer.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
@@ -39,20 +39,16 @@ class Slots:
 
     def __init__(self, decoder: Decoder, lanes: int, most_bytes: int, record: Record) -> None:
         """lanes: laid out from the start, if they fit; most_bytes: of all lanes together."""
-        weight = decoder.model.embed_tokens.weight
         self._decoder = decoder
         self._first_lanes = _power(lanes)
         self._most_bytes = most_bytes
         self._record = record
-        self._lanes = 0
-        self._places = [0] * decoder.layers
-        self._keys: list[Tensor] = [weight.new_empty(0)] * decoder.layers
-        self._values = list(self._keys)
         self._lane_of: WeakKeyDictionary[SequenceKV, int] = WeakKeyDictionary()
         self._lengths = torch.zeros(decoder.layers, 0, dtype=torch.int64)
         self._recordings: dict[tuple[int, ...], Run] = {}
         self._inputs = torch.zeros(0, dtype=torch.int64)
         self._inputs_there = self._inputs
+        self._tear_down()
 
     def decode(self, sequences: Sequence[SequenceKV], tokens: Sequence[int], positions: Sequence[int]) -> Tensor | None:
         """One token more of every sequence; float32 logits [B, vocabulary] of the next ones, None without room.
@@ -132,8 +128,9 @@ class Slots:
             self._leave(sequence)
         for layer in range(len(self._keys)):
             length = sequence.length(layer)
-            self._keys[layer][lane, :, :length] = sequence.keys(layer)
-            self._values[layer][lane, :, :length] = sequence.values(layer)
+            for held, own in ((self._keys, sequence.keys(layer)), (self._values, sequence.values(layer))):
+                held[layer][lane, :, :length] = own
+                held[layer][lane, :, length:] = 0  # hidden by a mask, which hides no NaN of who was here before
             self._lengths[layer, lane] = length
             sequence.forget(layer)
         self._lane_of[sequence] = lane
@@ -150,29 +147,43 @@ class Slots:
             return True
         longest = [max(pair) for pair in zip(places, self._places, strict=True)]
         for shape in ((max(lanes, self._first_lanes), longest), (lanes, places)):
-            if self._bytes(*shape) <= self._most_bytes:
-                self._lay_out(*shape)
+            if self._bytes(*shape) <= self._most_bytes and self._lay_out(*shape):
                 return True
         return False
 
-    def _lay_out(self, lanes: int, places: Sequence[int]) -> None:
-        """New lanes, all zeros: what a mask hides must be finite."""
+    def _lay_out(self, lanes: int, places: Sequence[int]) -> bool:
+        """New lanes, all zeros, in place of those there are; False, and none at all, where memory is out."""
         seated = list(self._lane_of)
         for sequence in seated:
             self._leave(sequence)
+        self._tear_down()
+        try:
+            self._allocate(lanes, places)
+        except torch.OutOfMemoryError:
+            self._tear_down()
+            return False
+        self._lanes, self._places = lanes, list(places)
+        for lane, sequence in enumerate(seated):
+            self._enter(sequence, lane)
+        return True
+
+    def _allocate(self, lanes: int, places: Sequence[int]) -> None:
         weight = self._decoder.model.embed_tokens.weight
         heads, width = self._decoder.kv_shape
-        self._recordings.clear()
-        self._lanes, self._places = lanes, list(places)
         for layer, count in enumerate(places):
             for held in (self._keys, self._values):
-                held[layer] = weight.new_empty(0)
                 held[layer] = weight.new_zeros(lanes, heads, count, width)
         self._lengths = torch.zeros(len(places), lanes, dtype=torch.int64)
         self._inputs = torch.zeros((2 + len(places)) * lanes, dtype=torch.int64, pin_memory=weight.is_cuda)
         self._inputs_there = self._inputs.to(weight.device, copy=True)
-        for lane, sequence in enumerate(seated):
-            self._enter(sequence, lane)
+
+    def _tear_down(self) -> None:
+        """No lanes, which nobody may be in, and no recording that would read them."""
+        layers = self._decoder.layers
+        self._recordings.clear()
+        self._lanes, self._places = 0, [0] * layers
+        self._keys = [self._decoder.model.embed_tokens.weight.new_empty(0)] * layers
+        self._values = list(self._keys)
 
     def _bytes(self, lanes: int, places: Sequence[int]) -> int:
         heads, width = self._decoder.kv_shape
@@ -181,22 +192,26 @@ class Slots:
 
 
 class CudaGraphs:
-    """Records runs as CUDA graphs, which share the memory that they work in."""
+    """Records runs as CUDA graphs, which share the memory that they work in as long as any of them lives."""
 
     def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
+        self._living: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
+        # One for all: whatever a library sets up for a stream stays until the process ends.
+        self._beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def __call__(self, run: Run) -> Run:
         """Run it beside first, for what is only done once; other threads may go on using the device meanwhile."""
-        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
+        # Memory that no graph holds any more is not to be opened again: the first one brings its own.
+        graph, pool = torch.cuda.CUDAGraph(), next((other.pool() for other in self._living), None)
+        before = torch.cuda.current_stream()
+        self._beside.wait_stream(before)
+        with torch.cuda.stream(self._beside):
             for _ in range(2):
                 run()
-        torch.cuda.current_stream().wait_stream(beside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            result = run()
+            with torch.cuda.graph(graph, pool=pool, stream=self._beside, capture_error_mode="thread_local"):
+                result = run()
+        before.wait_stream(self._beside)
+        self._living.add(graph)
 
         def replay() -> Tensor:
             graph.replay()

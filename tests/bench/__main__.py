@@ -2,10 +2,11 @@
 
 python -m tests.bench [SECTION...] measures all sections but gpu, or these. Needs torch and transformers; Redis where it
 is installed; a decoder for video, and Ray too for service and soak. The overhead at real dimensions takes up to 16 GiB
-and some minutes on a CPU.
+and some minutes on a CPU. Ends with 1 where a section that judges (gpu, flips, soak) has a bar that was missed.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -28,8 +29,8 @@ SECTIONS = {
 GPU = {"gpu": gpu}
 
 
-def main() -> None:
-    """Every section, one after the other."""
+def main() -> int:
+    """Every section, one after the other; 1 if one of them missed a bar of its own."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -63,7 +64,10 @@ def main() -> None:
                 print(report.text())
                 reports.append(report)
                 publish(reports, args.json, args.document)
+    failures = [f"{report.name}: {failure}" for report in reports for failure in report.failures]
+    print("".join(f"FAIL {failure}\n" for failure in failures), end="")
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -26,6 +26,8 @@ from tests.bench.subject import config_of, precision
 
 MODELS = ("tiny-video-llava", "tiny-qwen3-vl")
 TOGETHER, NEW_TOKENS, A_CLIP = 16, 8, 4
+MOST = 0.1
+"""Percent of the questions that may flip."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -60,8 +62,20 @@ def measure(model: str, args: argparse.Namespace) -> Report:
             if kept is not None or text is not None:
                 rows.append((f"question {first + number}", kept, text))
     facts = described(args.device) | {"dtype": precision(args)}
-    tables = _tables(rows, args.questions)
-    return Report(section="flips", model=model, device=args.device, facts=facts, tables=tables)
+    return Report(
+        section="flips",
+        model=model,
+        device=args.device,
+        facts=facts,
+        tables=_tables(rows, args.questions),
+        failures=too_many(len(rows), args.questions),
+    )
+
+
+def too_many(flipped: int, questions: int) -> tuple[str, ...]:
+    """What is said of more flips than may be."""
+    share = 100 * flipped / questions
+    return (f"{share:.3g} % of {questions} questions flipped, of which {MOST:g} % may",) if share > MOST else ()
 
 
 def _tables(rows: Sequence[tuple[str, float | None, float | None]], questions: int) -> tuple[Table, ...]:

@@ -99,6 +99,7 @@ def measure(model: str, args: argparse.Namespace) -> Report:
     ]
     bars = [bar.judged(tables) for bar in (*correct, *BARS, throughput)]
     verdict = Table(title="Bars", columns=("", "measured", "target", ""), rows=tuple(bars))
+    failures = tuple(f"{name} is {value:.3g}, not {target}" for name, value, target, word in bars if word == "FAIL")
     facts = described(args.device) | {
         "dtype": precision(args),
         "decoder layers": f"{subject.engine.info.layers}, cut at {subject.pruning.cut}",
@@ -106,7 +107,14 @@ def measure(model: str, args: argparse.Namespace) -> Report:
         "chunk": f"{args.chunk_frames} frames",
         "repeats": str(args.repeats),
     }
-    return Report(section="gpu", model=model, device=args.device, facts=facts, tables=(*tables, verdict))
+    return Report(
+        section="gpu",
+        model=model,
+        device=args.device,
+        facts=facts,
+        tables=(*tables, verdict),
+        failures=failures,
+    )
 
 
 def _tables(subject: Subject, args: argparse.Namespace) -> Iterator[Table]:

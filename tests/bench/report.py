@@ -22,13 +22,17 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All tables of one section about one model; facts: what they must be read with."""
+    """All tables of one section about one model.
+
+    facts: what they must be read with; failures: each bar that was missed, in words
+    """
 
     section: str
     model: str
     device: str
     facts: dict[str, str]
     tables: tuple[Table, ...]
+    failures: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

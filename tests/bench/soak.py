@@ -39,6 +39,8 @@ LEAVES = 0.1
 """How likely a client leaves with any piece of an answer."""
 SHARES = (0.1, 0.2, 0.9, 1.0)
 """Where the windows that are compared begin and end, of the whole run."""
+GROWTH = 1.05
+"""Of the memory held in the second window to that in the first, at most."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -127,9 +129,24 @@ def measure(model: str, args: argparse.Namespace) -> Report:
         ends=time.monotonic() + seconds,
     )
     asyncio.run(_run(load, args.clients))
+    early, late = (_held_mib(load, seconds, *window) for window in (SHARES[:2], SHARES[2:]))
     title = f"{args.minutes:g} minutes, {args.clients} clients at once, {CLIPS} clips of {LENGTHS} frames"
-    facts = described(args.device) | {"dtype": precision(args), "memory tier": f"{args.cache_mib:g} MiB"}
-    return Report(section="soak", model=model, device=args.device, facts=facts, tables=(_table(load, title, seconds),))
+    return Report(
+        section="soak",
+        model=model,
+        device=args.device,
+        facts=described(args.device) | {"dtype": precision(args), "memory tier": f"{args.cache_mib:g} MiB"},
+        tables=(_table(load, title, seconds, early, late),),
+        failures=failures_of(len(load.errors), early, late),
+    )
+
+
+def failures_of(errors: int, early: float, late: float) -> tuple[str, ...]:
+    """What is said of errors, and of memory that grew too much; early, late: MiB held."""
+    failures = [f"{errors} errors"] if errors else []
+    if late > GROWTH * early:
+        failures.append(f"memory grew from {early:.0f} to {late:.0f} MiB, more than {GROWTH:g} times")
+    return tuple(failures)
 
 
 async def _run(load: Load, clients: int) -> None:
@@ -141,13 +158,13 @@ def _clip(number: int) -> tuple[FrameBatch, list[str]]:
     return clean_frames_of(scene), [question.text for question in questions_about(scene, TURNS)]
 
 
-def _table(load: Load, title: str, seconds: float) -> Table:
+def _held_mib(load: Load, seconds: float, first: float, last: float) -> float:
+    """The mean over a window of the run, which begins and ends at these shares of it."""
     started = load.ends - seconds
+    return statistics.fmean(nbytes / 2**20 for at, nbytes in load.held if first <= (at - started) / seconds <= last)
 
-    def mean(first: float, last: float) -> float:
-        return statistics.fmean(nbytes / 2**20 for at, nbytes in load.held if first <= (at - started) / seconds <= last)
 
-    early, late = mean(*SHARES[:2]), mean(*SHARES[2:])
+def _table(load: Load, title: str, seconds: float, early: float, late: float) -> Table:
     answers = load.done["first questions"] + load.done["follow-ups"]
     rows = (
         ("memory held in the second tenth of the run, MiB", early),

@@ -12,7 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import av
 import numpy as np
 from transformers.video_utils import read_video_pyav
 
@@ -83,6 +82,8 @@ def _row(folder: Path, clip: Path, frames: int, name: str, repeats: int) -> tupl
 
 def _least(clip: Path, wanted: Sequence[int]) -> Any:
     """Frames by index, each decoded from the key frame in front of it, or from the one that was wanted before it."""
+    import av  # as above: the command is read where there is no decoder
+
     with av.open(str(clip)) as container:
         stream = container.streams.video[0]
         stream.thread_type, stream.thread_count = "AUTO", _THREADS

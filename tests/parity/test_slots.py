@@ -4,8 +4,11 @@ On a CPU nothing is recorded; `Recorder` keeps a run's shape as a CUDA graph wou
 """
 
 import gc
+import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from itertools import count
 from typing import Any
 from unittest import mock
 
@@ -228,9 +231,9 @@ def test_shapes_are_recorded_once_and_few_are_kept(asked: tuple[Engine, list[Que
     for _ in range(2):
         assert_all_same(other.answers([question.generation(other)]), [question], alone[6:])
     assert len(set(recorder.shapes)) > 1
-    count = len(recorder.shapes)
+    before = len(recorder.shapes)
     assert_all_same(other.answers([question.generation(other)]), [question], alone[6:])
-    assert len(recorder.shapes) == count, "lanes that are long enough stay, and so do their recordings"
+    assert len(recorder.shapes) == before, "lanes that are long enough stay, and so do their recordings"
     with mock.patch.object(slots, "RECORDINGS", 1):
         decoding._slots._recordings.clear()
         assert_all_same(other.answers([question.generation(other)]), [question], alone[6:])
@@ -246,6 +249,135 @@ def test_lanes_of_nobody_are_finite(asked: tuple[Engine, list[Question], Alone])
     assert all(held.isfinite().all() for held in (*decoding._slots._keys, *decoding._slots._values))
 
 
+@pytest.mark.usefixtures("few_places")
+def test_what_was_not_finite_leaves_nothing_behind(asked: tuple[Engine, list[Question], Alone]) -> None:
+    """A lane that held NaN, as far as its places go, answers who comes next as ever."""
+    engine, questions, alone = asked
+    other, decoding, _ = slotted(engine)
+    spoilt = questions[6].generation(other)
+    other.start([spoilt])
+    with torch.inference_mode():
+        for layer in range(other.info.layers):
+            for held in (spoilt.prefilled.kv.keys(layer), spoilt.prefilled.kv.values(layer)):
+                held.fill_(float("nan"))
+    while spoilt.answer is None:
+        other.step([spoilt])
+    keys = decoding._slots._keys[0]
+    assert keys.isnan().any()
+    assert_all_same(other.answers([questions[1].generation(other)]), questions[1:2], alone[1:2])
+    assert decoding._slots._keys[0] is keys, "the same lane"
+
+
+def short_from(allocation: int) -> Callable[..., Tensor]:
+    """`Tensor.new_zeros`, by which lanes are made, of a memory that runs out at that one of them."""
+    made = count(1)
+
+    def new_zeros(tensor: Tensor, *shape: int) -> Tensor:
+        if next(made) >= allocation:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return torch.zeros(shape, dtype=tensor.dtype)
+
+    return new_zeros
+
+
+@pytest.mark.parametrize("allocation", [1, 2, 5])
+@pytest.mark.parametrize("seated", [0, 1])
+def test_a_step_for_whose_lanes_memory_runs_out_is_packed(
+    asked: tuple[Engine, list[Question], Alone], allocation: int, seated: int
+) -> None:
+    """At the first lanes, and where those in use become more; the step behind it is in lanes again."""
+    engine, questions, alone = asked
+    other, decoding, _ = slotted(engine)
+    running = [each.generation(other) for each in questions[4:]]
+    other.start(running)
+    if seated:
+        other.step(running[:seated])
+    with mock.patch.object(Tensor, "new_zeros", short_from(allocation)):
+        other.step(running)
+    held = decoding._slots
+    assert decoding.packed_steps == 1
+    assert not held._lane_of
+    assert not held._recordings
+    assert not any(tensor.numel() for tensor in (*held._keys, *held._values))
+    while left := [each for each in running if each.answer is None]:
+        other.step(left)
+    assert decoding.packed_steps == 1
+    assert_all_same([each.answer for each in running], questions[4:], alone[4:])
+
+
+def test_answers_that_ended_are_not_moved_for_nobody(asked: tuple[Engine, list[Question], Alone]) -> None:
+    """Whoever awaits them still holds them when the next step begins."""
+    engine, questions, alone = asked
+    other, _, _ = slotted(engine, lanes=16)
+    generations = [each.generation(other) for each in questions]
+    other.start(generations)
+    held = [weakref.ref(each.prefilled.kv) for each in generations]
+    while running := [each for each in generations if each.answer is None]:
+        other.step(running)
+        assert [own() is None for own in held] == [each.answer is not None for each in generations]
+    assert_all_same([each.answer for each in generations], questions, alone)
+
+
+def test_answers_that_failed_or_were_given_up_remember_nothing(asked: tuple[Engine, list[Question], Alone]) -> None:
+    engine, questions, _ = asked
+    other, _, _ = slotted(engine)
+    scheduler = Scheduler(other)
+    dropped, failed = (questions[place].generation(other) for place in (6, 4))
+    for each in (dropped, failed):
+        scheduler.add(each)
+    scheduler.advance()
+    held = [weakref.ref(each.prefilled.kv) for each in (dropped, failed)]
+    scheduler.drop(dropped)
+    other.decode = mock.Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory."))
+    [told] = scheduler.advance()
+    assert isinstance(told.error, torch.OutOfMemoryError)
+    assert failed.error is told.error
+    other.decode.reset_mock()
+    told.error.__traceback__ = None
+    assert [own() for own in held] == [None, None]
+
+
+class FakeGraph:
+    """A graph that says which pool it was recorded into: another's, or its own."""
+
+    def __init__(self) -> None:
+        self.own = object()
+
+    def pool(self) -> object:
+        return self.own
+
+    def replay(self) -> None:
+        """Nothing to do."""
+
+
+def test_recordings_share_the_memory_of_one_that_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And beside one stream, which all of them have."""
+    recorded: list[tuple[object, object]] = []
+
+    def graph(own: FakeGraph, *, pool: object, stream: object, capture_error_mode: str) -> Any:
+        assert capture_error_mode == "thread_local"
+        recorded.append((pool, stream))
+        own.own = pool or own.own
+        return nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "Stream", mock.Mock(side_effect=lambda: mock.Mock()))
+    monkeypatch.setattr(torch.cuda, "current_stream", mock.Mock())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    record = slots.CudaGraphs()
+    runs = [record(lambda: torch.zeros(1)) for _ in range(2)]
+    runs.pop(0)
+    runs.append(record(lambda: torch.zeros(1)))
+    runs.clear()
+    runs.append(record(lambda: torch.zeros(1)))
+    pools = [pool for pool, _ in recorded]
+    assert pools[0] is None
+    assert pools[1] is pools[2] is not None
+    assert pools[3] is None, "nobody holds that memory any more"
+    assert len({stream for _, stream in recorded}) == torch.cuda.Stream.call_count == 1
+
+
 def test_a_cpu_decodes_packed(asked: tuple[Engine, list[Question], Alone]) -> None:
     decode = asked[0].decode
     assert decode.func is packed
@@ -257,7 +389,7 @@ def as_if_cuda(monkeypatch: pytest.MonkeyPatch) -> Callable[[Engine], Any]:
 
     def decoding(engine: Engine) -> Any:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 30, 1 << 31))
-        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+        monkeypatch.setattr(torch.cuda, "Stream", mock.Mock())
         decoder = mock.Mock(wraps=engine.lm.decoder, layers=engine.info.layers)
         decoder.model.layers = engine.lm.decoder.model.layers
         decoder.model.embed_tokens.weight.is_cuda = True
@@ -283,3 +415,30 @@ def test_one_token_answers_never_see_a_lane(asked: tuple[Engine, list[Question],
     question = questions[0]
     other.ask(question.state, question.text, question.pruning, SamplingParams(max_new_tokens=1))
     assert decoding._slots._lanes == 0
+
+
+@pytest.mark.parametrize(("most", "batches"), [(1, [1]), (6, [1, 2, 4, 8]), (16, [1, 2, 4, 8, 16])])
+def test_steps_are_recorded_before_the_first_answer(
+    asked: tuple[Engine, list[Question], Alone], most: int, batches: list[int]
+) -> None:
+    """For as many answers as may run, over clips of the usual length: they find lanes that are long enough."""
+    engine, questions, _ = asked
+    few = Engine(engine.lm, replace(engine.config, batch_sequences=most))
+    other, decoding, recorder = slotted(few, lanes=most)
+    other.warm_up()
+    assert [shape[0] for shape in recorder.shapes] == batches
+    assert decoding.packed_steps == 0
+    assert not decoding._slots._lane_of
+    with mock.patch.object(Slots, "_lay_out", autospec=True) as laid_out:
+        other.ask(questions[0].state, "where", questions[0].pruning, SamplingParams(max_new_tokens=3))
+    assert not laid_out.called
+    assert [shape[0] for shape in recorder.shapes] == batches
+
+
+def test_loading_on_a_cpu_takes_no_step(asked: tuple[Engine, list[Question], Alone]) -> None:
+    engine = Engine(asked[0].lm, asked[0].config)
+    engine.decode = mock.Mock()
+    with mock.patch.object(Engine, "append", autospec=True, side_effect=Engine.append) as appended:
+        engine.warm_up()
+    assert not engine.decode.called
+    assert appended.call_count == 1

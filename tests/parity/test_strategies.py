@@ -229,7 +229,7 @@ def test_several_cuts_leave_the_counts_of_the_schedule_in_the_caches(case: tuple
     engine, frames = case
     pruning = engine.pruning("sparsevlm", budget=0.6, cuts=(1, 3, 5))
     state, _ = see(engine, frames, pruning)
-    asked = engine.generation(state, QUESTIONS[0], pruning, SamplingParams(max_new_tokens=1))
+    asked = engine.generation(state, QUESTIONS[0], pruning, SamplingParams(max_new_tokens=2))
     engine.start([asked])
     prefilled = asked.prefilled
     total = state.encoded

@@ -19,6 +19,7 @@ from occam.engine import Engine
 from occam.errors import EngineFailure
 from occam.kv.break_even import Offer
 from services import strict_json
+from services.engine_thread import EngineThread
 from services.state import State
 from tests.parity.checkpoint import write_checkpoint
 from tests.redis_server import RedisServer
@@ -146,6 +147,35 @@ def test_a_follow_up_is_exact_wherever_its_state_comes_from(play: Play, own_redi
     play(a_byte_flips, kv_url=own_redis.url, kv_memory_bytes=1)
     play(redis_dies, kv_url=own_redis.url, kv_memory_bytes=1)
     assert answers[0] == answers[1] == answers[2]
+
+
+def test_messages_sent_again_take_one_turn_of_the_engine_whatever_their_number(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Turns between which the chunks of other videos would go first."""
+    run, turns = EngineThread.run, 0
+
+    async def counted(self: EngineThread, *args: Any, **kwargs: Any) -> Any:
+        nonlocal turns
+        turns += 1
+        return await run(self, *args, **kwargs)
+
+    monkeypatch.setattr(EngineThread, "run", counted)
+    taken = []
+
+    async def scene(service: World) -> None:
+        for past in (0, 0, 1, 6):
+            said = [("user", [CLIP, text_part("what?")]), ("assistant", "that")]
+            said += [("user", "and then?"), ("assistant", "this")] * (past - 1)
+            messages = [*said, ("user", "where?")] if past else said[:1]
+            before = turns
+            answer = await service.http.post("/v1/chat/completions", json=chat(*messages))
+            assert answer.status_code == 200, answer.text
+            taken.append(turns - before)
+
+    play(scene)
+    _, none, one, six = taken
+    assert none <= one == six
 
 
 def test_what_came_over_a_lossy_wire_is_labelled_wherever_it_goes(play: Play, own_redis: RedisServer) -> None:

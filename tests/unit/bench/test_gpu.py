@@ -28,7 +28,7 @@ sys.modules.update(dict.fromkeys({ABSENT}))
 from tests.bench import machine
 machine.MATRIX["cpu"], machine.BUFFER["cpu"] = 64, 1 << 20
 from tests.bench.__main__ import main
-main()
+sys.exit(main())
 """
 OPTIONS = (
     *("--device", "cpu", "--dtype", "float32", "--threads", "1", "--repeats", "1"),
@@ -41,7 +41,7 @@ def test_a_dry_run_needs_torch_and_transformers_alone(tmp_path: Path) -> None:
     written = tmp_path / "figures.json"
     command = [sys.executable, "-c", COMMAND, "gpu", "--model", str(model), "--json", str(written), *OPTIONS]
     run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
+    assert written.exists(), run.stderr
     [report] = json.loads(written.read_text())
     tables = {table["title"].split(",")[0].split(":")[0]: table["rows"] for table in report["tables"]}
     assert list(tables) == [
@@ -61,6 +61,9 @@ def test_a_dry_run_needs_torch_and_transformers_alone(tmp_path: Path) -> None:
     assert verdicts["One step: 2, recorded from slots"] == "not here"
     assert set(verdicts.values()) <= {"PASS", "FAIL", "not here"}
     assert "PASS" in run.stdout
+    failed = [name for name, verdict in verdicts.items() if verdict == "FAIL"]
+    assert run.returncode == (1 if failed else 0), run.stderr
+    assert [failure.split(" is ")[0] for failure in report["failures"]] == failed
 
 
 def test_a_bar_is_passed_at_its_target_and_not_beside_it() -> None:

@@ -1,8 +1,10 @@
 """What is printed of the bench's figures, and the margins of what flipped."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ import torch
 from occam.errors import InvalidInput
 from occam.stats import VisualTokenCounts
 from occam.types import Answer, Evidence, FrameEvidence, Turn
+from tests.bench import __main__ as command
+from tests.bench import flips, soak
 from tests.bench.approximation import Pair, compared, differences_table, sides_table
 from tests.bench.flips import Asked, kept_margin, text_margin
 from tests.bench.report import Report, Table, figure, publish
@@ -99,3 +103,35 @@ def test_reports_go_to_json_and_between_markers(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="speed small cpu"):
         publish([REPORT], None, document)
     assert REPORT.text().splitlines()[-3:] == ["ours   0.123", "stock       ", "Beside each other."]
+
+
+def section(*failures: str) -> SimpleNamespace:
+    """One that measures nothing, and fails by these."""
+    return SimpleNamespace(
+        MODELS=("small",),
+        add_options=lambda parser: None,
+        measure=lambda model, args: replace(REPORT, failures=failures),
+    )
+
+
+def test_a_bar_that_was_missed_ends_the_command_with_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "SECTIONS", {"good": section(), "bad": section("too slow")})
+    for names, status in ((["good"], 0), (["bad"], 1), (["bad", "good"], 1)):
+        monkeypatch.setattr(sys, "argv", ["bench", *names])
+        assert command.main() == status
+        assert ("FAIL speed small cpu: too slow" in capsys.readouterr().out) == bool(status)
+
+
+def test_a_soak_fails_by_errors_and_by_memory_that_grows() -> None:
+    assert soak.failures_of(0, 600.0, 630.0) == ()
+    assert soak.failures_of(0, 600.0, 400.0) == ()
+    assert soak.failures_of(2, 600.0, 600.0) == ("2 errors",)
+    assert soak.failures_of(0, 600.0, 631.0) == ("memory grew from 600 to 631 MiB, more than 1.05 times",)
+    assert len(soak.failures_of(1, 600.0, 700.0)) == 2
+
+
+def test_flips_fail_above_one_in_a_thousand() -> None:
+    assert flips.too_many(0, 1000) == flips.too_many(1, 1000) == ()
+    assert flips.too_many(2, 1000) == ("0.2 % of 1000 questions flipped, of which 0.1 % may",)

@@ -162,7 +162,7 @@ def test_pieces_are_tails_of_whole_characters_and_together_the_answer(
 def drawn(logits: torch.Tensor, params: SamplingParams, times: int) -> list[int]:
     """Tokens of one answer."""
     random = seeded(params)
-    return [draw(logits, params, random) for _ in range(times)]
+    return [int(draw(logits[None], [params], [random])) for _ in range(times)]
 
 
 def test_the_nucleus_is_the_fewest_likeliest_tokens_that_reach_top_p() -> None:

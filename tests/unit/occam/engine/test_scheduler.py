@@ -20,6 +20,12 @@ class Asked:
     answer: str | None = None
     error: Exception | None = None
 
+    def fail(self, error: Exception) -> None:
+        self.error = error
+
+    def forget(self) -> None:
+        """It remembers nothing."""
+
     def take(self) -> None:
         assert self.answer is None, "finished ones are in no pass"
         self.steps -= 1

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from occam.config import SamplingParams
-from occam.engine.sampling import draw, seeded
+from occam.engine.sampling import choose, draw, seeded
 from occam.models.clip_tower import ClipTower
 from occam.models.decoder import Decoder
 from occam.models.qwen_tower import QwenTower
@@ -84,4 +84,21 @@ def test_drawn_is_what_torchs_own_draw_gives(top_p: float) -> None:
         shares, order = torch.softmax(logits / 0.8, dim=-1).sort(descending=True)
         nucleus = shares.cumsum(0) - shares < top_p
         expected = order[torch.multinomial(shares * nucleus, 1, generator=seeded(params))]
-        assert draw(logits, params, seeded(params)) == int(expected)
+        assert draw(logits[None], [params], [seeded(params)]).tolist() == [int(expected)]
+
+
+def test_draws_of_many_are_those_of_each_alone_and_wait_once() -> None:
+    kinds = [(0.0, 1.0), (0.8, 0.9), (0.0, 0.5), (2.0, 1.0), (0.3, 0.4)]
+    params = [SamplingParams(temperature=heat, top_p=top, seed=seed) for seed, (heat, top) in enumerate(3 * kinds)]
+    logits = 3 * torch.randn(len(params), 500, generator=torch.Generator().manual_seed(0))
+    together, alone = ([seeded(own) for own in params] for _ in range(2))
+    for _ in range(3):
+        each = zip(logits, params, alone, strict=True)
+        expected = [choose(row[None], [own], [chance])[0] for row, own, chance in each]
+        assert choose(logits, params, together) == expected
+        assert expected != logits.argmax(dim=-1).tolist()
+    with mock.patch.object(torch.Tensor, "tolist", autospec=True, return_value=[1]) as read:
+        choose(logits, params, together)
+    assert read.call_count == 1
+    hot = params[1:2]
+    assert draw(logits[:1].to(META), hot, [seeded(hot[0])]).device == META, "no value is read on the way"
