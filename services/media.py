@@ -13,7 +13,7 @@ import numpy as np
 
 from occam.errors import InvalidInput, SourceUnavailable
 from occam.stats import StageStats
-from pipelines.ingest.decode import FrameStream, route
+from pipelines.ingest.decode import FrameStream, route, walked_s
 from pipelines.ingest.limits import Limits
 from pipelines.ingest.local_file import LocalFile, open_local
 from pipelines.ingest.policy import SourcePolicy
@@ -86,6 +86,7 @@ class LocalMedia:
             frames=len(facts),
             indices=tuple(indices.tolist()),
             seconds=_seconds(facts, choice),
+            walked_s=walked_s(known.local, facts, indices),
             decoder=f"{backend} {version(_PACKAGES[backend])}",
         )
         return Described(medium=medium, stats=stats)

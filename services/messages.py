@@ -80,7 +80,8 @@ class Medium:
 
     url: its source's address; frames: frames in the source; indices: those that are wanted
     width, height: of an upright frame, in pixels
-    seconds: length of the range they were taken from; decoder: backend and version that decodes them
+    seconds: length of the range they were taken from; walked_s: seconds that decoding them walks through
+    decoder: backend and version that decodes them
     """
 
     kind: MediaKind
@@ -91,6 +92,7 @@ class Medium:
     height: int
     frames: int
     seconds: float
+    walked_s: float
     indices: tuple[int, ...]
     decoder: str
 

@@ -282,6 +282,7 @@ class FakeMedia:
             frames=total,
             indices=tuple(int(choice.start_s or 0) + i * total // wanted for i in range(wanted)),
             seconds=0.0 if kind == "image" else total / 8,
+            walked_s=0.0 if kind == "image" else total / 8,
             decoder="fake 1",
         )
         return Described(medium=medium, stats=stats)

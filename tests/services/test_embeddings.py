@@ -224,6 +224,7 @@ def test_embeddings_are_known_by_all_that_the_tower_saw_and_by_nothing_else(tmp_
             height=8,
             frames=8,
             seconds=1.0,
+            walked_s=1.0,
             indices=(0, 4),
             decoder="d 1",
         )

@@ -27,6 +27,7 @@ def medium(digest: str, *indices: int) -> Medium:
         height=8,
         frames=8,
         seconds=1.0,
+        walked_s=1.0,
         indices=indices,
         decoder="d 1",
     )
