@@ -28,7 +28,7 @@ from services.settings import Settings
 from services.upload_files import UploadFiles
 
 _PACKAGES = {"decord": "decord", "pyav": "av", "pillow": "pillow"}
-_REMEMBERED = 1024
+_REMEMBERED, _REMEMBERED_BYTES = 1024, 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,14 +148,21 @@ class LocalMedia:
         started = time.monotonic()
         local = await self._local(source, digest, uses)
         fetched = time.monotonic()
-        known = self._known[local.digest] = _Known(local=local, facts=await self._facts(local))
-        self._known.move_to_end(local.digest)
-        if len(self._known) > _REMEMBERED:
-            self._known.popitem(last=False)
+        known = _Known(local=local, facts=await self._facts(local))
+        self._remember(known)
         return known, (
             StageStats(stage="fetch", started_s=started, ended_s=fetched),
             StageStats(stage="probe", started_s=fetched, ended_s=time.monotonic()),
         )
+
+    def _remember(self, known: _Known) -> None:
+        """Keep it in front of what makes room for it: as many as are allowed, and no more bytes of timelines."""
+        self._known[known.local.digest] = known
+        self._known.move_to_end(known.local.digest)
+        left = sum(each.facts.nbytes for each in self._known.values())
+        while len(self._known) > _REMEMBERED or left > _REMEMBERED_BYTES:
+            _, oldest = self._known.popitem(last=False)
+            left -= oldest.facts.nbytes
 
     async def _facts(self, local: LocalFile) -> VideoFacts:
         """What a probe says of the file; the same bytes have the same facts, wherever they came from this time."""

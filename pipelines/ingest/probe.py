@@ -57,6 +57,11 @@ class VideoFacts:
         )
 
     @property
+    def nbytes(self) -> int:
+        """Bytes that the timeline takes."""
+        return self.stamps.nbytes + self.keys.nbytes + self.hidden.nbytes
+
+    @property
     def pts_seconds(self) -> npt.NDArray[np.float64]:
         """float64 [N]: presentation times of all frames, from the start of the container."""
         units = (self.stamps - self.origin).astype(np.float64)
