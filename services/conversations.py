@@ -248,7 +248,7 @@ class Conversations:
                     yield event
             return
         except NotCached:
-            reservation = await self._quotas.reserve(tenant, sum(medium.seconds for medium in session.media))
+            reservation = await self._quotas.reserve(tenant, sum(medium.charged_s for medium in session.media))
         try:
             async with aclosing(self._events(question, session, may_decode=True)) as events:
                 async for event in events:

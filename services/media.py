@@ -13,7 +13,7 @@ import numpy as np
 
 from occam.errors import InvalidInput, SourceUnavailable
 from occam.stats import StageStats
-from pipelines.ingest.decode import FrameStream, route
+from pipelines.ingest.decode import FrameStream, route, walked_s
 from pipelines.ingest.limits import Limits
 from pipelines.ingest.local_file import LocalFile, open_local
 from pipelines.ingest.policy import SourcePolicy
@@ -28,7 +28,7 @@ from services.settings import Settings
 from services.upload_files import UploadFiles
 
 _PACKAGES = {"decord": "decord", "pyav": "av", "pillow": "pillow"}
-_REMEMBERED = 1024
+_REMEMBERED, _REMEMBERED_BYTES = 1024, 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +86,7 @@ class LocalMedia:
             frames=len(facts),
             indices=tuple(indices.tolist()),
             seconds=_seconds(facts, choice),
+            walked_s=walked_s(known.local, facts, indices),
             decoder=f"{backend} {version(_PACKAGES[backend])}",
         )
         return Described(medium=medium, stats=stats)
@@ -147,14 +148,21 @@ class LocalMedia:
         started = time.monotonic()
         local = await self._local(source, digest, uses)
         fetched = time.monotonic()
-        known = self._known[local.digest] = _Known(local=local, facts=await self._facts(local))
-        self._known.move_to_end(local.digest)
-        if len(self._known) > _REMEMBERED:
-            self._known.popitem(last=False)
+        known = _Known(local=local, facts=await self._facts(local))
+        self._remember(known)
         return known, (
             StageStats(stage="fetch", started_s=started, ended_s=fetched),
             StageStats(stage="probe", started_s=fetched, ended_s=time.monotonic()),
         )
+
+    def _remember(self, known: _Known) -> None:
+        """Keep it in front of what makes room for it: as many as are allowed, and no more bytes of timelines."""
+        self._known[known.local.digest] = known
+        self._known.move_to_end(known.local.digest)
+        left = sum(each.facts.nbytes for each in self._known.values())
+        while len(self._known) > _REMEMBERED or left > _REMEMBERED_BYTES:
+            _, oldest = self._known.popitem(last=False)
+            left -= oldest.facts.nbytes
 
     async def _facts(self, local: LocalFile) -> VideoFacts:
         """What a probe says of the file; the same bytes have the same facts, wherever they came from this time."""

@@ -80,7 +80,8 @@ class Medium:
 
     url: its source's address; frames: frames in the source; indices: those that are wanted
     width, height: of an upright frame, in pixels
-    seconds: length of the range they were taken from; decoder: backend and version that decodes them
+    seconds: length of the range they were taken from; walked_s: seconds that decoding them walks through
+    decoder: backend and version that decodes them
     """
 
     kind: MediaKind
@@ -91,8 +92,14 @@ class Medium:
     height: int
     frames: int
     seconds: float
+    walked_s: float = 0.0  # in records of versions that did not know it
     indices: tuple[int, ...]
     decoder: str
+
+    @property
+    def charged_s(self) -> float:
+        """Seconds of video that decoding it costs of a quota: those that were asked for, or more if it takes more."""
+        return max(self.seconds, self.walked_s)
 
     @property
     def is_upload(self) -> bool:

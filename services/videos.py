@@ -110,7 +110,7 @@ class Videos:
 
     async def _reserve(self, model: str, record: VideoRecord) -> Reservation:
         """The seconds that must be decoded: none of a video whose state is cached."""
-        seconds = record.video.seconds
+        seconds = record.video.charged_s
         if self._quotas.counts_video(record.tenant):
             with suppress(NotCached):
                 await self._warmed(model, record, may_decode=False)

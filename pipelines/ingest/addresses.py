@@ -1,11 +1,14 @@
 """Which network addresses a fetch may reach: public unicast ones, however they are spelled or embedded."""
 
 import asyncio
+import logging
 import socket
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from occam.errors import ForbiddenSource, SourceUnavailable
+
+_LOG = logging.getLogger(__name__)
 
 Address = IPv4Address | IPv6Address
 Resolver = Callable[[str, int], Awaitable[list[str]]]
@@ -63,18 +66,22 @@ async def resolve(host: str, port: int) -> list[str]:
 async def checked_addresses(host: str, port: int, *, private: bool, resolver: Resolver) -> list[str]:
     """Resolve `host` and return its addresses, all of them public unless `private` is set.
 
-    Raises ForbiddenSource if one of them is not public, SourceUnavailable if there is none.
+    Raises ForbiddenSource if one of them is not public or there is none: a stranger who could tell these apart would
+    learn which names exist inside. SourceUnavailable if there is none where private ones may be.
     """
     check_spelling(host)
     try:
         addresses = await resolver(host, port)
-    except OSError:
+    except OSError as error:
+        _LOG.info("a host's name was not resolved: %s", error.strerror)
         addresses = []
-    if not addresses:
+    if private and not addresses:
         raise SourceUnavailable(f"The host {host} has no address.")
     # A zone index (fe80::1%eth0) is the mark of a link-local address.
-    if not private and not all("%" not in text and is_public(ip_address(text)) for text in addresses):
+    public = addresses and all("%" not in text and is_public(ip_address(text)) for text in addresses)
+    if not (private or public):
         raise ForbiddenSource(
-            f"The host {host} is not on the public network, and {host}:{port} is not in OCCAM_ALLOW_PRIVATE_HOSTS."
+            f"The host {host} is not known on the public network, and {host}:{port} is not in "
+            "OCCAM_ALLOW_PRIVATE_HOSTS."
         )
     return addresses

@@ -28,6 +28,7 @@ _LOG = logging.getLogger(__name__)
 Backend = Literal["decord", "pyav", "pillow"]
 _DECORD_CODECS = {"h264", "hevc", "mpeg4", "vp8", "vp9", "libvpx", "libvpx-vp9"}
 _DECORD_FORMATS = {"yuv420p", "yuvj420p"}
+_USUAL_FPS = 60.0
 
 
 def route(video: LocalFile, facts: VideoFacts, indices: npt.NDArray[np.int64]) -> Backend:
@@ -49,6 +50,30 @@ def route(video: LocalFile, facts: VideoFacts, indices: npt.NDArray[np.int64]) -
         and facts.plain
     )
     return "decord" if right else "pyav"
+
+
+def walked_s(video: LocalFile, facts: VideoFacts, indices: npt.NDArray[np.int64]) -> float:
+    """Seconds of the video that decoding of these frames walks through, from key frames to them; an image has none.
+
+    No fewer than the frames on the way, hidden ones among them, take at 60 a second: the file's clock says what its
+    author likes, and few cameras and screens are faster. `_Walk` in `pyav_backend` is the walk.
+    """
+    if video.kind == "image":
+        return 0.0
+    stamps, wanted = facts.stamps, facts.stamps[indices]
+    stored = np.sort(np.append(stamps, facts.hidden))
+    begins = facts.keys_of(indices) - _lead(video, facts)
+    # What lies behind `before`, up to the wanted frame: either a seek leads there, or the walk has come so far.
+    before = np.where(begins > np.append(stamps[0], wanted[:-1]), begins - 1, np.append(stored[0] - 1, wanted[:-1]))
+    frames = np.searchsorted(stored, wanted, "right") - np.searchsorted(stored, before, "right")
+    edges = np.append(stamps, stamps[-1] + facts.last_duration)
+    units = (edges[indices + 1] - edges[np.searchsorted(stamps, before, "right")]).sum(dtype=np.float64)
+    return max(float(int(units) * facts.time_base), int(frames.sum()) / _USUAL_FPS)
+
+
+def _lead(video: LocalFile, facts: VideoFacts) -> int:
+    """Units that a seek starts ahead of a key frame: a second where decoding time, which runs ahead, is searched."""
+    return round(1 / facts.time_base) if video.reader == "mpegts" else 0
 
 
 @dataclass
@@ -198,15 +223,14 @@ class FrameStream:
         self._backend = backend
         self.stats.backends[backend] = 0
         facts, left = self._facts, self._indices[self._done :]
-        stamps = facts.stamps[left]
-        keys = facts.keys[(np.searchsorted(facts.keys, stamps, "right") - 1).clip(0)]
         return Child(
             backend,
             self._video,
             self._limits,
             budget_s,
-            targets=np.stack([left, stamps, keys], axis=1).tolist(),
+            targets=np.stack([left, facts.stamps[left], facts.keys_of(left)], axis=1).tolist(),
             start=int(facts.stamps[0]),
+            lead=_lead(self._video, facts),
             frames=len(facts),
             chunk_frames=self._chunk_frames,
             width=facts.width,

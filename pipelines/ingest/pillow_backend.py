@@ -49,6 +49,7 @@ def run(job: dict[str, Any]) -> None:
     send_json(Kind.FACTS, {**facts, **timeline})
     for kind in (Kind.STAMPS, Kind.KEYS):
         send_array(kind, np.zeros(1, np.int64))
+    send_array(Kind.HIDDEN, np.zeros(0, np.int64))
 
 
 def _decode(job: dict[str, Any]) -> npt.NDArray[np.uint8]:

@@ -29,6 +29,7 @@ class VideoFacts:
     stamps: int64 [N], presentation stamps of all frames in units of `time_base` seconds, strictly increasing
     keys: int64 [K], stamps that decoding can start from; origin: stamp that is second 0, the start of the container
     last_duration: units that the last frame is shown
+    hidden: int64 [H], stamps of stored frames beside those, which are decoded like them and not shown
     plain: every stored frame is shown and no group of pictures is open, so a frame's number is its index
     """
 
@@ -43,6 +44,7 @@ class VideoFacts:
     plain: bool
     stamps: npt.NDArray[np.int64]
     keys: npt.NDArray[np.int64]
+    hidden: npt.NDArray[np.int64]
     sandbox: Sandbox
 
     def __len__(self) -> int:
@@ -55,6 +57,11 @@ class VideoFacts:
         )
 
     @property
+    def nbytes(self) -> int:
+        """Bytes that the timeline takes."""
+        return self.stamps.nbytes + self.keys.nbytes + self.hidden.nbytes
+
+    @property
     def pts_seconds(self) -> npt.NDArray[np.float64]:
         """float64 [N]: presentation times of all frames, from the start of the container."""
         units = (self.stamps - self.origin).astype(np.float64)
@@ -64,6 +71,10 @@ class VideoFacts:
     def duration_s(self) -> float:
         """Seconds from the first frame's appearance to the last one's end."""
         return float((int(self.stamps[-1] - self.stamps[0]) + self.last_duration) * self.time_base)
+
+    def keys_of(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """int64 [T]: stamps of the key frames that decoding of these frames can start from."""
+        return self.keys[np.maximum(np.searchsorted(self.keys, self.stamps[indices], "right") - 1, 0)]
 
     @property
     def fps(self) -> float:
@@ -115,25 +126,33 @@ def _facts(child: Child, kind: MediaKind, limits: Limits) -> VideoFacts:
 def _receive(child: Child, limits: Limits) -> VideoFacts:
     message = child.receive()
     fields = child.receive_json(message.size) if message.kind == Kind.FACTS else {}
-    stamps = _receive_stamps(child, Kind.STAMPS, limits)
-    keys = _receive_stamps(child, Kind.KEYS, limits)
+    stamps = _receive_timeline(child, Kind.STAMPS, limits)
+    keys = _receive_timeline(child, Kind.KEYS, limits)
+    hidden = _receive_stamps(child, Kind.HIDDEN, limits)
     if child.sandbox is None:
         raise ChildDied("the child did not say which walls stand")
     try:
-        return VideoFacts(**_typed(fields), stamps=stamps, keys=keys, sandbox=child.sandbox)
+        return VideoFacts(**_typed(fields), stamps=stamps, keys=keys, hidden=hidden, sandbox=child.sandbox)
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise ChildDied(f"the child sent facts that are none: {error}") from None
+
+
+def _receive_timeline(child: Child, kind: Kind, limits: Limits) -> npt.NDArray[np.int64]:
+    stamps = _receive_stamps(child, kind, limits)
+    if not len(stamps) or (np.diff(stamps) <= 0).any():
+        raise ChildDied("the child sent a timeline that does not increase")
+    return stamps
 
 
 def _receive_stamps(child: Child, kind: Kind, limits: Limits) -> npt.NDArray[np.int64]:
     message = child.receive()
     count = message.size // 8
-    if message.kind != kind or not 0 < count <= limits.max_frames:
-        raise ChildDied("the child sent no timeline")
+    if message.kind != kind or count > limits.max_frames:
+        raise ChildDied("the child sent no stamps, or too many")
     stamps = np.empty(count, np.int64)
     child.receive_into(stamps, message.size)
-    if (stamps < -_MAX_UNITS).any() or (stamps > _MAX_UNITS).any() or (np.diff(stamps) <= 0).any():
-        raise ChildDied("the child sent a timeline that does not increase")
+    if (stamps < -_MAX_UNITS).any() or (stamps > _MAX_UNITS).any():
+        raise ChildDied("the child sent stamps out of all proportion")
     return stamps
 
 

@@ -4,6 +4,7 @@ Runs inside the sandbox. A frame is known by its stamp: its presentation time in
 time of presentation: there the stamps are those of decoding in order, and a frame is found by its number.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -75,16 +76,17 @@ def _probe(job: dict[str, Any]) -> None:
         origin, last_duration = 0, max(last_duration, 1)
     if job["reader"] not in _SEEKABLE:
         keys = stamps[:1]
-    whole = not edited and len(stamps) == len(packets) and all(packet.shown for packet in packets)
+    hidden = _hidden(packets, stamps)
     facts = {
         "time_base": [base.numerator, base.denominator],
         "origin": origin,
         "last_duration": last_duration,
-        "plain": whole and not _has_leading_frames(packets),
+        "plain": not (edited or hidden or _has_leading_frames(packets)),
     }
     send_json(Kind.FACTS, {**facts, **_first_frame(job)})
     send_array(Kind.STAMPS, np.array(stamps, np.int64))
     send_array(Kind.KEYS, np.array(keys, np.int64))
+    send_array(Kind.HIDDEN, np.array(hidden, np.int64))
 
 
 def _packets(container: Any, stream: Any, job: dict[str, Any]) -> list[_Packet]:
@@ -133,6 +135,11 @@ def _timeline(packets: list[_Packet]) -> tuple[list[int], list[int]]:
     return stamps, keys or stamps[:1]
 
 
+def _hidden(packets: list[_Packet], stamps: list[int]) -> list[int]:
+    """Stamps of what is decoded and not shown: an edit list leaves it out, or another frame has its time."""
+    return sorted((Counter(packet.stamp for packet in packets) - Counter(stamps)).elements())
+
+
 def _has_leading_frames(packets: list[_Packet]) -> bool:
     """True if a group of pictures is open: a frame is stored behind a key frame and shown before it."""
     last_key = packets[0].stamp
@@ -173,9 +180,8 @@ class _Walk:
         self._stream = _video_stream(container)
         self._counted = job["reader"] == "avi"
         self._start = job["start"]
+        self._lead = job["lead"]
         self._can_seek = True
-        # A transport stream is searched by decoding time, which runs ahead of presentation: start a second early.
-        self._lead = round(1 / self._stream.time_base) if job["reader"] == "mpegts" else 0
         self._frames = self._from_start()
 
     def at(self, targets: list[tuple[int, int, int]]) -> Iterator[tuple[int, Any]]:
@@ -185,7 +191,7 @@ class _Walk:
         """
         position = self._start
         for index, stamp, key in targets:
-            if key > position and self._can_seek:
+            if key - self._lead > position and self._can_seek:
                 self._frames = self._from_key(key)
             wanted = index if self._counted else stamp
             found = next(((at, frame) for at, frame in self._frames if at >= wanted), None)

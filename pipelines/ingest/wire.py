@@ -31,6 +31,7 @@ class Kind(IntEnum):
     UNSUPPORTED = 8  # text for the user
     TOO_LARGE = 9  # text for the user
     BACKEND_FAILED = 10  # text for the log; another backend may do better
+    HIDDEN = 11  # int64 [H]: stamps of stored frames that are not shown
 
 
 class BackendFailed(Exception):

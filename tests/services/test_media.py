@@ -22,7 +22,7 @@ from services.media import LocalMedia
 from services.messages import DecodedChunk, FrameChoice, Medium, Source
 from services.settings import Settings
 
-RATE, FRAMES = 10, 20
+RATE, FRAMES, KEYS = 10, 20, 2
 
 
 def write_clip(path: Path, shade: int, silence_s: float = 0.0) -> str:
@@ -132,6 +132,25 @@ def test_the_same_bytes_are_probed_once_wherever_they_come_from(site: Site, monk
         assert len({(await look(media, url)).digest for url in urls}) == 1
         await look(media, site.url("b"))
         assert probed == [site.digests["a"], site.digests["b"]]
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(
+    ("bound", "room"), [("_REMEMBERED", 2), ("_REMEMBERED_BYTES", 2 * 8 * (FRAMES + KEYS))], ids=["count", "bytes"]
+)
+def test_what_probes_said_is_forgotten_beyond_a_count_and_beyond_bytes(
+    bound: str, room: int, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"services.media.{bound}", room)
+
+    async def scene() -> None:
+        media = site.media()
+        first = await look(media, site.url("a"))
+        await look(media, site.url("b"))
+        await look(media, site.url("a"), first.digest)
+        await look(media, site.url("c"))
+        assert list(media._known) == [site.digests["a"], site.digests["c"]]
 
     asyncio.run(scene())
 

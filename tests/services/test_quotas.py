@@ -3,8 +3,10 @@
 import asyncio
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import av
 import httpx
 import openai
 import pytest
@@ -17,6 +19,7 @@ from services import ingress, strict_json
 from services.allowances import Allowance
 from services.errors import DeadlineExceeded, QuotaExceeded
 from services.keys import entry_of, fresh_key
+from services.media import LocalMedia
 from services.messages import Source
 from services.quotas import Quotas
 from services.reference_sets import Sets
@@ -259,6 +262,49 @@ def test_what_no_day_has_is_not_promised_for_tomorrow(play: Play) -> None:
             assert "10 s to be decoded, more than the quota of 9 s" in error["message"]
 
     play(scene, quota_video_seconds=9.0)
+
+
+def write_clip(path: Path, frames: int, rate: int, group: int) -> None:
+    """An MP4 of so many frames a second and a key frame in each group of so many."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=rate, options={"g": str(group), "sc_threshold": "1000000000"})
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for _ in range(frames):
+            container.mux(stream.encode(av.VideoFrame(32, 32, "yuv420p")))
+        container.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize(
+    ("frames", "rate", "group", "end_s", "milliseconds"),
+    [
+        (100, 10, 600, 9.0001, 9100),
+        (100, 10, 20, 9.0001, 1100),
+        (100, 10, 20, 10.0, 1900),
+        (600, 6000, 600, None, 8767),
+    ],
+    ids=["one key frame", "the key frame before", "a whole range", "timed anew"],
+)
+def test_what_a_range_decodes_is_paid_for_and_not_its_length_by_the_files_clock(
+    play: Play,
+    redis_server: RedisServer,
+    tmp_path: Path,
+    frames: int,
+    rate: int,
+    group: int,
+    end_s: float | None,
+    milliseconds: int,
+) -> None:
+    write_clip(tmp_path / "clip.mp4", frames, rate, group)
+    choice = {"start_s": 9.0, "end_s": end_s} if end_s else {}
+
+    async def scene(service: World) -> None:
+        body = chat(str(tmp_path / "clip.mp4"), occam=choice)
+        answer = await service.http.post("/v1/chat/completions", json=body)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["usage"]["video_seconds"] == pytest.approx(end_s - 9.0 if end_s else frames / rate)
+        assert used(redis_server, "video") == milliseconds
+
+    play(scene, media=LocalMedia, file_roots=(str(tmp_path),), quota_video_seconds=100.0)
 
 
 def test_requests_that_come_together_do_not_overrun_the_seconds(play: Play, redis_server: RedisServer) -> None:

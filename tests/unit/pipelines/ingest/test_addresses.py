@@ -57,11 +57,20 @@ def test_one_private_address_among_public_ones_refuses_the_host_and_is_not_revea
     assert "10.1.2.3" not in str(caught.value)
 
 
-def test_zone_indices_and_empty_answers_are_refused() -> None:
+def test_zone_indices_are_refused() -> None:
     with pytest.raises(ForbiddenSource):
         _check("fe80::1%eth0")
+
+
+def test_a_name_that_exists_inside_is_refused_like_one_that_does_not_exist() -> None:
+    answers = []
+    for addresses in ((), ("10.1.2.3",), ("8.8.8.8", "10.1.2.3")):
+        with pytest.raises(ForbiddenSource, match=r"video\.test is not known on the public network") as caught:
+            _check(*addresses)
+        answers.append(str(caught.value))
+    assert len(set(answers)) == 1
     with pytest.raises(SourceUnavailable, match="no address"):
-        _check()
+        _check(private=True)
 
 
 def test_public_answers_and_opened_private_ones_pass() -> None:

@@ -120,7 +120,7 @@ def test_seeking_saves_the_way(name: str, make_clip: Callable[..., Path], local:
     video = local(make_clip(name, codec, options, frames=250))
     facts = probe(video, Limits())
     stamp = int(facts.stamps[240])
-    job = {"start": int(facts.stamps[0]), "reader": video.reader}
+    job = {"start": int(facts.stamps[0]), "reader": video.reader, "lead": decode._lead(video, facts)}
     with av.open(str(video.path)) as container:
         walk = pyav_backend._Walk(container, job)
         walked = []
@@ -500,7 +500,7 @@ def test_facts_that_are_none_are_not_believed(
 ) -> None:
     true = '"codec": "h264", "pix_fmt": "yuv420p", "width": 96, "height": 64, "turns": 0, "time_base": [1, 25], '
     true += '"origin": 0, "last_duration": 1, "plain": true'
-    stamps = "; ".join(f"say({kind}, struct.pack('<q', 0))" for kind in (3, 4))
+    stamps = "; ".join(f"say({kind}, struct.pack('<q', 0))" for kind in (3, 4, 11))
     for facts in (true, f"{true}, {lie}"):
         speech = f"{HEADER}{WALLS}say(2, b'{{{facts}}}'); {stamps}"
         monkeypatch.setattr(process, "_COMMAND", ("-S", "-c", speech))

@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,14 @@ import av
 import numpy as np
 import pytest
 
-from pipelines.ingest import pyav_backend
+from pipelines.ingest import decode, pyav_backend
 from pipelines.ingest.decode import FrameStream, route
 from pipelines.ingest.limits import Limits
 from pipelines.ingest.local_file import LocalFile, open_local
 from pipelines.ingest.probe import VideoFacts, probe
 from pipelines.ingest.sample import Sampling, sample
 
-GROUP, LONG = 12, 150
+GROUP, LONG, RATE = 12, 150, 25
 B_FRAMES = {"g": str(GROUP), "bf": "3"}
 X264_OPEN = {"x264-params": f"open-gop=1:keyint={GROUP}:bframes=3:b-adapt=0:scenecut=0"}
 X265_OPEN = {"x265-params": f"keyint={GROUP}:min-keyint={GROUP}:open-gop=1:bframes=3:log-level=none"}
@@ -149,6 +150,16 @@ class Counting:
                 yield frame
 
 
+def counted(video: LocalFile, facts: VideoFacts, indices: np.ndarray) -> Counting:
+    """What PyAV reads and decodes for these frames."""
+    targets = np.stack([indices, facts.stamps[indices], facts.keys_of(indices)], axis=1).tolist()
+    with av.open(str(video.path), format=video.reader) as container:
+        counting = Counting(container)
+        job = {"start": int(facts.stamps[0]), "reader": video.reader, "lead": decode._lead(video, facts)}
+        assert [stamp for stamp, _ in pyav_backend._Walk(counting, job).at(targets)] == facts.stamps[indices].tolist()
+    return counting
+
+
 @pytest.mark.parametrize("name", ["b-frames.mp4", "b-frames.mkv", "open.mp4", "open.mkv", "hevc-open.mp4", "vp9.webm"])
 def test_a_range_costs_itself_and_a_group_of_pictures(
     name: str, long_clip: Callable[[str], Path], limits: Limits
@@ -156,13 +167,42 @@ def test_a_range_costs_itself_and_a_group_of_pictures(
     video = open_local(long_clip(name), limits)
     facts = probe(video, limits)
     indices = sample(facts.pts_seconds, Sampling(frames=8, start_s=3.2, end_s=4.0))
-    keys = facts.keys[(np.searchsorted(facts.keys, facts.stamps[indices], "right") - 1).clip(0)]
-    targets = np.stack([indices, facts.stamps[indices], keys], axis=1).tolist()
-    with av.open(str(video.path), format=video.reader) as container:
-        counting = Counting(container)
-        walk = pyav_backend._Walk(counting, {"start": int(facts.stamps[0]), "reader": video.reader})
-        assert [stamp for stamp, _ in walk.at(targets)] == facts.stamps[indices].tolist()
+    counting = counted(video, facts, indices)
     length = int(indices[-1] - indices[0]) + 1
     assert 0 < counting.frames <= length + GROUP
     # Two threads hold a frame each, and B-frames wait for what they refer to; each seek to the next group does so anew.
-    assert counting.packets <= length + GROUP + 8 * (len(set(keys.tolist())) + 1)
+    assert counting.packets <= length + GROUP + 8 * (len(set(facts.keys_of(indices).tolist())) + 1)
+
+
+@pytest.mark.parametrize("name", CLIPS)
+@pytest.mark.parametrize(
+    "indices", [[140], [3, 140], [0, 20, 21, 60, 100, 140], [*range(0, LONG, 3)]], ids=["one", "two", "few", "many"]
+)
+def test_frames_walked_are_counted_before_they_are(
+    name: str, indices: list[int], long_clip: Callable[[str], Path], limits: Limits
+) -> None:
+    video = open_local(long_clip(name), limits)
+    facts = probe(video, limits)
+    wanted = np.array(indices)
+    frames, expected = counted(video, facts, wanted).frames, RATE * decode.walked_s(video, facts, wanted)
+    if video.reader == "mpegts":  # of what a seek reads there before the key frame, the decoder gives none
+        assert frames <= expected <= min(frames + RATE * len(indices), LONG)
+    else:
+        assert frames == pytest.approx(expected)
+
+
+def test_no_clock_makes_frames_fewer_than_they_are(tmp_path: Path, edited_clip: Path, limits: Limits) -> None:
+    """Neither where ten share a time, so that one of them is shown, nor where an edit list hides them."""
+    crowded = tmp_path / "crowded.mkv"
+    with av.open(str(crowded), "w") as container:
+        stream = container.add_stream("mpeg4", rate=1000, options={"g": "600", "sc_threshold": "1000000000"})
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for _ in range(600):
+            for packet in stream.encode(av.VideoFrame(32, 32, "yuv420p")):
+                packet.pts = packet.dts = packet.pts // 10
+                container.mux(packet)
+    for path, last, frames in ((crowded, 59, 600), (edited_clip, 0, 5), (edited_clip, 24, 29)):
+        video = open_local(path, limits)
+        facts = probe(video, limits)
+        at_once = replace(facts, time_base=facts.time_base / 1000)
+        assert decode.walked_s(video, at_once, np.arange(last + 1)) == pytest.approx(frames / 60)
