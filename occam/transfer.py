@@ -1,4 +1,4 @@
-"""From the host to the device, where a GPU needs not be waited for: the one place that knows how."""
+"""From the host to the device, where a GPU needs not be waited for, and where it must be: the one place that knows."""
 
 from collections.abc import Sequence
 
@@ -18,3 +18,9 @@ def to_device(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = 
 def upload(ids: Sequence[int], device: torch.device) -> Tensor:
     """Whole numbers as int64 [N] on `device`."""
     return to_device(torch.tensor(ids, dtype=torch.int64), device)
+
+
+def wait_for(device: str) -> None:
+    """Return when a GPU has done all that it was given; a CPU has."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)

@@ -63,6 +63,21 @@ def test_what_is_built_on_an_approximate_state_is_approximate(engine: Engine) ->
             assert engine.replay(state, [turn(3), turn(2)]).approximate == approximate
 
 
+def test_the_seconds_of_a_chunk_are_those_of_the_device(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launches come back at once on a GPU, so what ends them must be waited for within the seconds."""
+    now = 0.0
+
+    def wait(device: str) -> None:
+        nonlocal now
+        assert device == "cpu"
+        now += 5.0
+
+    monkeypatch.setattr("occam.engine.engine.wait_for", wait)
+    clocked = Engine(engine.lm, engine.config, lambda: now)
+    _, (_, prefill) = clocked.append(clocked.begin(OFF), video_of(FRAMES), OFF)
+    assert prefill.seconds == 5.0
+
+
 def test_a_turn_that_passes_the_positions_is_not_replayed(engine: Engine, state: PrefixState) -> None:
     room = POSITIONS - state.next_position
     assert engine.replay(state, [turn(room)]).next_position == POSITIONS + 1, "the closing is no position of a question"

@@ -16,7 +16,7 @@ from occam.models.clip_tower import ClipTower
 from occam.models.decoder import Decoder
 from occam.models.qwen_tower import QwenTower
 from occam.models.slots import Slots
-from occam.transfer import to_device, upload
+from occam.transfer import to_device, upload, wait_for
 from tests.parity import checkpoint, checkpoint_qwen
 from tests.parity.harness import load
 
@@ -55,6 +55,13 @@ def test_a_tower_reads_no_value(lm: object) -> None:
         output = tower.encode(torch.empty(3 * 24, width, device=META), (3, 4, 6), "neurons")
     assert tower.neurons
     assert {output.scores.device, output.features.device, output.register.device} == {META}
+
+
+def test_only_a_gpu_is_waited_for() -> None:
+    with mock.patch("torch.cuda.synchronize") as synchronize:
+        wait_for("cpu")
+        wait_for("cuda:1")
+    synchronize.assert_called_once_with("cuda:1")
 
 
 def test_what_is_sent_arrives_as_it_was() -> None:
