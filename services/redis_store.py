@@ -20,7 +20,7 @@ from occam.kv.break_even import BreakEven, Fetch
 from occam.kv.codec import STATES, Manifest
 from occam.kv.embeddings import EMBEDDINGS, MediumManifest
 from occam.kv.key import KVKey
-from occam.kv.layout import Codec, Part, Sealed
+from occam.kv.layout import Codec, Part, Reader, Sealed
 from occam.tensors import MediumTokens, PrefixState
 
 M = TypeVar("M", bound=Sealed)
@@ -113,10 +113,10 @@ class RedisEntries(Generic[M, T]):
             return None
         with self._break_even.fetching(manifest.offer) as fetch:
             async with self._answering():
-                parts = await self._fetch(key, manifest, fetch)
-            if len(parts) < len(manifest.parts):
+                reader = await self._fetch(key, manifest, fetch)
+            if reader is None:
                 return None
-            value = await asyncio.to_thread(self._codec.decode, manifest, parts)
+            value = await asyncio.to_thread(self._codec.assembled, manifest, reader.tensors())
             fetch.complete()
             return value
 
@@ -151,24 +151,43 @@ class RedisEntries(Generic[M, T]):
         """Close every connection."""
         await self._redis.aclose()
 
-    async def _fetch(self, key: KVKey, manifest: M, fetch: Fetch) -> list[bytes]:
-        """The parts in order, without those that are missing; raises FetchGivenUp."""
-        values: list[bytes | None] = []
-        for batch in _batches([*zip(manifest.parts, manifest.part_sizes, strict=True)]):
-            pipeline = self._redis.pipeline(transaction=False)
-            for field, _ in batch:
-                pipeline.hget(_name(key), field)
-            nbytes = sum(size for _, size in batch)
-            patience_s = fetch.patience_s(nbytes)
+    async def _fetch(self, key: KVKey, manifest: M, fetch: Fetch) -> Reader | None:
+        """All parts, each copied and checked while the next ones come; None where one is missing.
+
+        Raises FetchGivenUp, and CorruptState.
+        """
+        reader, first = Reader(manifest), 0
+        here: list[bytes] = []
+        for batch in [*_batches([*zip(manifest.parts, manifest.part_sizes, strict=True)]), []]:
+            copying = asyncio.create_task(asyncio.to_thread(_copy, here, reader, first))
             try:
-                async with asyncio.timeout(patience_s) as limit:
-                    values += await pipeline.execute()
-            except TimeoutError as error:
-                if not limit.expired():
-                    raise
-                raise FetchGivenUp(f"{nbytes} bytes have not come within {patience_s:.3f} s.") from error
-            fetch.arrived(nbytes)
-        return [value for value in values if value is not None]
+                coming = await self._fetch_parts(key, batch, fetch)
+            finally:
+                await copying
+            first += len(here)
+            here = [part for part in coming if part is not None]
+            if len(here) < len(batch):
+                return None
+        return reader
+
+    async def _fetch_parts(self, key: KVKey, batch: Sequence[tuple[str, int]], fetch: Fetch) -> list[bytes | None]:
+        """Parts by their names and sizes; raises FetchGivenUp."""
+        if not batch:
+            return []
+        pipeline = self._redis.pipeline(transaction=False)
+        for field, _ in batch:
+            pipeline.hget(_name(key), field)
+        nbytes = sum(size for _, size in batch)
+        patience_s = fetch.patience_s(nbytes)
+        try:
+            async with asyncio.timeout(patience_s) as limit:
+                parts = cast(list[bytes | None], await pipeline.execute())
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise FetchGivenUp(f"{nbytes} bytes have not come within {patience_s:.3f} s.") from error
+        fetch.arrived(nbytes)
+        return parts
 
     @asynccontextmanager
     async def _answering(self) -> AsyncIterator[None]:
@@ -202,6 +221,11 @@ class RedisEmbeddings(RedisEntries[MediumManifest, MediumTokens]):
 
 def _name(key: KVKey) -> str:
     return _PREFIX + key.digest
+
+
+def _copy(parts: Sequence[bytes], reader: Reader, first: int) -> None:
+    for index, part in enumerate(parts, first):
+        reader.take(index, part)
 
 
 def _batches(items: Sequence[T]) -> list[Sequence[T]]:

@@ -157,7 +157,7 @@ def assembled(manifest: Manifest, sent: dict[str, Tensor]) -> PrefixState:
     )
 
 
-STATES = Codec(read=Manifest.from_bytes, describe=describe, encode=encode, decode=decode)
+STATES = Codec(read=Manifest.from_bytes, describe=describe, encode=encode, assembled=assembled)
 
 
 def _is_finite(state: PrefixState) -> bool:

@@ -119,11 +119,15 @@ def encode(medium: MediumTokens, wire: Wire = "exact") -> tuple[MediumManifest, 
 
 def decode(manifest: MediumManifest, parts: Sequence[Part]) -> MediumTokens:
     """The medium in `parts`, on the CPU, every bit checked; raises CorruptState."""
-    tensors = layout.unpack(manifest, parts)
+    return assembled(manifest, layout.unpack(manifest, parts))
+
+
+def assembled(manifest: MediumManifest, tensors: dict[str, Tensor]) -> MediumTokens:
+    """The medium of the tensors that came over the wire; raises CorruptState where a token names what is not there."""
     return MediumTokens(chunks=tuple(_chunk(manifest, chunk, tensors) for chunk in range(len(manifest.tokens))))
 
 
-EMBEDDINGS = Codec(read=MediumManifest.from_bytes, describe=describe, encode=encode, decode=decode)
+EMBEDDINGS = Codec(read=MediumManifest.from_bytes, describe=describe, encode=encode, assembled=assembled)
 
 
 def _chunk(manifest: MediumManifest, chunk: int, tensors: dict[str, Tensor]) -> MediaTokens:

@@ -94,14 +94,14 @@ class Codec(Generic[M, T]):
     """How values of one kind become entries of a tier and come back.
 
     read: the manifest in bytes, every field checked, or CorruptState; describe: that of a value for a wire, whose parts
-    have no checksums yet; encode: the manifest and its parts; decode: the value in them, every bit checked, or
+    have no checksums yet; encode: the manifest and its parts; assembled: the value of a `Reader`'s tensors, or
     CorruptState
     """
 
     read: Callable[[bytes], M]
     describe: Callable[[T, Wire], M]
     encode: Callable[[T, Wire], tuple[M, list[memoryview]]]
-    decode: Callable[[M, Sequence[Part]], T]
+    assembled: Callable[[M, dict[str, Tensor]], T]
 
 
 def opened(kind: type[Sealed], version: int, raw: bytes) -> dict[str, Any]:

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -26,8 +27,10 @@ STALL_S = 0.3
 async def opened(url: str, **settings: object) -> AsyncIterator[RedisStore]:
     times = {"connect_s": STALL_S, "stall_s": STALL_S, "total_s": 10.0}
     store = RedisStore(url, **(times | settings))  # type: ignore[arg-type]
-    yield store
-    await store.aclose()
+    try:
+        yield store
+    finally:
+        await store.aclose()
 
 
 @pytest.fixture
@@ -359,5 +362,26 @@ def test_an_address_is_checked_and_never_told() -> None:
             with pytest.raises(StoreUnavailable) as caught:
                 await store.get(KEY)
             assert "127.0.0.1" not in str(caught.value)
+
+    asyncio.run(test())
+
+
+def test_what_has_come_is_copied_while_the_rest_comes(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a state lies in memory once and a few parts of it again, and its checksums take no time of their own."""
+    monkeypatch.setattr(layout, "PART_BYTES", 1 << 20)
+    state = make_state(tokens=200_000)
+
+    async def test() -> None:
+        async with opened(redis_server.url) as store:
+            assert await store.put(KEY, state)
+            tracemalloc.start()
+            restored = await store.get(KEY)
+            _, most = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            assert restored is not None
+            assert_same(restored, state)
+            assert most < codec.describe(state).nbytes / 4
 
     asyncio.run(test())
