@@ -28,8 +28,14 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 
 _FAST_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _FRAMES = (1, 2, 4, 8, 16, 32, 64, 128)
 
-_NO_VIDEO = ("unsupported_video", "video_too_large", "forbidden_source", "source_unavailable", "decode_timeout")
-_NOT_NOW = ("overloaded", "quota_exceeded", "invalid_api_key", "store_unavailable")
+_NO_VIDEO = (
+    "unsupported_video", "video_too_large", "forbidden_source", "source_unavailable", "invalid_input", "decode_timeout",
+    "internal",
+)  # fmt: skip
+_NOT_ADMITTED = (
+    "overloaded", "quota_exceeded", "too_many_jobs", "invalid_api_key", "cross_site", "store_unavailable",
+    "replica_lost",
+)  # fmt: skip
 
 
 def _from_zero(counter: Counter, *known: Iterable[str]) -> Counter:
@@ -90,7 +96,9 @@ SPANS = _from_zero(
     Counter("occam_spans_total", "Spans of traces that left a process, or that no collector took.", ["result"]),
     ("sent", "lost"),
 )
-REJECTIONS = _from_zero(Counter("occam_rejections_total", "Requests that were not admitted.", ["reason"]), _NOT_NOW)
+REJECTIONS = _from_zero(
+    Counter("occam_rejections_total", "Requests that were not admitted.", ["reason"]), _NOT_ADMITTED
+)
 JOB_QUESTIONS = _from_zero(
     Counter("occam_job_questions_total", "Questions of jobs that have their line.", ["outcome"]), ("ok", "failed")
 )

@@ -15,7 +15,7 @@ from services import errors as service
 from services import logs, metrics
 from services.middleware import REQUEST_ID_HEADER
 from services.sentences import sentence
-from services.statuses import body_of, error_body, status_of
+from services.statuses import NOT_ADMITTED, body_of, error_body, status_of
 
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
@@ -47,7 +47,7 @@ def response(request: Request, error: errors.OccamError, challenge: Mapping[str,
     if status in (429, 503):
         retry_after_s = error.retry_after_s if isinstance(error, errors.Overloaded) else 1.0
         headers["Retry-After"] = str(max(1, ceil(retry_after_s)))
-    if status in (401, 403, 429, 503):
+    if status in NOT_ADMITTED:
         metrics.REJECTIONS.labels(error.code).inc()
     return JSONResponse(body_of(error, request_id(request)).model_dump(), status, headers)
 

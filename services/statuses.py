@@ -25,6 +25,9 @@ STATUSES: tuple[tuple[type[errors.OccamError], int], ...] = (
     (service.DeadlineExceeded, 504),
     (errors.OccamError, 500),
 )
+NOT_ADMITTED = (401, 403, 429, 503)
+"""Statuses of requests that were not let in, of which there is a count."""
+
 _TYPES = {
     401: "authentication_error",
     429: "rate_limit_error",

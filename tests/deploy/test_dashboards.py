@@ -2,17 +2,19 @@
 
 import re
 import runpy
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any, get_args
 
 import pytest
 import yaml
+from prometheus_client import Counter
 
 from occam.kv.store import Reason, Result
 from occam.stats import Stage
 from pipelines.ingest.decode import Backend
+from services import metrics
 from services.messages import Tier
-from services.statuses import STATUSES
+from services.statuses import NOT_ADMITTED, STATUSES
 from tests.deploy import expressions
 from tests.deploy.prometheus import DEPLOY
 
@@ -77,8 +79,19 @@ def test_docs_name_the_values_that_the_code_has() -> None:
     assert named["occam_kv_requests_total", "result"] == set(get_args(Result)) - {"done", "refused"}
     assert named["occam_kv_errors_total", "reason"] == set(get_args(Reason)) - {""}
     assert named["occam_frames_decoded_total", "backend"] == set(get_args(Backend))
-    refused = {kind.code for kind, status in STATUSES if status in (401, 429, 503)}
+    refused = {kind.code for kind, status in STATUSES if status in NOT_ADMITTED}
     assert named["occam_rejections_total", "reason"] == refused
+
+
+@pytest.mark.parametrize(
+    "counter", [metrics.DECODE_FAILURES, metrics.KV_ERRORS, metrics.REJECTIONS, metrics.CANCELLATIONS]
+)
+def test_failures_that_docs_name_are_there_before_the_first(counter: Counter) -> None:
+    """Prometheus sees no increase in a number that comes with its first event."""
+    (family,) = counter.collect()
+    names = expressions.documented()[f"{family.name}_total"].values
+    there = {tuple(sample.labels[label] for label in names) for sample in family.samples if "total" in sample.name}
+    assert there >= set(product(*names.values()))
 
 
 def test_panels_lie_beside_each_other() -> None:
