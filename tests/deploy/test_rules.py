@@ -1,5 +1,6 @@
 """Rules by Prometheus' own tool: they are right, and each alert fires when it should and not before."""
 
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,20 @@ def promtool(*arguments: str | Path) -> None:
 def test_the_configuration_and_the_rules_are_right() -> None:
     promtool("check", "config", DEPLOY / "prometheus" / "prometheus.yml")
     promtool("check", "rules", *sorted(RULES.glob("*.yml")))
+
+
+def test_what_is_to_be_uncommented_is_right_as_well(tmp_path: Path) -> None:
+    folder = DEPLOY / "prometheus"
+    lines = (folder / "prometheus.yml").read_text()
+    named = r"(alerting:|  alertmanagers:|    - static_configs:|        - targets:|authorization:|  credentials_file:)"
+    config = tmp_path / "prometheus.yml"
+    config.write_text(re.sub(rf"^( *)# {named}", r"\1\2", lines, flags=re.MULTILINE))
+    promtool("check", "config", "--syntax-only", config)
+    found = yaml.safe_load(config.read_text())
+    (key,) = (Path(job["authorization"]["credentials_file"]) for job in found["scrape_configs"])
+    assert found["alerting"]["alertmanagers"]
+    mounts = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["prometheus"]["volumes"]
+    assert f"./prometheus/{key.parent.name}:{key.parent}:ro" in mounts
 
 
 def test_every_alert_has_a_case() -> None:
