@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from occam.errors import InvalidInput
 from occam.stats import StageStats
 from services.conversations import Conversations
 from services.estimate_schemas import EstimateBody, EstimateRequest, ExpectedSeconds, ExpectedTokens
@@ -72,18 +73,26 @@ class Estimates:
         return _summed([share], requests=None)
 
     async def of_job(self, body: JobRequest, tenant: str) -> EstimateBody:
-        """What a job would cost; QuotaExceeded before any video is fetched, then what the first broken one raises."""
+        """What a job would cost; QuotaExceeded before any video is fetched, then what the first broken one raises.
+
+        That names the video, as the body has it.
+        """
         self._jobs.check_size(body)
         queries = await asyncio.to_thread(body.queries)
         await self._quotas.take_addresses(tenant, sum(video.url is not None for video in body.videos))
         slots = asyncio.Semaphore(self._concurrency)
 
-        async def of_video(video: VideoName) -> list[_Share]:
+        async def of_video(number: int, video: VideoName) -> list[_Share]:
             async with slots:
-                return await self._of_video(video, queries, body.follow_ups, tenant)
+                try:
+                    return await self._of_video(video, queries, body.follow_ups, tenant)
+                except InvalidInput as error:
+                    if error.param in (None, "url", "video_id"):  # else it is not the video that is at fault
+                        error.args = (error.message, f"videos.{number}")
+                    raise
 
         async with self._conversations.until(self._conversations.deadline()):
-            shares = await together(*(of_video(video) for video in body.videos))
+            shares = await together(*(of_video(number, video) for number, video in enumerate(body.videos)))
         return _summed([share for each in shares for share in each], requests=body.total)
 
     async def _of_video(

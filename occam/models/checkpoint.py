@@ -83,9 +83,11 @@ def locate(model: str) -> Path:
     try:
         return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        names = ", ".join(embedded)
+        away = isinstance(error, LocalEntryNotFoundError)  # or it was told to stay offline
+        on_the_hub = "in no local copy of the hub, which could not be reached" if away else "not on the hub"
         raise UnknownModel(
-            f"There is no model {model!r}: not an embedded one ({names}), no checkpoint directory, and not on the hub.",
+            f"There is no model {model!r}: not an embedded one ({', '.join(embedded)}), no checkpoint directory, and "
+            f"{on_the_hub}.",
             "model",
         ) from error
 

@@ -117,6 +117,25 @@ def test_what_could_not_be_answered_is_not_estimated(body: dict[str, Any], statu
     play(scene)
 
 
+@pytest.mark.parametrize(
+    ("video", "model", "param"),
+    [
+        ({"url": "fake://missing"}, None, "videos.1"),
+        ({"id": "video-1"}, None, "videos.1"),
+        ({"url": "fake://a"}, "none", "model"),
+    ],
+)
+def test_an_estimate_of_a_job_names_what_is_at_fault(
+    video: dict[str, str], model: str | None, param: str, play: Play
+) -> None:
+    async def scene(service: World) -> None:
+        body = {"videos": [{"url": "fake://a"}, video], "questions": ["what?"]} | ({"model": model} if model else {})
+        response = await service.http.post("/v1/estimate", json=body)
+        assert response.json()["error"]["param"] == param, response.text
+
+    play(scene)
+
+
 def test_an_image_is_estimated_for_a_model_that_takes_it(play: Play) -> None:
     async def scene(service: World) -> None:
         said = await estimate(service, url="fake://clip", question="what?", model="fake-both")
