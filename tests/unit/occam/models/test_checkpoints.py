@@ -81,7 +81,7 @@ def test_an_unknown_family_and_an_unknown_name_say_so(tmp_path: Path, monkeypatc
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(UnknownModel, match="'bert' are not supported"):
         load_model(EngineConfig(model=str(tmp_path)))
-    with pytest.raises(UnknownModel, match="no model 'nobody/nothing'.*which could not be reached"):
+    with pytest.raises(UnknownModel, match=r"no model 'nobody/nothing'.*which could not be reached"):
         load_model(EngineConfig(model="nobody/nothing"))
 
 
