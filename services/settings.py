@@ -40,55 +40,10 @@ _KUBERNETES = re.compile(PREFIX + r"(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Settings by name: `max_video_bytes` is `OCCAM_MAX_VIDEO_BYTES`, or `max_video_bytes:` in the yaml file.
+    """Settings by name: `max_video_bytes` is `OCCAM_MAX_VIDEO_BYTES`; docs/settings.md says what each is.
 
-    models: names or paths that are served; the first is the default
-    kv_url: the cache's shared tier: `auto` (a private server), `memory://` (none), `redis://`, `rediss://`, `unix://`
-    state_url: sessions and videos: `auto` (a private server) or the URL of a Redis without eviction
-    session_ttl_s: videos, and sessions, that are not used; session_first_ttl_s: sessions that nobody has followed up on
-    api_keys: `tenant:hash` of each key that is let in, as `occam key` prints it (none: everybody is one tenant)
-    quota_requests: costly requests of a tenant in a minute; quota_video_seconds: seconds of video newly decoded for it
-    in a day; 0: as many as come. tenant_quotas: `tenant:requests:seconds` of tenants for which it is otherwise
-    allowed_hosts: hosts that may be fetched (empty: every public one); allow_private_hosts: host:port, private or not
-    file_roots: directories of which files may be named by path (none by default)
-    max_video_bytes, max_video_seconds, max_video_pixels, max_video_frames: of one video: its file, its length, one
-    frame, frames walked; max_image_bytes, max_image_pixels: of one image; max_images: images in one conversation
-    video_cache_bytes: of fetched files on one node, those that are just being fetched not among them
-    deadline_s: in which every request must be through; one may name less
-    max_fetches, max_decodes: files that one node fetches, and reads in children, at a time; others wait
-    max_body_bytes: of a request; images inside it are a third longer than their files: one of the largest fits
-    device, dtype: that models run on and in; threads: of one worker; chunk_frames: that go through the tower together
-    workers: replicas per model; max_workers: there are as many as queued visual tokens need, from `workers` to these;
-    0: always `workers`; target_queued_tokens: that one of them should have; 0: a quarter of max_queued_tokens
-    gpus_per_worker: a fraction, so that several share one, or a whole number, as Ray counts them
-    max_queued_tokens: visual tokens that one worker has yet to encode, cached ones not among them; beyond it new media
-    are refused, and everything else goes on
-    max_ongoing: questions of any kind that one worker holds at a time, for each holds its state in memory; max_queued:
-    that wait for a worker to take them, in one ingress. They are the bound on follow-ups; new media meet the one
-    before. An ingress takes no more questions than all its workers hold, for these wait for their media too
-    job_concurrency: videos of jobs in hand at a time, one question of each; below max_ongoing, so that others find room
-    job_patience_s: a job's question begins when no other is in flight, or after so long
-    max_jobs: of one tenant, finished ones included; max_job_questions: videos x questions of one job
-    max_job_bytes: that the jobs of one tenant take in the store, results included; job_ttl_s: how long results are kept
-    job_lease_s: after which a job is taken over from an ingress that has died
-    quantization: `int8` holds and multiplies linear maps in 8 bits, on CPUs with AVX512-VNNI
-    batch_sequences, batch_tokens: answers that one worker decodes together, and tokens of one prefill, at most
-    kv_wire: states reach the shared tier bit for bit (`exact`), or smaller and approximate (`int8`): answers say so
-    kv_memory_bytes: states in one worker's memory; kv_entry_bytes: largest state that goes into the shared tier
-    kv_node_bytes: states in files that all workers of a node share, and those that are started anew; 0: none, since a
-    private server gives as much. For several workers of a node whose shared tier is elsewhere, or none
-    kv_ttl_s: for how long a state is kept in the shared tier and on the node
-    shared_cache: tenants share cached states: less work, and how quick an answer is tells what others have asked about
-    kv_node_directory: of those files, this user's alone, made if its parent is there; `kv` in `directory` where empty
-    log_format: `json` or `text` lines on standard output; `auto`: text on a terminal, else JSON
-    log_level: of the least important lines; libraries' stay with Ray; log_socket: where the launcher takes lines
-    otlp_endpoint: the OTLP/HTTP collector that traces are sent to, e.g. `http://localhost:4318`, in the extra `otel`;
-    without one `OTEL_EXPORTER_OTLP_ENDPOINT`; none where both are empty
-    upload_bytes: of all uploaded videos together, which are kept in `directory` as long as a video's record refers to
-    them; upload_s: that one upload may take to come; tenant_upload_bytes: of one tenant's; 0: half of all where there
-    are keys, all where there are none
-    directory: node-local files (fetched and uploaded videos and images, metrics); a fresh private one where empty
-    kv_detail, state_detail: what `auto` came to, in words for `/readyz`; the launcher fills them in
+    kv_detail, state_detail: what `auto` came to, in words for `/readyz`; log_socket: where the launcher takes lines. It
+    fills these in. Replicas find servers in kv_url and state_url and a folder in directory, never `auto` or nothing.
     """
 
     models: tuple[str, ...] = ("tiny-video-llava",)
