@@ -1,5 +1,6 @@
 """Every setting of the service, and the only place that reads the environment."""
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -27,13 +28,13 @@ _DIRECTORY_VARIABLE = f"{PREFIX}DIRECTORY"
 _NO_SETTINGS = (FILE_VARIABLE, KEY_VARIABLE)
 _STANDARD_ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
-_ABOVE_ZERO = (
-    "deadline_s", "kv_ttl_s", "session_ttl_s", "session_first_ttl_s", "max_body_bytes", "max_fetches", "max_decodes",
-    "threads", "chunk_frames", "batch_sequences", "batch_tokens", "workers", "max_ongoing", "max_queued_tokens",
-    "upload_bytes", "upload_s",
-    "job_concurrency", "max_jobs", "max_job_questions", "max_job_bytes", "job_ttl_s", "job_lease_s", "job_patience_s",
+_MAY_BE_ZERO = frozenset(
+    {
+        "gpus_per_worker", "max_workers", "target_queued_tokens", "max_queued", "max_images", "video_cache_bytes",
+        "tenant_upload_bytes", "kv_memory_bytes", "kv_entry_bytes", "kv_node_bytes", "quota_requests",
+        "quota_video_seconds",
+    }
 )  # fmt: skip
-_ZERO_OR_MORE = ("target_queued_tokens", "tenant_upload_bytes")
 
 _KUBERNETES = re.compile(PREFIX + r"(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 
@@ -114,15 +115,12 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.models:
             raise InvalidInput("OCCAM_MODELS must name at least one model.", "models")
-        for name in _ABOVE_ZERO:
-            if not getattr(self, name) > 0:
-                raise InvalidInput(f"{PREFIX}{name.upper()} must be above 0, got {getattr(self, name)}.", name)
-        for name in _ZERO_OR_MORE:
-            if getattr(self, name) < 0:
-                raise InvalidInput(f"{PREFIX}{name.upper()} must be 0 or more, got {getattr(self, name)}.", name)
         Keys(self.api_keys)
         self.allowance("")
         self._check_workers()
+        for each in fields(self):
+            if each.type in (int, float):
+                _check_number(each.name, getattr(self, each.name))
         if self.kv_wire != "exact" and self.kv_url == "memory://":
             raise InvalidInput(
                 f"OCCAM_KV_WIRE={self.kv_wire} needs a shared tier, and OCCAM_KV_URL is memory://.",
@@ -209,6 +207,13 @@ class Settings:
             batch_sequences=self.batch_sequences,
             batch_tokens=self.batch_tokens,
         )
+
+
+def _check_number(name: str, value: float) -> None:
+    may_be_zero = name in _MAY_BE_ZERO
+    if not math.isfinite(value) or value < 0 or (value == 0 and not may_be_zero):
+        least = "0 or more" if may_be_zero else "above 0"
+        raise InvalidInput(f"{PREFIX}{name.upper()} must be {least} and finite, got {value}.", name)
 
 
 @dataclass(frozen=True)

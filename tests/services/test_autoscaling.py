@@ -79,7 +79,7 @@ def test_by_default_a_worker_should_have_a_quarter_of_what_it_admits() -> None:
     ("wrong", "says"),
     [
         ({"workers": 3, "max_workers": 2}, "OCCAM_MAX_WORKERS must be 0 or no less than OCCAM_WORKERS, which is 3"),
-        ({"target_queued_tokens": -1}, "OCCAM_TARGET_QUEUED_TOKENS must be 0 or more, got -1."),
+        ({"target_queued_tokens": -1}, "OCCAM_TARGET_QUEUED_TOKENS must be 0 or more and finite, got -1."),
         ({"gpus_per_worker": 1.5}, "OCCAM_GPUS_PER_WORKER must be a whole number or a fraction of one, got 1.5."),
         ({"gpus_per_worker": -1.0}, "OCCAM_GPUS_PER_WORKER must be a whole number or a fraction of one, got -1."),
     ],

@@ -275,7 +275,7 @@ def test_arguments_are_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         monkeypatch.setenv(name, value)
     with pytest.raises(InvalidInput, match="There is no setting 'model'"):
         application({"model": MODEL})
-    with pytest.raises(InvalidInput, match="OCCAM_WORKERS must be above 0, got 0"):
+    with pytest.raises(InvalidInput, match="OCCAM_WORKERS must be above 0 and finite, got 0"):
         application({"workers": "0"})
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from occam.errors import InvalidInput
 from services.settings import PREFIX, Settings
 
 _PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
@@ -35,3 +36,20 @@ def test_a_row_has_the_default_as_it_would_be_set(row: re.Match[str]) -> None:
     assert bool(row["unit"]) == name.endswith(("_s", "_seconds"))
     assert row[4] or not (name.endswith("_bytes") and default)
     assert row[4] is None or int(row[4]) * _IN_ROUND[row[5]] == default
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"OCCAM_MAX_IMAGES": "-1"}, "OCCAM_MAX_IMAGES must be 0 or more and finite, got -1."),
+        ({"OCCAM_KV_NODE_BYTES": "-5"}, "OCCAM_KV_NODE_BYTES must be 0 or more and finite, got -5."),
+        ({"OCCAM_MAX_VIDEO_BYTES": "0"}, "OCCAM_MAX_VIDEO_BYTES must be above 0 and finite, got 0."),
+        ({"OCCAM_DEADLINE_S": "inf"}, "OCCAM_DEADLINE_S must be above 0 and finite, got inf."),
+        ({"OCCAM_KV_TTL_S": "nan"}, "OCCAM_KV_TTL_S must be above 0 and finite, got nan."),
+        ({"OCCAM_MAX_QUEUED": "-1"}, "OCCAM_MAX_QUEUED must be 0 or more and finite, got -1."),
+    ],
+)
+def test_numbers_that_mean_nothing_stop_the_start(said: dict[str, str], message: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        Settings.load(said)
+    assert caught.value.message == message

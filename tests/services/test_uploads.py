@@ -363,7 +363,7 @@ def test_how_much_room_a_tenant_has() -> None:
         ({"tenant_upload_bytes": 2000}, 1000),
     ):
         assert Settings(upload_bytes=1000, **given).most_upload_bytes == most  # type: ignore[arg-type]
-    with pytest.raises(InvalidInput, match="OCCAM_TENANT_UPLOAD_BYTES must be 0 or more, got -1"):
+    with pytest.raises(InvalidInput, match="OCCAM_TENANT_UPLOAD_BYTES must be 0 or more and finite, got -1"):
         Settings(tenant_upload_bytes=-1)
 
 
