@@ -25,6 +25,7 @@ class Report:
     """All tables of one section about one model.
 
     facts: what they must be read with; failures: each bar that was missed, in words
+    variant: what sets it apart from the section's usual run of that model on that device
     """
 
     section: str
@@ -33,11 +34,12 @@ class Report:
     facts: dict[str, str]
     tables: tuple[Table, ...]
     failures: tuple[str, ...] = ()
+    variant: str = ""
 
     @property
     def name(self) -> str:
         """What stands in a document's markers."""
-        return f"{self.section} {self.model} {self.device}"
+        return " ".join(filter(None, (self.section, self.model, self.device, self.variant)))
 
     def text(self) -> str:
         """For a terminal."""

@@ -52,4 +52,7 @@ def measure(model: str, args: argparse.Namespace) -> Report:
         "chunk": f"{engine.config.chunk_frames} frames",
         "repeats": str(args.repeats),
     }
-    return Report(section="speed", model=model, device=args.device, facts=facts, tables=tuple(tables))
+    usual = "bfloat16" if args.device.startswith("cuda") else "float32"
+    dtype = "" if args.dtype == usual else args.dtype
+    variant = dtype if args.quantization == "none" else args.quantization
+    return Report(section="speed", model=model, device=args.device, facts=facts, tables=tuple(tables), variant=variant)
