@@ -138,6 +138,10 @@ def _point_at(case: Case, mode: GenerationMode, known: dict[str, str | int]) -> 
             if isinstance(asking, dict) and isinstance(asking.get("seed"), int):
                 # The bounds have 64 bits; what draws by them reckons in doubles, and may go one beyond.
                 asking["seed"] = min(max(asking["seed"], SEEDS[0]), SEEDS[1])
+            for place in (asking, asking.get("occam")) if isinstance(asking, dict) else ():
+                if isinstance(place, dict) and isinstance(place.get("deadline_s"), int | float):
+                    # One of a moment is kept to, and answered with the 504 that it asks for.
+                    place["deadline_s"] = max(place["deadline_s"], 10)
     if mode is GenerationMode.POSITIVE and case.method.upper() != "DELETE":
         case.path_parameters |= {name: known[name] for name in case.path_parameters if name in known}
         case.query.pop("medium", None)

@@ -22,7 +22,7 @@ def main() -> int:
                 for label, operation in operations().items():
                     try:
                         print(label, dict(sorted(hold(operation, url, known, examples).items())), flush=True)
-                    except Exception as finding:
+                    except (Exception, BaseExceptionGroup) as finding:
                         failed += 1
                         print(label, "FAILED", finding, flush=True)
         finally:
