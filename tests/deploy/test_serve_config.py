@@ -178,6 +178,7 @@ def _deploy(cluster: Cluster) -> None:
         time.sleep(0.5)
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_the_rendered_application_answers_on_a_ray_that_is_started_as_in_a_pod(
     cluster: Cluster, keys: tuple[str, str], tmp_path: Path

@@ -358,6 +358,7 @@ def test_a_killed_worker_ends_no_request_and_loses_no_number(http: httpx.Client,
     assert totals(http, "occam_queue_depth") == {(): 0.0}, "the gauge of the dead is gone"
 
 
+@pytest.mark.soak
 def test_a_worker_that_is_started_anew_finds_the_states_of_its_node(http: httpx.Client) -> None:
     assert http.get("/readyz").json()["kv"] == "files of each node, and a private Redis on this machine"
     written = totals(http, "occam_kv_bytes_total").get(("written", "node"), 0)
@@ -378,6 +379,7 @@ def test_a_worker_that_is_started_anew_finds_the_states_of_its_node(http: httpx.
     assert found["occam"]["cache"] == "node"
 
 
+@pytest.mark.soak
 def test_slow_fetches_hold_up_nobody_else(http: httpx.Client, base_url: str) -> None:
     limits = httpx.Limits(max_connections=None)
     with httpx.Client(base_url=base_url, timeout=60, limits=limits) as client, ThreadPoolExecutor(70) as pool:
@@ -389,6 +391,7 @@ def test_slow_fetches_hold_up_nobody_else(http: httpx.Client, base_url: str) -> 
         assert all(future.result().status_code == 200 for future in slow)
 
 
+@pytest.mark.soak
 def test_slow_media_of_questions_hold_up_no_question_about_others(http: httpx.Client, base_url: str) -> None:
     """More questions than an ingress takes, all about slow addresses: those beyond three quarters are refused."""
     video = post_video(http, "fake://known")
@@ -435,6 +438,7 @@ def test_nobody_works_for_those_who_hung_up_and_asked_ray_to_go_on(http: httpx.C
     until_idle(MODEL, patience_s=20)
 
 
+@pytest.mark.soak
 def test_a_body_that_never_comes_is_given_up(http: httpx.Client) -> None:
     with socket.create_connection((http.base_url.host, http.base_url.port), timeout=30) as line:
         head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
