@@ -118,9 +118,6 @@ class Settings:
         Keys(self.api_keys)
         self.allowance("")
         self._check_workers()
-        for each in fields(self):
-            if each.type in (int, float):
-                _check_number(each.name, getattr(self, each.name))
         if self.kv_wire != "exact" and self.kv_url == "memory://":
             raise InvalidInput(
                 f"OCCAM_KV_WIRE={self.kv_wire} needs a shared tier, and OCCAM_KV_URL is memory://.",
@@ -128,6 +125,9 @@ class Settings:
             )
         if not 1 <= self.port <= 65535:
             raise InvalidInput(f"{PREFIX}PORT must lie in 1..65535, got {self.port}.", "port")
+        for each in fields(self):
+            if each.type in (int, float):
+                _check_number(each.name, getattr(self, each.name))
 
     def _check_workers(self) -> None:
         if self.max_workers and self.max_workers < self.workers:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from occam.config import EngineConfig, SamplingParams
+from occam.engine import Engine
 from occam.errors import InvalidInput
 from occam.models.base import ModelInfo
 from occam.stats import VisualTokenCounts
@@ -45,6 +46,7 @@ class JudgedEngine:
     config = EngineConfig(model="judged", threads=1)
     info = INFO
     lm = None
+    state_of = Engine.state_of
 
     def __init__(self, answer: Callable[[str, float, FrameBatch], str]) -> None:
         self.answer = answer

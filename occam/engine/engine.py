@@ -199,6 +199,13 @@ class Engine:
         grown, prefill = self.extend(state, tokens, begins=media.offset == 0)
         return grown, (encoding, prefill)
 
+    def state_of(self, media: FrameBatch, pruning: Pruning) -> PrefixState:
+        """The state of one video or image, in chunks; raises what `begin` and `append` raise."""
+        state, step = self.begin(pruning), self.chunk(pruning, len(media))
+        for start in range(0, len(media), step):
+            state, _ = self.append(state, media.chunk(start, min(start + step, len(media))), pruning)
+        return state
+
     @torch.inference_mode()
     def encode(self, media: FrameBatch, pruning: Pruning) -> tuple[MediaTokens, StageStats]:
         """What the language model gets of one chunk, whatever stands in front of it: tower, stage I, projector.
@@ -343,8 +350,8 @@ class Engine:
         Where steps are recorded it is about a clip of the usual length, for the first answers would pay for that too.
         """
         pruning, records = self.pruning(), isinstance(self.decode, SlotDecoding)
-        step = self.config.chunk_frames
-        count = (max(step, self.info.frames) if records else step) if "video" in self.info.media else 1
+        least = self.config.chunk_frames
+        count = (max(least, self.info.frames) if records else least) if "video" in self.info.media else 1
         frames = FrameBatch(
             frames=np.zeros((count, *WARM_UP_SIZE, 3), dtype=np.uint8),
             pts_seconds=np.arange(count, dtype=np.float64),
@@ -352,9 +359,7 @@ class Engine:
             digest="",
             kind=self.info.media[0],
         )
-        state, step = self.begin(pruning), self.chunk(pruning, count)
-        for start in range(0, count, step):
-            state, _ = self.append(state, frames.chunk(start, min(start + step, count)), pruning)
+        state = self.state_of(frames, pruning)
         self.ask(state, "what", pruning, SamplingParams(max_new_tokens=1))
         if records:
             self._step_together(state, pruning)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from occam.config import EngineConfig, Pruning, SamplingParams
 from occam.engine import Engine
 from occam.types import Answer, Evidence
-from pipelines.evaluation.clips import frames_of, scenes, state_of
+from pipelines.evaluation.clips import frames_of, scenes
 from pipelines.evaluation.questions import Question, ask
 from pipelines.evaluation.renderer import BUSY, EMPTY, FIRST_TEST_SEED, Scene, SceneConfig
 from pipelines.evaluation.statistics import Estimate, estimate, paired_p
@@ -81,7 +81,7 @@ def coverage(engine: Engine, pruning: Pruning, pairs: int = 250) -> Coverage:
 
 
 def _ask(engine: Engine, scene: Scene, questions: list[Question], pruning: Pruning) -> list[Answer]:
-    state = state_of(engine, frames_of(scene), pruning)
+    state = engine.state_of(frames_of(scene), pruning)
     return [engine.ask(state, question.text, pruning, SamplingParams(max_new_tokens=1)) for question in questions]
 
 

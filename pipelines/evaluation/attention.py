@@ -18,7 +18,6 @@ from occam.engine import Engine
 from occam.models.decoder import Decoder
 from occam.models.packing import SequenceKV
 from occam.types import FrameBatch
-from pipelines.evaluation.clips import state_of
 from pipelines.evaluation.material import Sample
 from pipelines.evaluation.renderer import Scene, SceneObject
 from pipelines.evaluation.statistics import Estimate, auc, estimate
@@ -130,7 +129,7 @@ def _stage2(
     engine: Engine, watched: _Watched, pruning: OccamToken, sample: Sample, frames: FrameBatch
 ) -> tuple[list[float], list[list[float]]]:
     """The mean AUC of a clip's questions (none without any), and of each the shares of register, turn and prompt."""
-    state = state_of(engine, frames, pruning)
+    state = engine.state_of(frames, pruning)
     aucs, shares = [], []
     for place, text in enumerate(sample.questions):
         evidence = engine.ask(state, text, pruning, SamplingParams(max_new_tokens=1)).evidence

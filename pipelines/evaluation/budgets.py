@@ -16,7 +16,6 @@ import torch
 from occam.config import OccamToken, SamplingParams, Systematic
 from occam.engine import Engine
 from occam.types import Evidence, FrameBatch
-from pipelines.evaluation.clips import state_of
 from pipelines.evaluation.material import Sample
 
 LEAST_MASS = 1e-9
@@ -121,7 +120,7 @@ def _measured(engine: Engine, bases: Sequence[OccamToken | Systematic], samples:
     """Every question asked under every pruning, over one state a clip."""
     measured = [_in_full(base) for base in bases]
     for sample in samples:
-        state = state_of(engine, sample.frames(), bases[0])
+        state = engine.state_of(sample.frames(), bases[0])
         for question in sample.questions:
             for each in measured:
                 answer = engine.ask(state, question, each.pruning, SamplingParams(max_new_tokens=1))

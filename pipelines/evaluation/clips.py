@@ -47,21 +47,12 @@ def _batch(scene: Scene, frames: npt.NDArray[np.uint8], kind: MediaKind) -> Fram
     )
 
 
-def state_of(engine: Engine, frames: FrameBatch, pruning: Pruning) -> PrefixState:
-    """The prefix state of a clip, built in the engine's chunks."""
-    state = engine.begin(pruning)
-    step = engine.chunk(pruning, len(frames))
-    for start in range(0, len(frames), step):
-        state, _ = engine.append(state, frames.chunk(start, min(start + step, len(frames))), pruning)
-    return state
-
-
 def states_of(engine: Engine, frames: FrameBatch, prunings: Sequence[Pruning]) -> Iterator[tuple[int, PrefixState]]:
     """The place of every pruning, and the clip's state for it: one for all that can share it, one at a time."""
     names = [state_name(engine, pruning) for pruning in prunings]
     for name in dict.fromkeys(names):
         alike = [place for place, other in enumerate(names) if other == name]
-        state = state_of(engine, frames, prunings[alike[0]])
+        state = engine.state_of(frames, prunings[alike[0]])
         for place in alike:
             yield place, state
 

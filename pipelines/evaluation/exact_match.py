@@ -15,7 +15,7 @@ from occam.stats import VisualTokenCounts
 from occam.tensors import PrefixState
 from occam.types import Answer, FrameBatch
 from pipelines.evaluation.accuracy import LONGEST_ANSWER, is_right
-from pipelines.evaluation.clips import clean_frames_of, state_of
+from pipelines.evaluation.clips import clean_frames_of
 from pipelines.evaluation.local_clip import LocalClip
 from pipelines.evaluation.material import Progress
 from pipelines.evaluation.questions import TEMPLATES, Question
@@ -90,17 +90,17 @@ def sheets_of_ways(
     unpruned, from_file = Sheet(name="unpruned"), Sheet(name="H.264 file")
     pruned = [Sheet(name=f"lambda2 {each.lambda2:.3g}") for each in strategies]
     shuffled, guessed = Sheet(name="shuffled"), Sheet(name="blind")
-    state = state_of(engine, clean_frames_of(asked[0].scene), none)
+    state = engine.state_of(clean_frames_of(asked[0].scene), none)
     following = itertools.islice(itertools.cycle(asked), 1, None)
     for done, (each, after) in enumerate(zip(asked, following, strict=False), start=1):
         questions = each.questions
         unpruned.take(questions, ask_each(engine, state, questions, none))
-        state = state_of(engine, clean_frames_of(after.scene), none)
+        state = engine.state_of(clean_frames_of(after.scene), none)
         shuffled.take(questions, ask_each(engine, state, questions, none))
-        filed = state_of(engine, file_frames_of(each.scene, engine.info), none)
+        filed = engine.state_of(file_frames_of(each.scene, engine.info), none)
         from_file.take(questions, ask_each(engine, filed, questions, none))
         # One state for all: lambda2 is no part of it.
-        thinned = state_of(engine, clean_frames_of(each.scene), pruning)
+        thinned = engine.state_of(clean_frames_of(each.scene), pruning)
         for sheet, strategy in zip(pruned, strategies, strict=True):
             sheet.take(questions, ask_each(engine, thinned, questions, strategy))
         guessed.mark(questions, [blind.answer(question) for question in questions])
@@ -114,7 +114,7 @@ def sheet_of_unpruned(
     """Every question asked unpruned."""
     sheet, none = Sheet(name=phase), NoPruning()
     for done, each in enumerate(asked, start=1):
-        state = state_of(engine, frames_of(each.scene), none)
+        state = engine.state_of(frames_of(each.scene), none)
         sheet.take(each.questions, ask_each(engine, state, each.questions, none))
         progress(phase, done, len(asked))
     return sheet

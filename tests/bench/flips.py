@@ -18,7 +18,7 @@ from occam.engine import Engine
 from occam.tensors import PrefixState
 from occam.types import Answer
 from pipelines.evaluation.accuracy import questions_about
-from pipelines.evaluation.clips import clean_frames_of, scenes, state_of
+from pipelines.evaluation.clips import clean_frames_of, scenes
 from pipelines.evaluation.renderer import FIRST_TUNING_SEED
 from tests.bench.machine import described
 from tests.bench.report import Report, Table
@@ -131,5 +131,5 @@ def text_margin(one: Answer, other: Answer, logits: Sequence[Tensor]) -> float:
 def _questions(engine: Engine, pruning: OccamToken) -> Iterator[Asked]:
     """About rendered clips, without end."""
     for scene in scenes(FIRST_TUNING_SEED):
-        state = state_of(engine, clean_frames_of(scene), pruning)
+        state = engine.state_of(clean_frames_of(scene), pruning)
         yield from (Asked(state, question.text) for question in questions_about(scene, A_CLIP))

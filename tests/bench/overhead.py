@@ -27,7 +27,6 @@ from occam.models.decoder import Decoder
 from occam.pruning.occam_token import OccamTokenStrategy
 from occam.types import Answer, FrameBatch
 from pipelines.evaluation.budgets import lambda1_for, lambda2_for
-from pipelines.evaluation.clips import state_of
 from pipelines.evaluation.material import Sample
 from tests.bench.frames import noise
 from tests.bench.stopwatch import Stopwatch
@@ -138,7 +137,7 @@ def _once(subject: Subject) -> tuple[Counter[str], Answer]:
     """Seconds of one cold question by what they went into."""
     engine, pruning = subject.engine, subject.pruning
     with _watched(subject) as watch:
-        state = state_of(engine, subject.frames, pruning)
+        state = engine.state_of(subject.frames, pruning)
         answer = engine.ask(state, QUESTION, pruning, SamplingParams(max_new_tokens=1))
     _gather_again(watch)
     return watch.seconds, answer

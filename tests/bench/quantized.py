@@ -10,7 +10,7 @@ from itertools import islice
 from occam.config import OccamToken, Quantization
 from occam.engine import Engine
 from pipelines.evaluation.accuracy import questions_about
-from pipelines.evaluation.clips import clean_frames_of, scenes, state_of
+from pipelines.evaluation.clips import clean_frames_of, scenes
 from pipelines.evaluation.renderer import FIRST_TUNING_SEED
 from tests.bench.approximation import Pair, compared, differences_table, sides_table
 from tests.bench.flips import A_CLIP, Asked, answers_of
@@ -43,7 +43,7 @@ def measure(model: str, args: argparse.Namespace) -> Report:
 def _asked(engines: Sequence[Engine], pruning: OccamToken) -> Iterator[Pair]:
     """Questions about rendered clips, without end."""
     for scene in scenes(FIRST_TUNING_SEED):
-        states = [state_of(engine, clean_frames_of(scene), pruning) for engine in engines]
+        states = [engine.state_of(clean_frames_of(scene), pruning) for engine in engines]
         for question in questions_about(scene, A_CLIP):
             sides = [Asked(state, question.text) for state in states]
             answers = [answers_of(engine, pruning, [side])[0] for engine, side in zip(engines, sides, strict=True)]

@@ -14,7 +14,6 @@ from occam.config import EngineConfig, NoPruning, Pruning, SamplingParams
 from occam.engine import Engine
 from occam.kv.codec import decode, encode
 from occam.types import FrameBatch
-from pipelines.evaluation.clips import state_of
 from tests.bench.frames import noise
 from tests.bench.subject import precision
 
@@ -61,7 +60,7 @@ def median_seconds(run: Callable[[], object], repeats: int) -> float:
 def stock(engine: Engine, frames: FrameBatch, new_tokens: int) -> Callable[[], object]:
     """The rival: preprocess, tower, prompt and decoding by the stock class."""
     lm, model = engine.lm, engine.lm.model
-    state = state_of(engine, frames, NoPruning())
+    state = engine.state_of(frames, NoPruning())
     suffix, _ = lm.prompt.turn_ids(QUESTION, first=True)
     ids = torch.tensor([[*state.ids.tolist(), *suffix]], device=model.device)
 
@@ -81,7 +80,7 @@ def ours(
     engine: Engine, frames: FrameBatch, pruning: Pruning, sampling: SamplingParams
 ) -> dict[str, Callable[[], object]]:
     """Cold, follow-up in memory, and follow-up from the codec's bytes, under one strategy."""
-    state = state_of(engine, frames, pruning)
+    state = engine.state_of(frames, pruning)
     first = engine.ask(state, QUESTION, pruning, sampling)
     encoded = encode(state)
 
@@ -92,7 +91,7 @@ def ours(
     kept = f"{first.visual_tokens.encoded} > {first.visual_tokens.stage1} > {first.visual_tokens.stage2} tokens"
     return {
         f"{pruning.name}: cold ({kept})": lambda: engine.ask(
-            state_of(engine, frames, pruning), QUESTION, pruning, sampling
+            engine.state_of(frames, pruning), QUESTION, pruning, sampling
         ),
         f"{pruning.name}: follow-up, state in memory": lambda: follow_up(warm=True),
         f"{pruning.name}: follow-up, state from bytes": lambda: follow_up(warm=False),

@@ -18,7 +18,6 @@ from occam.engine.generation import Generation
 from occam.models.prompt import Prompt
 from occam.tensors import PrefixState
 from occam.types import FrameBatch
-from pipelines.evaluation.clips import state_of
 from tests.bench.forced import Forced, cut_of
 from tests.bench.frames import noise
 from tests.bench.operations import Operations, Views, our_operations
@@ -80,7 +79,7 @@ class Subject:
 
     def state(self, clip: int = 0) -> PrefixState:
         """The clip's state, from its frames."""
-        return state_of(self.engine, self.clips[clip], self.pruning)
+        return self.engine.state_of(self.clips[clip], self.pruning)
 
     def asked(self, state: PrefixState, number: int = 0, new_tokens: int = 1) -> Generation:
         """A question over a state, not started."""

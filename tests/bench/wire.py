@@ -12,7 +12,7 @@ from occam.config import OccamToken
 from occam.engine import Engine
 from occam.kv.codec import Manifest, decode, encode
 from pipelines.evaluation.accuracy import questions_about
-from pipelines.evaluation.clips import clean_frames_of, scenes, state_of
+from pipelines.evaluation.clips import clean_frames_of, scenes
 from pipelines.evaluation.renderer import FIRST_TUNING_SEED
 from tests.bench.approximation import Pair, compared, differences_table, sides_table
 from tests.bench.flips import A_CLIP, Asked, answers_of
@@ -47,7 +47,7 @@ def measure(model: str, args: argparse.Namespace) -> Report:
 def _asked(engine: Engine, pruning: OccamToken) -> Iterator[tuple[Pair, tuple[Manifest, Manifest]]]:
     """Questions about rendered clips, and the manifests of the states that they went over, without end."""
     for scene in scenes(FIRST_TUNING_SEED):
-        state = state_of(engine, clean_frames_of(scene), pruning)
+        state = engine.state_of(clean_frames_of(scene), pruning)
         exact, int8 = encode(state), encode(state, "int8")
         for question in questions_about(scene, A_CLIP):
             sides = [Asked(decode(*encoded), question.text) for encoded in (exact, int8)]

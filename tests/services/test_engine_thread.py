@@ -18,7 +18,7 @@ from occam.engine import Engine
 from occam.engine.generation import Generation
 from occam.errors import EngineFailure
 from occam.types import Answer
-from pipelines.evaluation.clips import frames_of, state_of
+from pipelines.evaluation.clips import frames_of
 from pipelines.evaluation.renderer import draw_scene
 from services.engine_thread import EngineThread
 
@@ -40,7 +40,7 @@ def in_a_loop(test: Callable[[Engine], Coroutine[Any, Any, None]]) -> Callable[[
 
 def asked(engine: Engine, seed: int, tokens: int = 4) -> Generation:
     pruning = engine.pruning()
-    state = state_of(engine, frames_of(draw_scene(seed)), pruning)
+    state = engine.state_of(frames_of(draw_scene(seed)), pruning)
     return engine.generation(state, "how many objects are there", pruning, SamplingParams(max_new_tokens=tokens))
 
 

@@ -23,7 +23,6 @@ from occam.kv.codec import decode, encode
 from occam.stats import StageStats
 from occam.types import Answer, FrameBatch
 from pipelines.evaluation.calibrate import Plan, calibrate, find_registers
-from pipelines.evaluation.clips import state_of
 from pipelines.evaluation.material import Sample
 from pipelines.evaluation.premise import described
 from tests.parity import checkpoint_qwen
@@ -58,14 +57,14 @@ def live(folder: Path, device: str, frames: int, say: Callable[[str], None] = pr
 
 def _converse(engine: Engine, frames: FrameBatch, pruning: Pruning, say: Callable[[str], None]) -> list[Answer]:
     with _clock(say, "state from frames"):
-        state = state_of(engine, frames, pruning)
+        state = engine.state_of(frames, pruning)
     first = engine.ask(state, QUESTIONS[0], pruning, SAMPLING)
     _stages(say, "question", first)
     with _clock(say, "state from bytes"):
         warm = decode(*encode(state))
     second = engine.ask(engine.replay(warm, [first.turn]), QUESTIONS[1], pruning, SAMPLING)
     _stages(say, "follow-up", second)
-    cold = engine.ask(engine.replay(state_of(engine, frames, pruning), [first.turn]), QUESTIONS[1], pruning, SAMPLING)
+    cold = engine.ask(engine.replay(engine.state_of(frames, pruning), [first.turn]), QUESTIONS[1], pruning, SAMPLING)
     assert cold.turn == second.turn
     assert [f.stage2.tolist() for f in cold.evidence.frames] == [f.stage2.tolist() for f in second.evidence.frames]
     return [first, second]

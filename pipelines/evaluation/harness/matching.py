@@ -14,7 +14,6 @@ from occam.config import OccamToken, Pruning, Systematic
 from occam.engine import Engine
 from occam.errors import InvalidInput
 from pipelines.evaluation.budgets import lambda1_for, occam_at, systematic_at
-from pipelines.evaluation.clips import state_of
 from pipelines.evaluation.harness.plan import CONTROL, FLOOR, FULL, Option, Plan, Spec
 from pipelines.evaluation.material import Progress, Sample, counted
 
@@ -147,7 +146,7 @@ def _kept(engine: Engine, pruning: Pruning, samples: Sequence[Sample]) -> float:
     counts = [
         (len(sample.questions) * state.stage1, len(sample.questions) * state.encoded)
         for sample in samples
-        for state in [state_of(engine, sample.frames(), pruning)]
+        for state in [engine.state_of(sample.frames(), pruning)]
     ]
     return float(np.divide(*np.sum(counts, axis=0)))
 

@@ -10,7 +10,6 @@ from PIL import Image, ImageDraw
 from occam.config import SamplingParams
 from occam.engine import Engine
 from occam.types import Answer, FrameBatch
-from pipelines.evaluation.clips import state_of
 from pipelines.evaluation.harness.matching import Setting
 from pipelines.evaluation.tasks.task import Clip, Item
 
@@ -28,7 +27,7 @@ def draw_kept(engine: Engine, clip: Clip, settings: Sequence[Setting], max_new_t
     rows = []
     for setting in settings:
         pruning = engine.asked(setting.pruning(engine), item.question)
-        state = state_of(engine, frames, pruning)
+        state = engine.state_of(frames, pruning)
         answer = engine.ask(state, item.question, pruning, SamplingParams(max_new_tokens=max_new_tokens))
         rows.append(_row(setting, answer, frames))
     # A palette is a third of the bytes, and shows as much.

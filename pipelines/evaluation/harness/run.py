@@ -15,7 +15,7 @@ from occam.engine import Engine
 from occam.errors import DecodeTimeout, InvalidInput
 from occam.tensors import PrefixState
 from occam.types import FrameBatch
-from pipelines.evaluation.clips import state_name, state_of
+from pipelines.evaluation.clips import state_name
 from pipelines.evaluation.harness.log import AnswerLog
 from pipelines.evaluation.harness.matching import Setting
 from pipelines.evaluation.harness.tower import Clock, RememberedTower
@@ -111,7 +111,7 @@ def _over_states(
     for _, group in groupby(sorted(errands, key=lambda errand: errand.state), key=lambda errand: errand.state):
         over_state = list(group)
         started, saved_s = clock(), tower.saved_s
-        state = state_of(engine, frames, over_state[0].pruning)
+        state = engine.state_of(frames, over_state[0].pruning)
         seconds = clock() - started + tower.saved_s - saved_s
         for _, alike in groupby(over_state, key=lambda errand: errand.labels):
             together = list(alike)

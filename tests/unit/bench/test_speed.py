@@ -15,7 +15,6 @@ from occam.models import qwen_tower
 from occam.models.clip_tower import ClipTower
 from occam.models.decoder import Decoder
 from occam.models.packing import ATTENTION
-from pipelines.evaluation.clips import state_of
 from tests.bench.forced import Forced, cut_of, forced_masks
 from tests.bench.frames import noise
 from tests.bench.operations import stock_operations
@@ -118,7 +117,7 @@ def test_the_rival_has_the_same_weights_and_its_own_attention(subject: Subject) 
 
 def test_the_rival_is_asked_the_same(subject: Subject) -> None:
     engine, stock = subject.engine, Stock(subject.engine)
-    state = state_of(engine, subject.clips[1], NoPruning())
+    state = engine.state_of(subject.clips[1], NoPruning())
     suffix, _ = engine.lm.prompt.turn_ids(subject.question(1), first=True)
     inputs = stock.inputs(subject.clips[:2], [subject.question(0), subject.question(1)])
     attended = inputs["attention_mask"][1].bool()

@@ -12,7 +12,7 @@ from occam.engine import Engine
 from pipelines.evaluation import card
 from pipelines.evaluation.adaptivity import about_one_object
 from pipelines.evaluation.attention import COVERED, Share, attention_facts, covers_of, sinks
-from pipelines.evaluation.clips import clean_frames_of, state_of
+from pipelines.evaluation.clips import clean_frames_of
 from pipelines.evaluation.material import Sample
 from pipelines.evaluation.questions import TEMPLATES, TEMPORAL
 from pipelines.evaluation.renderer import FIRST_TEST_SEED, Scene, SceneConfig, SceneObject, draw_scene
@@ -58,7 +58,7 @@ def test_the_facts_are_what_the_engine_shows(family: str, pairs_model: str) -> N
     norms = engine.lm.trace(frames, None).norms[-1].numpy()
     assert sinks(engine, samples).mean == pytest.approx(np.mean(norms.max(axis=1) / np.median(norms, axis=1)), rel=0.02)
 
-    state = state_of(engine, frames, pruning)
+    state = engine.state_of(frames, pruning)
     aucs, shares = [], []
     for question in questions:
         evidence = engine.ask(state, question.text, pruning, SamplingParams(max_new_tokens=1)).evidence

@@ -14,7 +14,7 @@ from occam.errors import InvalidInput
 from occam.types import FrameBatch
 from pipelines.evaluation.budgets import lambda1_for, lambda2_for
 from pipelines.evaluation.calibrate import Plan, calibrate
-from pipelines.evaluation.clips import frames_of, scenes, state_of
+from pipelines.evaluation.clips import frames_of, scenes
 from pipelines.evaluation.material import Sample
 from pipelines.evaluation.premise import RULES
 from tests.parity.checkpoint import write_checkpoint
@@ -48,7 +48,7 @@ def kept(engine: Engine, pruning: OccamToken, samples: list[Sample]) -> tuple[fl
     """Patches encoded, and kept by either stage, on average over all questions."""
     counts = []
     for sample in samples:
-        state = state_of(engine, sample.frames(), pruning)
+        state = engine.state_of(sample.frames(), pruning)
         for question in sample.questions:
             tokens = engine.ask(state, question, pruning, SamplingParams(max_new_tokens=1)).visual_tokens
             counts.append((tokens.encoded, tokens.stage1, tokens.stage2))

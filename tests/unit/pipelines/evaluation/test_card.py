@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from occam.config import EngineConfig, OccamToken, Pruning, SamplingParams
+from occam.engine import Engine
 from occam.errors import InvalidInput
 from occam.models.registry import load_model
 from occam.stats import VisualTokenCounts
@@ -104,6 +105,7 @@ class Seer:
 
     config = EngineConfig(chunk_frames=8)
     info = SimpleNamespace(name="seer", media=("video",), frames=8)
+    state_of = Engine.state_of
 
     def chunk(self, pruning: Pruning, frames: int) -> int:
         return self.config.chunk_frames

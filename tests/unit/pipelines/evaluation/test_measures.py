@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from occam.config import EngineConfig, NoPruning, OccamToken, Pruning, SamplingParams
+from occam.engine import Engine
 from occam.stats import VisualTokenCounts
 from occam.types import Answer, Evidence, FrameBatch, FrameEvidence, Turn
 from pipelines.evaluation.accuracy import accuracies, questions_about
@@ -24,6 +25,7 @@ class Scripted:
     """An engine without a model: looks the scene up by its digest; subclasses say what it answers and keeps."""
 
     config = EngineConfig()
+    state_of = Engine.state_of
     info = SimpleNamespace(media=("video",))
     scene_config: SceneConfig | None = None
 

@@ -8,7 +8,6 @@ import pytest
 from occam.config import EngineConfig, Pruning, SamplingParams
 from occam.engine import Engine
 from occam.errors import InvalidInput
-from pipelines.evaluation.clips import state_of
 from pipelines.evaluation.harness.matching import Setting, settings_of
 from pipelines.evaluation.harness.plan import Plan, Spec
 from pipelines.evaluation.material import Sample, ignore
@@ -25,7 +24,7 @@ def made(engine: Any, strategy: str, samples: list[Sample], plan: Plan = PLAN) -
 def share_kept(engine: Any, pruning: Pruning, samples: list[Sample]) -> float:
     """What the answers say was kept."""
     counts = [
-        engine.ask(state_of(engine, sample.frames(), pruning), question, pruning, SamplingParams()).visual_tokens
+        engine.ask(engine.state_of(sample.frames(), pruning), question, pruning, SamplingParams()).visual_tokens
         for sample in samples
         for question in sample.questions
     ]

@@ -10,7 +10,7 @@ import torch
 
 from occam.config import EngineConfig, OccamToken, Pruning, Random, SamplingParams
 from occam.engine import Engine
-from pipelines.evaluation.clips import frames_of, state_of
+from pipelines.evaluation.clips import frames_of
 from pipelines.evaluation.harness.tower import RememberedTower
 from pipelines.evaluation.renderer import draw_scene
 
@@ -36,7 +36,7 @@ def test_states_are_those_of_the_tower_itself(engine: Engine) -> None:
     tower = RememberedTower(engine.lm, count().__next__)
     over = engine.over(tower.model)
     for pruning in prunings:
-        own, remembered = (state_of(each, frames, pruning) for each in (engine, over))
+        own, remembered = (each.state_of(frames, pruning) for each in (engine, over))
         assert torch.equal(own.ids, remembered.ids)
         assert all(torch.equal(one, other) for one, other in zip(own.keys, remembered.keys, strict=True))
         answers = [each.ask(own, "what", pruning, SamplingParams(max_new_tokens=2)).text for each in (engine, over)]
