@@ -374,6 +374,8 @@ class EngineConfig:
     dtype: of what is computed, and of weights that are not quantized
     quantization: int8 holds and multiplies linear maps in 8 bits, on CPUs with AVX512-VNNI, and moves answers a little
     chunk_frames: frames that one `append` takes; part of the cache key, since batching moves the last bits
+    batch_views: views of every batch of the vision tower, which chunks of several requests share and blank ones fill
+    up; of the cache key too; 0: on a GPU as many as a chunk has, on a CPU each chunk by itself
     threads: torch threads; part of what makes warm and cold runs bitwise equal
     batch_sequences: answers that are decoded together at most
     batch_tokens: tokens of states and questions that one prefill packs at most, where several questions share it
@@ -384,6 +386,7 @@ class EngineConfig:
     dtype: Dtype = "float32"
     quantization: Quantization = "none"
     chunk_frames: int = 2
+    batch_views: int = 0
     threads: int = 2
     batch_sequences: int = 16
     batch_tokens: int = 8192

@@ -19,23 +19,23 @@ Neuron = tuple[int, int]
 OUTLIER_SIGMAS = 3.0
 
 
-def shift_to_register(hidden_FNH: Tensor, units: Sequence[int], first: int) -> Tensor:
+def shift_to_register(hidden_FNH: Tensor, units: Tensor, first: int) -> Tensor:
     """Move the largest patch activation of each register neuron to the register, and silence it on the patches.
 
     hidden_FNH: MLP activations after the nonlinearity; patches from token `first` on (before it: CLS, untouched), the
     last token is the register.
+    units: int64 [K]
     The maximum is taken per neuron and per frame. Returns a new tensor. (arXiv 2506.08010, algorithm 1)
     """
-    index = upload(units, hidden_FNH.device)
     shifted = hidden_FNH.clone()
-    shifted[:, -1, index] = hidden_FNH[:, first:-1, index].amax(dim=1)
-    shifted[:, first:-1, index] = 0
+    shifted[:, -1, units] = hidden_FNH[:, first:-1, units].amax(dim=1)
+    shifted[:, first:-1].index_fill_(2, units, 0)  # a plain 0 would be copied to a GPU, which no recording may do
     return shifted
 
 
-def units_of(neurons: Sequence[Neuron], block: int) -> list[int]:
-    """The register neurons of one block."""
-    return [unit for layer, unit in neurons if layer == block]
+def units_of(neurons: Sequence[Neuron], blocks: int, device: torch.device) -> list[Tensor]:
+    """The register neurons of each block, int64 [K]."""
+    return [upload([unit for layer, unit in neurons if layer == block], device) for block in range(blocks)]
 
 
 def outlier_patches(norms_FP: Tensor) -> Tensor:

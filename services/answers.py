@@ -73,7 +73,7 @@ def finish(
 
     turns: those before this one; evidence: whether the kept patches of the frames go along
     """
-    built_s = sum(stage.seconds for stage in prefix.stats if stage.stage in ("encode", "prefill_lower"))
+    built_s = sum(stage.work_s for stage in prefix.stats if stage.stage in ("encode", "prefill_lower"))
     usage = Usage(
         prompt_tokens=answer.prompt_tokens,
         completion_tokens=answer.completion_tokens,

@@ -4,17 +4,22 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
+from occam.config import Pruning
 from occam.engine import Engine
 from occam.engine.generation import Generation
 from occam.engine.scheduler import Scheduler
+from occam.engine.sharing import TowerLoad, sharing
 from occam.errors import EngineFailure
-from occam.types import Answer
+from occam.stats import StageStats
+from occam.tensors import MediaTokens, PrefixState
+from occam.types import Answer, FrameBatch
 from services import metrics
 
 _LOG = logging.getLogger(__name__)
@@ -25,11 +30,27 @@ T = TypeVar("T")
 Event = str | Answer | Exception
 
 
-class EngineThread:
-    """Takes turns: one call (a chunk of frames, a replay), then one pass of all questions that run.
+Appended = tuple[PrefixState, MediaTokens, tuple[StageStats, StageStats]]
+"""A state with a chunk behind it, what lies between the halves of `Engine.append`, and what both took."""
 
-    So a long video holds nobody's answer up for longer than a chunk, and answers hold up no video. Callers that go away
-    stop waiting, and what they waited for is dropped before the next turn.
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Chunk:
+    """Frames that wait for the tower, and the state that they go behind."""
+
+    state: PrefixState
+    frames: FrameBatch
+    pruning: Pruning
+    load: TowerLoad
+    future: "Future[Appended]" = field(default_factory=Future)
+
+
+class EngineThread:
+    """Takes turns: one call (a replay, a question's tokens), one pass of the tower, one pass of all questions that run.
+
+    So a long video holds nobody's answer up for longer than a chunk, and answers hold up no video. Chunks that wait
+    share the tower's pass where they can. Callers that go away stop waiting, and what they waited for is dropped before
+    the next turn.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -38,6 +59,7 @@ class EngineThread:
         self._listeners: dict[Generation, Callable[[Event], Any]] = {}
         self._work = threading.Condition()
         self._calls: deque[Callable[[], None]] = deque()
+        self._chunks: deque[_Chunk] = deque()
         self._changes: deque[Callable[[], None]] = deque()
         threading.Thread(target=self._run, name="engine", daemon=True).start()
 
@@ -51,6 +73,13 @@ class EngineThread:
         future: Future[T] = Future()
         self._put(self._calls, partial(_resolve, future, partial(function, *args, **kwargs)))
         return await asyncio.wrap_future(future)
+
+    async def append(self, state: PrefixState, frames: FrameBatch, pruning: Pruning) -> Appended:
+        """`Engine.append`, through the tower with others that wait."""
+        load = self._engine.tower_load(frames, pruning)
+        chunk = _Chunk(state=state, frames=frames, pruning=pruning, load=load)
+        self._put(self._chunks, chunk)
+        return await asyncio.wrap_future(chunk.future)
 
     async def answer(self, generation: Generation) -> AsyncGenerator[str | Answer]:
         """The pieces of an answer as they come, decoded together with all others that run, and at last the answer."""
@@ -72,7 +101,7 @@ class EngineThread:
         finally:
             self._put(self._changes, partial(self._drop, generation))
 
-    def _put(self, where: deque[Callable[[], None]], what: Callable[[], None]) -> None:
+    def _put(self, where: deque[Any], what: Any) -> None:
         with self._work:
             where.append(what)
             self._work.notify()
@@ -88,7 +117,7 @@ class EngineThread:
     def _run(self) -> None:
         while True:
             with self._work:
-                self._work.wait_for(lambda: self._calls or self._changes or self._scheduler.busy)
+                self._work.wait_for(lambda: self._calls or self._chunks or self._changes or self._scheduler.busy)
             self._take_turn()
 
     def _take_turn(self) -> None:
@@ -96,16 +125,45 @@ class EngineThread:
         with self._work:
             changes, self._changes = self._changes, deque()
             call = self._calls.popleft() if self._calls else None
+            chunks = self._next_chunks()
         try:
             for change in changes:
                 change()
             if call:
                 call()
+            if chunks:
+                self._append(chunks)
             if self._scheduler.busy:
                 self._advance()
         except BaseException as error:  # noqa: BLE001 - a dead thread would leave everybody waiting
             _LOG.exception("The engine thread failed; all answers that ran are ended, and it begins anew.")
             self._begin_anew(EngineFailure(f"The engine failed: {type(error).__name__}."))
+
+    def _next_chunks(self) -> list[_Chunk]:
+        """Those that go through the tower together, out of the queue; none for whom nobody waits any more."""
+        waiting = [chunk for chunk in self._chunks if not chunk.future.cancelled()]
+        together = [waiting[place] for place in sharing([chunk.load for chunk in waiting])] if waiting else []
+        self._chunks = deque(chunk for chunk in waiting if chunk not in together)
+        return [chunk for chunk in together if chunk.future.set_running_or_notify_cancel()]
+
+    def _append(self, chunks: Sequence[_Chunk]) -> None:
+        """Where a pass of several fails, each is tried alone: one of them must not end the others."""
+        try:
+            encoded = self._engine.encode_together([(chunk.frames, chunk.pruning) for chunk in chunks])
+            metrics.BATCH_FRAMES.observe(sum(len(chunk.frames) for chunk in chunks))
+        except BaseException as error:  # noqa: BLE001 - goes to the callers
+            if len(chunks) == 1:
+                chunks[0].future.set_exception(error)
+            else:
+                for chunk in chunks:
+                    self._append([chunk])
+            return
+        for chunk, (tokens, encoding) in zip(chunks, encoded, strict=True):
+            _settle(chunk.future, partial(self._extended, chunk, tokens, encoding))
+
+    def _extended(self, chunk: _Chunk, tokens: MediaTokens, encoding: StageStats) -> Appended:
+        grown, prefill = self._engine.extend(chunk.state, tokens, begins=chunk.frames.offset == 0)
+        return grown, tokens, (encoding, prefill)
 
     def _begin_anew(self, failure: EngineFailure) -> None:
         """End every answer: nobody may wait for a pass that will not come."""
@@ -130,8 +188,12 @@ class EngineThread:
 
 def _resolve(future: "Future[T]", call: Callable[[], T]) -> None:
     """Run a call for whom it was made, if that one still waits."""
-    if not future.set_running_or_notify_cancel():
-        return
+    if future.set_running_or_notify_cancel():
+        _settle(future, call)
+
+
+def _settle(future: "Future[T]", call: Callable[[], T]) -> None:
+    """Run a call for whom waits for it."""
     try:
         future.set_result(call())
     except BaseException as error:  # noqa: BLE001 - goes to the caller

@@ -15,8 +15,8 @@ from occam.kv.break_even import BreakEven
 from occam.kv.key import KVKey
 from occam.kv.store import MemoryStore, TieredStore
 from occam.stats import StageStats
-from occam.tensors import MediaTokens, MediumTokens, PrefixState
-from occam.types import FrameBatch, Turn
+from occam.tensors import MediumTokens, PrefixState
+from occam.types import Turn
 from services import metrics, tracing
 from services.admission import Admission, Ticket
 from services.answers import Prefix, embeddings_keys, key_of
@@ -203,26 +203,16 @@ class Prefixes:
         async with aclosing(self._chunks(medium, engine.chunk(pruning, len(medium.indices)))) as chunks:
             async for chunk in chunks:
                 meter.add("decode", len(chunk.frames), chunk.stats.seconds)
-                state, tokens, work = await self._thread.run(_append, engine, state, chunk.frames, pruning)
+                state, tokens, work = await self._thread.append(state, chunk.frames, pruning)
                 encoding, prefill = work
                 meter.add("encode", len(chunk.frames), encoding.seconds)
                 meter.add("prefill", len(chunk.frames), prefill.seconds)
                 ticket.done(tokens.encoded)
-                metrics.BATCH_FRAMES.observe(len(chunk.frames))
                 metrics.record_work(self._name, work)
                 tracing.stages(work)
                 stats += (chunk.stats, *work)
                 encoded.append(tokens)
         return state, MediumTokens(chunks=tuple(encoded)), stats
-
-
-def _append(
-    engine: Engine, state: PrefixState, frames: FrameBatch, pruning: Pruning
-) -> tuple[PrefixState, MediaTokens, tuple[StageStats, ...]]:
-    """`Engine.append` that hands out what lies between its halves, in one turn of the engine's thread."""
-    tokens, encoding = engine.encode(frames, pruning)
-    state, prefill = engine.extend(state, tokens, begins=frames.offset == 0)
-    return state, tokens, (encoding, prefill)
 
 
 def _behind(key: KVKey, turns: Sequence[Turn]) -> KVKey:

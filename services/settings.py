@@ -31,7 +31,7 @@ _STANDARD_ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _MAY_BE_ZERO = frozenset(
     {
         "gpus_per_worker", "max_workers", "target_queued_tokens", "max_queued", "max_images", "video_cache_bytes",
-        "tenant_upload_bytes", "kv_memory_bytes", "kv_entry_bytes", "kv_node_bytes", "quota_requests",
+        "tenant_upload_bytes", "batch_views", "kv_memory_bytes", "kv_entry_bytes", "kv_node_bytes", "quota_requests",
         "quota_video_seconds",
     }
 )  # fmt: skip
@@ -86,6 +86,7 @@ class Settings:
     quantization: Quantization = "none"
     threads: int = 2
     chunk_frames: int = 2
+    batch_views: int = 0
     batch_sequences: int = 16
     batch_tokens: int = 8192
     gpus_per_worker: float = 0.0
@@ -203,6 +204,7 @@ class Settings:
             dtype=self.dtype,
             quantization=self.quantization,
             chunk_frames=self.chunk_frames,
+            batch_views=self.batch_views,
             threads=self.threads,
             batch_sequences=self.batch_sequences,
             batch_tokens=self.batch_tokens,

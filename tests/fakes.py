@@ -19,6 +19,7 @@ import torch
 
 from occam.config import EngineConfig, NoPruning, OccamToken, Pruning, SamplingParams
 from occam.engine.plan import Plan
+from occam.engine.sharing import TowerLoad
 from occam.errors import InvalidInput, SourceUnavailable, UnsupportedVideo
 from occam.models.base import ModelInfo
 from occam.stats import StageStats, VisualTokenCounts
@@ -105,6 +106,12 @@ class FakeEngine:
         tokens, encoding = self.encode(frames, pruning)
         grown, prefill = self.extend(state, tokens, begins=frames.offset == 0)
         return grown, (encoding, prefill)
+
+    def tower_load(self, frames: FrameBatch, pruning: Pruning) -> TowerLoad:
+        return TowerLoad(kind=None, views=0, room=0)
+
+    def encode_together(self, chunks: Sequence[tuple[FrameBatch, Pruning]]) -> list[tuple[MediaTokens, StageStats]]:
+        return [self.encode(*chunk) for chunk in chunks]
 
     def encode(self, frames: FrameBatch, pruning: Pruning) -> tuple[MediaTokens, StageStats]:
         started = time.monotonic()

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from occam.models.decoder import Decoder
 from occam.models.packing import Pack, SequenceKV
-from occam.models.slots import CudaGraphs, Slots
+from occam.models.recording import CudaGraphs
+from occam.models.slots import Slots
 from occam.transfer import upload
 
 _LOG = logging.getLogger(__name__)

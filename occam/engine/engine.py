@@ -24,9 +24,11 @@ from occam.engine.decoding import SlotDecoding, decoding_of
 from occam.engine.facts import key_facts
 from occam.engine.generation import Generation, OnLogits
 from occam.engine.plan import Plan, plan
+from occam.engine.sharing import TowerLoad, shared, tower_load
 from occam.engine.turn import Asked, prefill
 from occam.errors import InvalidInput, NotCalibrated
 from occam.models.base import ModelInfo, VideoLM
+from occam.models.batches import OFTEN
 from occam.models.registry import load_model
 from occam.pruning import strategy_for
 from occam.stats import Stage, StageStats
@@ -161,7 +163,7 @@ class Engine:
 
     def key_facts(self, pruning: Pruning) -> dict[str, str | int | float]:
         """Every fact that two runs must share for their prefix states to be interchangeable; lambda2 is not one."""
-        return key_facts(self.info, self.config, pruning)
+        return key_facts(self.lm, self.config, pruning)
 
     def visual_tokens(self, kind: MediaKind, frames: int, height: int, width: int) -> int:
         """Patch tokens that the tower makes of a medium, before stage I: what its answers will call `encoded`.
@@ -206,12 +208,29 @@ class Engine:
             state, _ = self.append(state, media.chunk(start, min(start + step, len(media))), pruning)
         return state
 
-    @torch.inference_mode()
     def encode(self, media: FrameBatch, pruning: Pruning) -> tuple[MediaTokens, StageStats]:
         """What the language model gets of one chunk, whatever stands in front of it: tower, stage I, projector.
 
         InvalidInput for a kind of media that model or strategy do not take.
         """
+        return self.encode_together([(media, pruning)])[0]
+
+    @torch.inference_mode()
+    def encode_together(self, chunks: Sequence[tuple[FrameBatch, Pruning]]) -> list[tuple[MediaTokens, StageStats]]:
+        """What `encode` gives of each chunk, bit for bit, from batches of the tower that they share (see `sharing`)."""
+        for media, pruning in chunks:
+            self._check_media(media, pruning)
+        started = self.clock()
+        encoded = prefix.encode(self.lm, chunks)
+        stats = shared([self._stage("encode", started, tokens.encoded, len(tokens.ids)) for tokens in encoded])
+        return list(zip(encoded, stats, strict=True))
+
+    def tower_load(self, media: FrameBatch, pruning: Pruning) -> TowerLoad:
+        """What a chunk asks of the tower, for `sharing`; raises what `encode` raises, and is safe in any thread."""
+        self._check_media(media, pruning)
+        return tower_load(self.lm, media, pruning)
+
+    def _check_media(self, media: FrameBatch, pruning: Pruning) -> None:
         if media.kind not in self.info.media:
             taken = " and ".join(self.info.media)
             raise InvalidInput(f"{self.info.name} takes {taken} input, not {media.kind}.", "model")
@@ -221,9 +240,6 @@ class Engine:
             raise InvalidInput(f"Strategy {pruning.name!r} prunes {taken} input, not {media.kind}.", "strategy")
         if strategy.whole and media.offset:
             raise InvalidInput(f"Strategy {pruning.name!r} wants all frames of a video at once.", "chunk_frames")
-        started = self.clock()
-        tokens = prefix.encode(self.lm, media, pruning)
-        return tokens, self._stage("encode", started, tokens.encoded, len(tokens.ids))
 
     @torch.inference_mode()
     def extend(self, state: PrefixState, tokens: MediaTokens, begins: bool) -> tuple[PrefixState, StageStats]:
@@ -347,7 +363,8 @@ class Engine:
     def warm_up(self) -> None:
         """Run one tiny conversation, so that the first request does not pay for lazy initialisation.
 
-        Where steps are recorded it is about a clip of the usual length, for the first answers would pay for that too.
+        Where steps and batches of the tower are recorded it is about a clip of the usual length, for the first requests
+        would pay for that too.
         """
         pruning, records = self.pruning(), isinstance(self.decode, SlotDecoding)
         least = self.config.chunk_frames
@@ -360,6 +377,9 @@ class Engine:
             kind=self.info.media[0],
         )
         state = self.state_of(frames, pruning)
+        if records:
+            for _ in range(OFTEN):
+                self.encode(frames.chunk(0, min(least, count)), pruning)
         self.ask(state, "what", pruning, SamplingParams(max_new_tokens=1))
         if records:
             self._step_together(state, pruning)

@@ -6,12 +6,13 @@ import torch
 import transformers
 
 from occam.config import EngineConfig, OccamToken, Pruning
-from occam.models.base import ModelInfo
+from occam.models.base import VideoLM
 from occam.pruning import strategy_for
 
 
-def key_facts(info: ModelInfo, config: EngineConfig, pruning: Pruning) -> dict[str, str | int | float]:
+def key_facts(lm: VideoLM, config: EngineConfig, pruning: Pruning) -> dict[str, str | int | float]:
     """Every fact that two runs must share for their prefix states to be interchangeable; lambda2 is not one."""
+    info = lm.info
     facts: dict[str, str | int | float] = {
         "model": info.digest,
         "config": info.config_digest,
@@ -22,6 +23,7 @@ def key_facts(info: ModelInfo, config: EngineConfig, pruning: Pruning) -> dict[s
         "dtype": config.dtype,
         "quantization": config.quantization,
         "threads": config.threads,
+        "batch_views": lm.batch_views,
         "chunk_frames": "whole" if strategy_for(pruning).whole else config.chunk_frames,
         "torch": str(torch.__version__),
         "transformers": transformers.__version__,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from occam.config import CDPruner, Pruning
 from occam.errors import QuestionTooLong, VideoTooLarge
-from occam.models.base import VideoLM
+from occam.models.base import TowerOutput, VideoLM
 from occam.models.packing import Pack, SequenceKV
 from occam.pruning import strategy_for
 from occam.pruning.strategy import ProjectedEvidence
@@ -91,10 +91,16 @@ def extend(lm: VideoLM, state: PrefixState, tokens: MediaTokens, begins: bool) -
     )
 
 
-def encode(lm: VideoLM, media: FrameBatch, pruning: Pruning) -> MediaTokens:
-    """Tower, stage I per view, the projector over the survivors and the register, and a choice among what it gives."""
+def encode(lm: VideoLM, chunks: Sequence[tuple[FrameBatch, Pruning]]) -> list[MediaTokens]:
+    """What the language model gets of each chunk; all go through the tower together, in one way."""
+    strategy = strategy_for(chunks[0][1])
+    outputs = lm.encode([media for media, _ in chunks], strategy.register, strategy.placement)
+    return [_tokens(lm, *chunk, output) for chunk, output in zip(chunks, outputs, strict=True)]
+
+
+def _tokens(lm: VideoLM, media: FrameBatch, pruning: Pruning, output: TowerOutput) -> MediaTokens:
+    """Stage I per view, the projector over the survivors and the register, and a choice among what it gives."""
     strategy = strategy_for(pruning)
-    output = lm.encode(media, strategy.register, strategy.placement)
     mask = strategy.in_tower(output.scores, output.register_scores)
     output = replace(output, features=strategy.merged(output.features, output.scores, output.keys))
     tokens = lm.compose(media, output, mask.keep.view_as(output.scores), strategy.keep_cls)

@@ -1,5 +1,6 @@
 """What the engine asks of a model family: one protocol, whatever the tower and the decoder look like."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -90,8 +91,22 @@ class VideoLM(Protocol):
         """The same model with this calibration, its register neurons installed."""
         ...
 
-    def encode(self, media: FrameBatch, register: RegisterMode | None, placement: RegisterPlacement) -> TowerOutput:
-        """Preprocess one chunk as the stock processor does, and run the tower; InvalidInput for a kind it has not."""
+    @property
+    def batch_views(self) -> int:
+        """Views of every batch of the tower, which chunks share; 0 where each chunk is a batch of its own."""
+        ...
+
+    def encode(
+        self, chunks: Sequence[FrameBatch], register: RegisterMode | None, placement: RegisterPlacement
+    ) -> list[TowerOutput]:
+        """What the tower gives of each chunk, all of one `grid`, preprocessed as the stock processor does.
+
+        InvalidInput for a kind it has not.
+        """
+        ...
+
+    def grid(self, media: FrameBatch) -> tuple[int, int]:
+        """Rows and columns of the patches of a view, merged ones for towers that merge them."""
         ...
 
     def compose(self, media: FrameBatch, output: TowerOutput, keep_VP: Tensor, keep_cls: bool) -> MediaTokens:

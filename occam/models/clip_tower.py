@@ -30,6 +30,7 @@ class ClipTower:
         count = feature_layer if feature_layer >= 0 else len(layers) + 1 + feature_layer
         self.blocks = list(layers)[:count]
         self.neurons = tuple(neurons)
+        self._units = units_of(self.neurons, count, vision.device)
 
     @classmethod
     def of(cls, vision: CLIPVisionModel, config: PretrainedConfig) -> "ClipTower":
@@ -58,11 +59,11 @@ class ClipTower:
         Features are those of the feature layer, scores the CLS row of the last block that ran, as are the keys.
         """
         with_register = register in ("neurons", "zero_token")
-        neurons = self.neurons if register == "neurons" else ()
+        fed = register == "neurons"
         hidden = self._embed(pixels, placement if with_register else None)
-        for index, block in enumerate(self.blocks):
+        for block, units in zip(self.blocks, self._units, strict=True):
             scored = hidden
-            hidden, _ = _run_block(block, hidden, units_of(neurons, index))
+            hidden, _ = _run_block(block, hidden, units if fed else None)
         row, keys = self._cls_row(self.blocks[-1], scored)
         if not with_register:
             return TowerOutput(
@@ -81,9 +82,9 @@ class ClipTower:
         hidden = self._embed(pixels, None if neurons is None else "after_norm")
         end = hidden.shape[1] if neurons is None else -1
         norms, activations = [], []
-        for index, block in enumerate(self.blocks):
+        for block, units in zip(self.blocks, units_of(neurons or (), len(self.blocks), pixels.device), strict=True):
             scored = hidden
-            hidden, mlp = _run_block(block, hidden, units_of(neurons or (), index))
+            hidden, mlp = _run_block(block, hidden, units)
             norms.append(hidden[:, 1:end].float().norm(dim=-1))
             activations.append(mlp[:, 1:end])
         row, _ = self._cls_row(self.blocks[-1], scored)
@@ -109,10 +110,10 @@ class ClipTower:
         return attention_rows(q_BHTD, k_BHND, attention.scale)[:, 0], k_BHND.transpose(1, 2)
 
 
-def _run_block(block: CLIPEncoderLayer, hidden: Tensor, register_units: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """One encoder block, opened at the MLP's activations; returns its output and those activations."""
+def _run_block(block: CLIPEncoderLayer, hidden: Tensor, units: Tensor | None) -> tuple[Tensor, Tensor]:
+    """One encoder block, opened at the MLP's activations, which feed the register's `units` [K]; output and those."""
     hidden = hidden + block.self_attn(block.layer_norm1(hidden), attention_mask=None)[0]
     mlp = block.mlp.activation_fn(block.mlp.fc1(block.layer_norm2(hidden)))
-    if register_units:
-        mlp = shift_to_register(mlp, register_units, first=1)
+    if units is not None and len(units):
+        mlp = shift_to_register(mlp, units, first=1)
     return hidden + block.mlp.fc2(mlp), mlp

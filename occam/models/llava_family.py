@@ -4,8 +4,8 @@ They differ in how pixels are made, and in the sequence that the stock model mak
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -21,6 +21,7 @@ from occam.config import RegisterMode, RegisterPlacement
 from occam.errors import InvalidInput
 from occam.models import preprocess
 from occam.models.base import ModelInfo, TowerOutput
+from occam.models.batches import Batches
 from occam.models.checkpoint import config_digest
 from occam.models.clip_tower import ClipTower
 from occam.models.compact import Layout, compact
@@ -51,6 +52,7 @@ class LlavaFamily(ABC):
     tower: ClipTower
     model: PreTrainedModel
     pixels: Pixels
+    batches: Batches = field(default_factory=Batches)
 
     @classmethod
     def of(
@@ -111,9 +113,25 @@ class LlavaFamily(ABC):
             tower=self.tower.with_neurons(calibration.neurons),
         )
 
-    def encode(self, media: FrameBatch, register: RegisterMode | None, placement: RegisterPlacement) -> TowerOutput:
-        """Tower features [F, 1 + P, C] and the CLS token's scores, for every pass."""
-        return self.tower.encode(self._preprocess(media), register, placement)
+    @property
+    def batch_views(self) -> int:
+        """Of every batch of the tower."""
+        return self.batches.views
+
+    def encode(
+        self, chunks: Sequence[FrameBatch], register: RegisterMode | None, placement: RegisterPlacement
+    ) -> list[TowerOutput]:
+        """Tower features [F, 1 + P, C] and the CLS token's scores, for every pass of each chunk."""
+        pixels = [self._preprocess(media) for media in chunks]
+        tower = self.tower
+        return self.batches(
+            lambda pixels: tower.encode(pixels, register, placement), pixels, (tower, register, placement)
+        )
+
+    def grid(self, media: FrameBatch) -> tuple[int, int]:
+        """The same for all media."""
+        del media
+        return self.tower.side, self.tower.side
 
     def compose(self, media: FrameBatch, output: TowerOutput, keep_VP: Tensor, keep_cls: bool) -> MediaTokens:
         """The tokens of a chunk at their stock positions, and what closes it; CLS tokens iff `keep_cls` and stock."""

@@ -7,7 +7,8 @@ form of the original processor and of vLLM; that of transformers 5 has one), so 
 Legend: V views (temporal groups, or an image), P merge groups of patches in a view, C channels.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -24,6 +25,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb
 from occam.calibration import Calibration
 from occam.config import EngineConfig, RegisterMode, RegisterPlacement
 from occam.models.base import ModelInfo, TowerOutput
+from occam.models.batches import Batches
 from occam.models.checkpoint import config_digest, load_stock
 from occam.models.decoder import Decoder
 from occam.models.prompt import CHATML, Prompt
@@ -54,6 +56,7 @@ class Qwen3VL:
     tower: QwenTower
     model: PreTrainedModel
     pixels: dict[MediaKind, QwenPixels]
+    batches: Batches = field(default_factory=Batches)
 
     @classmethod
     def load(cls, name: str, directory: Path, digest: str, config: EngineConfig) -> Self:
@@ -95,15 +98,29 @@ class Qwen3VL:
             tower=self.tower.with_neurons(calibration.neurons),
         )
 
-    def encode(self, media: FrameBatch, register: RegisterMode | None, placement: RegisterPlacement) -> TowerOutput:
+    @property
+    def batch_views(self) -> int:
+        """Of every batch of the tower."""
+        return self.batches.views
+
+    def encode(
+        self, chunks: Sequence[FrameBatch], register: RegisterMode | None, placement: RegisterPlacement
+    ) -> list[TowerOutput]:
         """Unmerged tower features and mutual scores, per view; no norm stands before the blocks to place r about."""
         del placement
-        return self.tower.encode(*self._preprocess(media), register)
+        ready = [self._preprocess(media) for media in chunks]
+        tower, (_, rows, columns) = self.tower, ready[0][1]
+
+        def encode(patches_VPK: Tensor) -> TowerOutput:
+            return tower.encode(patches_VPK.flatten(0, 1), (len(patches_VPK), rows, columns), register)
+
+        views = [patches.view(-1, rows * columns, patches.shape[1]) for patches, _ in ready]
+        return self.batches(encode, views, (tower, register, rows, columns))
 
     def compose(self, media: FrameBatch, output: TowerOutput, keep_VP: Tensor, keep_cls: bool) -> MediaTokens:
         """The chunk's markers, and its kept merge groups at their stock positions; there are no CLS tokens."""
         del keep_cls
-        rows, columns = self._grid(media)
+        rows, columns = self.grid(media)
         device, keep_VP = keep_VP.device, keep_VP.cpu()
         kept = self._layout(media, rows, columns).keep(keep_VP)
         layout = kept.to(device)
@@ -134,13 +151,13 @@ class Qwen3VL:
 
     def shown(self, media: FrameBatch) -> Tensor:
         """Every merge group of every view."""
-        rows, columns = self._grid(media)
+        rows, columns = self.grid(media)
         return torch.ones(-(-len(media) // self.info.group), rows * columns, dtype=torch.bool)
 
     def others(self, media: FrameBatch, keep_cls: bool) -> int:
         """The chunk's markers; there are no CLS tokens."""
         del keep_cls
-        return int((self._layout(media, *self._grid(media)).patch < 0).sum())
+        return int((self._layout(media, *self.grid(media)).patch < 0).sum())
 
     def trace(self, media: FrameBatch, neurons: tuple[Neuron, ...] | None) -> TowerTrace:
         """One pass of the tower over a chunk, watched; its patches are unmerged."""
@@ -151,7 +168,7 @@ class Qwen3VL:
         patches, grid = self.pixels[media.kind](media)
         return to_device(patches, self.model.device, self.model.dtype), grid
 
-    def _grid(self, media: FrameBatch) -> tuple[int, int]:
+    def grid(self, media: FrameBatch) -> tuple[int, int]:
         """Rows and columns of a view's merge groups."""
         pixels = self.pixels[media.kind]
         height, width = pixels.size(media)

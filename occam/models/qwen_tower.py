@@ -40,6 +40,7 @@ class QwenTower:
         self.vision = vision
         self.merge = int(vision.spatial_merge_size)
         self.neurons = tuple(neurons)
+        self._units = units_of(self.neurons, len(vision.blocks), vision.device)
 
     def with_neurons(self, neurons: Sequence[Neuron]) -> "QwenTower":
         """The same tower with these register neurons."""
@@ -51,12 +52,12 @@ class QwenTower:
         pixels: [S * P, K]. A merge group's score is the mean of its patches'; without a reference nothing is scored.
         """
         with_register = register in ("neurons", "zero_token")
-        neurons = self.neurons if register == "neurons" else ()
+        fed = register == "neurons"
         hidden, rotary = self.embed(pixels, grid, with_register)
         levels: list[Tensor] = []
-        for index, block in enumerate(self.vision.blocks):
+        for index, (block, units) in enumerate(zip(self.vision.blocks, self._units, strict=True)):
             scored = hidden
-            hidden, _ = _run_block(block, hidden, rotary, units_of(neurons, index))
+            hidden, _ = _run_block(block, hidden, rotary, units if fed else None)
             if index in self.vision.deepstack_visual_indexes:
                 levels.append(hidden)
         patches = hidden.shape[1] - int(with_register)
@@ -88,9 +89,10 @@ class QwenTower:
         hidden, rotary = self.embed(pixels, grid, neurons is not None)
         end = hidden.shape[1] if neurons is None else -1
         norms, activations = [], []
-        for index, block in enumerate(self.vision.blocks):
+        blocks = self.vision.blocks
+        for block, units in zip(blocks, units_of(neurons or (), len(blocks), pixels.device), strict=True):
             scored = hidden
-            hidden, mlp = _run_block(block, hidden, rotary, units_of(neurons or (), index))
+            hidden, mlp = _run_block(block, hidden, rotary, units)
             norms.append(hidden[:, :end].float().norm(dim=-1))
             activations.append(mlp[:, :end])
         scores = _mutual_scores(self.vision.blocks[-1], scored, rotary)
@@ -132,17 +134,17 @@ class QwenTower:
 
 
 def _run_block(
-    block: Qwen3VLVisionBlock, hidden: Tensor, rotary: tuple[Tensor, Tensor], register_units: Sequence[int]
+    block: Qwen3VLVisionBlock, hidden: Tensor, rotary: tuple[Tensor, Tensor], units: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """One block, opened at the MLP's activations; returns its output [S, N, C] and those activations."""
+    """One block, opened at the MLP's activations, which feed the register's `units` [K]; output [S, N, C] and those."""
     segments, tokens, _ = hidden.shape
     # On the CPU, where stock attention wants them as a list: a device would be waited for in every block.
     bounds = torch.arange(0, segments * tokens + 1, tokens, dtype=torch.int32)
     normed = block.norm1(hidden).flatten(0, 1)
     hidden = hidden + block.attn(normed, cu_seqlens=bounds, position_embeddings=rotary).view_as(hidden)
     mlp = block.mlp.act_fn(block.mlp.linear_fc1(block.norm2(hidden)))
-    if register_units:
-        mlp = shift_to_register(mlp, register_units, first=0)
+    if units is not None and len(units):
+        mlp = shift_to_register(mlp, units, first=0)
     return hidden + block.mlp.linear_fc2(mlp), mlp
 
 

@@ -1,6 +1,7 @@
 """From a model's name to a loaded adapter; a family's module is imported when one of its models is asked for."""
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from occam.calibration import ARTEFACT_NAME, Calibration
 from occam.config import EngineConfig
 from occam.errors import InvalidInput, UnknownModel
 from occam.models.base import VideoLM
+from occam.models.batches import batches_of
 from occam.models.checkpoint import locate, read_settings, weights_digest
 
 FAMILIES = {
@@ -49,7 +51,8 @@ def adapter_of(family: str) -> type[Any]:
 def load_model(config: EngineConfig, calibrated: bool = True) -> VideoLM:
     """Load the model that `config` names, by default with its calibration where one lies beside it."""
     directory = locate(config.model)
-    lm: VideoLM = adapter_of(family_of(directory)).load(config.model, directory, weights_digest(directory), config)
+    loaded = adapter_of(family_of(directory)).load(config.model, directory, weights_digest(directory), config)
+    lm: VideoLM = replace(loaded, batches=batches_of(config, loaded.info.group))
     artefact = directory / ARTEFACT_NAME
     if not calibrated or not artefact.exists():
         return lm

@@ -11,7 +11,7 @@ most places of a lane in any layer.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -20,10 +20,9 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMS
 
 from occam.models.decoder import Decoder
 from occam.models.packing import SequenceKV
+from occam.models.recording import Record
 
 Run = Callable[[], Tensor]
-Record = Callable[[Run], Run]
-"""Makes of a run another that does the same on the same tensors; what it returns may be overwritten by the next one."""
 
 PLACES = 256
 """Least places of a lane in a layer, of which there are as many as the largest power of two needs."""
@@ -189,35 +188,6 @@ class Slots:
         heads, width = self._decoder.kv_shape
         itemsize: int = self._decoder.model.embed_tokens.weight.itemsize
         return 2 * lanes * sum(places) * heads * width * itemsize
-
-
-class CudaGraphs:
-    """Records runs as CUDA graphs, which share the memory that they work in as long as any of them lives."""
-
-    def __init__(self) -> None:
-        self._living: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
-        # One for all: whatever a library sets up for a stream stays until the process ends.
-        self._beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-
-    def __call__(self, run: Run) -> Run:
-        """Run it beside first, for what is only done once; other threads may go on using the device meanwhile."""
-        # Memory that no graph holds any more is not to be opened again: the first one brings its own.
-        graph, pool = torch.cuda.CUDAGraph(), next((other.pool() for other in self._living), None)
-        before = torch.cuda.current_stream()
-        self._beside.wait_stream(before)
-        with torch.cuda.stream(self._beside):
-            for _ in range(2):
-                run()
-            with torch.cuda.graph(graph, pool=pool, stream=self._beside, capture_error_mode="thread_local"):
-                result = run()
-        before.wait_stream(self._beside)
-        self._living.add(graph)
-
-        def replay() -> Tensor:
-            graph.replay()
-            return result
-
-        return replay
 
 
 def _projected(block: LlamaDecoderLayer, x_BC: Tensor, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -70,7 +70,7 @@ def attention_facts(engine: Engine, pruning: OccamToken, samples: Iterable[Sampl
     auc1, auc2, register1, shares = [], [], [], []
     for sample in samples:
         frames = sample.frames()
-        output = engine.lm.encode(frames, pruning.register, pruning.placement)
+        [output] = engine.lm.encode([frames], pruning.register, pruning.placement)
         register1 += cast(Tensor, output.register_scores).tolist()
         auc1 += _stage1(sample, frames, output.scores)
         found, paid = _stage2(engine, watched, pruning, sample, frames)

@@ -111,7 +111,7 @@ def _threshold(ratios: npt.NDArray[np.floating], share: float) -> float:
 @torch.inference_mode()
 def _frame_ratios(engine: Engine, pruning: OccamToken, frames: FrameBatch) -> np.ndarray:
     """Stage I's, of the patches that count."""
-    output = engine.lm.encode(frames, pruning.register, pruning.placement)
+    [output] = engine.lm.encode([frames], pruning.register, pruning.placement)
     reference = output.scores.mean(dim=1) if output.register_scores is None else output.register_scores
     return (output.scores / reference[:, None]).cpu()[engine.lm.shown(frames)].numpy()
 

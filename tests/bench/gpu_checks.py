@@ -12,7 +12,8 @@ from torch import Tensor
 
 from occam.engine.decoding import Decode, packed
 from occam.engine.generation import Generation
-from occam.models.slots import CudaGraphs, Record, Slots
+from occam.models.recording import CudaGraphs, Record
+from occam.models.slots import Slots
 from tests.bench import overhead as cost
 from tests.bench.report import Cell, Table
 from tests.bench.rounds import alternating

@@ -159,7 +159,7 @@ def _without_register(subject: Subject) -> Counter[str]:
     step = engine.chunk(pruning, len(frames))
     with _watched(subject) as watch:
         for start in range(0, len(frames), step):
-            engine.lm.encode(frames.chunk(start, min(start + step, len(frames))), None, pruning.placement)
+            engine.lm.encode([frames.chunk(start, min(start + step, len(frames)))], None, pruning.placement)
     return watch.seconds
 
 

@@ -102,7 +102,7 @@ class Load:
         step = self.engine.chunk(self.pruning, len(frames))
         for start in range(0, len(frames), step):
             chunk = frames.chunk(start, min(start + step, len(frames)))
-            state, _ = await self.thread.run(self.engine.append, state, chunk, self.pruning)
+            state, _, _ = await self.thread.append(state, chunk, self.pruning)
         await self.store.put(key, state)
         self.done["states built"] += 1
         return state

@@ -32,7 +32,7 @@ def encoder(subject: Subject, stock: Stock, args: argparse.Namespace) -> Iterato
     @torch.inference_mode()
     def ours() -> None:
         for start in range(0, len(frames), step):
-            prefix.encode(engine.lm, frames.chunk(start, min(start + step, len(frames))), pruning)
+            prefix.encode(engine.lm, [(frames.chunk(start, min(start + step, len(frames))), pruning)])
 
     @torch.inference_mode()
     def rival() -> None:

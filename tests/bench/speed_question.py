@@ -3,16 +3,17 @@
 import argparse
 import asyncio
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from unittest import mock
 
+from occam.config import Pruning
 from occam.engine import prefix
 from occam.engine.generation import Generation
 from occam.kv.codec import decode, encode
 from occam.kv.key import KVKey, MediumKey
 from occam.tensors import MediaTokens, PrefixState
-from occam.types import Turn
+from occam.types import FrameBatch, Turn
 from tests.bench.operations import stock_operations
 from tests.bench.report import Table
 from tests.bench.rounds import Rounds, alternating
@@ -50,15 +51,16 @@ def llm_alone(subject: Subject) -> Callable[[], Generation]:
     tokens: dict[int, MediaTokens] = {}
     encoder = prefix.encode
 
-    def remember(lm: object, media: object, pruning: object) -> MediaTokens:
-        tokens[media.offset] = encoder(lm, media, pruning)
-        return tokens[media.offset]
+    def remember(lm: object, chunks: Sequence[tuple[FrameBatch, Pruning]]) -> list[MediaTokens]:
+        encoded = encoder(lm, chunks)
+        tokens.update((media.offset, each) for (media, _), each in zip(chunks, encoded, strict=True))
+        return encoded
 
     with mock.patch.object(prefix, "encode", remember):
         subject.cold()
 
     def run() -> Generation:
-        with mock.patch.object(prefix, "encode", lambda lm, media, pruning: tokens[media.offset]):
+        with mock.patch.object(prefix, "encode", lambda lm, chunks: [tokens[media.offset] for media, _ in chunks]):
             return subject.cold()
 
     return run

@@ -92,7 +92,7 @@ class Stock:
         lm = self.engine.lm
         suffix, _ = lm.prompt.turn_ids(question, first=True)
         if lm.decoder.axes > 1:
-            media = lm._layout(clip, *lm._grid(clip)).ids.tolist()
+            media = lm._layout(clip, *lm.grid(clip)).ids.tolist()
         else:
             visual = len(lm.layout(clip, lm.tower.side).source)
             media = [lm.prompt.placeholder_id] * visual + lm.prompt.media_end_ids

@@ -61,7 +61,7 @@ def test_the_rotary_embedding_receives_stock_positions_under_every_mask(
     monkeypatch.setattr(type(lm.prompt), "behind", functools.cache(type(lm.prompt).behind))
     output = _synthetic(patches_VP.shape)
     mask = patches_VP >= 0
-    monkeypatch.setattr(prefix, "encode", lambda *_: lm.compose(media, output, mask, False))
+    monkeypatch.setattr(prefix, "encode", lambda *_: [lm.compose(media, output, mask, False)])
     try:
         for number, mask in enumerate(masks(patches_VP.shape, MASKS // (2 * len(SIZES)))):
             received.clear()

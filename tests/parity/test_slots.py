@@ -23,6 +23,7 @@ from occam.engine.generation import Generation
 from occam.engine.scheduler import Scheduler
 from occam.models import slots
 from occam.models.packing import SequenceKV
+from occam.models.recording import CudaGraphs
 from occam.models.slots import Run, Slots
 from occam.tensors import PrefixState
 from tests.parity import checkpoint, checkpoint_qwen
@@ -365,7 +366,7 @@ def test_recordings_share_the_memory_of_one_that_lives(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "Stream", mock.Mock(side_effect=lambda: mock.Mock()))
     monkeypatch.setattr(torch.cuda, "current_stream", mock.Mock())
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
-    record = slots.CudaGraphs()
+    record = CudaGraphs()
     runs = [record(lambda: torch.zeros(1)) for _ in range(2)]
     runs.pop(0)
     runs.append(record(lambda: torch.zeros(1)))

@@ -219,7 +219,7 @@ def turn_tokens(engine: Engine, frames: Any, pruning: Pruning) -> list[torch.Ten
     strategy, video, parts = strategy_for(pruning), video_of(frames), []
     for start in range(0, len(video), 2):
         chunk = video.chunk(start, start + 2)
-        output = engine.lm.encode(chunk, strategy.register, strategy.placement)
+        [output] = engine.lm.encode([chunk], strategy.register, strategy.placement)
         keep = torch.ones_like(output.scores, dtype=torch.bool)
         parts.append(engine.lm.compose(chunk, output, keep, strategy.keep_cls).embeddings)
     return parts

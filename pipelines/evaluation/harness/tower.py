@@ -1,6 +1,6 @@
 """The tower run once for all strategies that see the same of it: an evaluation asks about one clip a hundred ways."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -37,13 +37,18 @@ class RememberedTower:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._lm, name)
 
-    def encode(self, media: FrameBatch, register: RegisterMode | None, placement: RegisterPlacement) -> TowerOutput:
+    def encode(
+        self, chunks: Sequence[FrameBatch], register: RegisterMode | None, placement: RegisterPlacement
+    ) -> list[TowerOutput]:
         """See `VideoLM`."""
+        return [self._encode(media, register, placement) for media in chunks]
+
+    def _encode(self, media: FrameBatch, register: RegisterMode | None, placement: RegisterPlacement) -> TowerOutput:
         key = (media.offset, len(media), register, placement)
         if key in self._runs:
             self.saved_s += self._runs[key].seconds
         else:
             started = self._clock()
-            output = self._lm.encode(media, register, placement)
+            [output] = self._lm.encode([media], register, placement)
             self._runs[key] = _Run(output=output, seconds=self._clock() - started)
         return self._runs[key].output

@@ -79,7 +79,7 @@ def test_the_largest_activation_is_taken_per_neuron_and_per_frame_and_cls_is_unt
     hidden = torch.tensor(
         [[[9.0, 9.0], [1.0, 2.0], [3.0, 0.5], [0.0, 0.0]], [[8.0, 8.0], [5.0, 4.0], [6.0, 7.0], [0.0, 0.0]]]
     )
-    shifted = shift_to_register(hidden, [1], first=1)
+    shifted = shift_to_register(hidden, torch.tensor([1]), first=1)
     assert shifted[:, -1].tolist() == [[0.0, 2.0], [0.0, 7.0]]
     assert shifted[:, 1:-1, 1].abs().sum() == 0
     assert torch.equal(shifted[:, 0], hidden[:, 0])

@@ -4,11 +4,14 @@ Tensors on the device "meta" have none: whatever asks for one fails, as does wha
 """
 
 import copy
+from typing import Any
 from unittest import mock
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from occam.config import SamplingParams
 from occam.engine.sampling import choose, draw, seeded
@@ -43,16 +46,42 @@ def test_a_step_in_slots_reads_no_value(lm: object) -> None:
     assert logits.shape == (2, own.head.out_features)
 
 
-def test_a_tower_reads_no_value(lm: object) -> None:
+class NothingIsSent(TorchDispatchMode):
+    """Fails where numbers of the host go to the device, which no recording could do again."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, torch.Tensor)]
+        result = function(*args, **(kwargs or {}))
+        made = [each for each in tree_flatten(result)[0] if isinstance(each, torch.Tensor)]
+        here, there = (any((each.device == META) is there for each in given + made) for there in (False, True))
+        assert not (here and there), f"{function} mixes devices"
+        return result
+
+
+def test_what_is_sent_is_noticed() -> None:
+    there = torch.zeros(3, device=META)
+    with pytest.raises(AssertionError, match="_to_copy"), NothingIsSent():
+        torch.tensor([1]).to(META)
+    with pytest.raises(AssertionError, match="index_put"), NothingIsSent():
+        there.index_put_((torch.zeros(1, dtype=torch.int64, device=META),), torch.tensor(0.0))
+    with NothingIsSent():
+        there[:2] += 1
+
+
+def test_a_tower_reads_and_sends_no_value(lm: object) -> None:
     vision = without_values(lm.tower.vision)
     if isinstance(lm.tower, ClipTower):
         tower = ClipTower(vision, lm.tower.feature_layer, lm.tower.neurons)
         edge = vision.config.image_size
-        output = tower.encode(torch.empty(3, 3, edge, edge, device=META), "neurons")
+        pixels = torch.empty(3, 3, edge, edge, device=META)
+        with NothingIsSent():
+            output = tower.encode(pixels, "neurons")
     else:
         tower = QwenTower(vision, lm.tower.neurons)
         width = vision.patch_embed.proj.weight[0].numel()
-        output = tower.encode(torch.empty(3 * 24, width, device=META), (3, 4, 6), "neurons")
+        pixels = torch.empty(3 * 24, width, device=META)
+        with NothingIsSent():
+            output = tower.encode(pixels, (3, 4, 6), "neurons")
     assert tower.neurons
     assert {output.scores.device, output.features.device, output.register.device} == {META}
 

@@ -50,7 +50,7 @@ def test_the_facts_are_what_the_engine_shows(family: str, pairs_model: str) -> N
     samples = [Sample.known(frames, scene, questions)]
     facts = attention_facts(engine, replace(calibrated, register="zero_token"), samples)
 
-    output = engine.lm.encode(frames, "zero_token", "after_norm")
+    [output] = engine.lm.encode([frames], "zero_token", "after_norm")
     scores = output.scores.numpy()
     items = [*scene.objects, *([scene.dot] if scene.dot else [])]
     assert facts.auc1.mean == pytest.approx(_literal_auc(scores, covers(scene, items, scores.shape)))

@@ -106,7 +106,7 @@ def test_every_family_says_which_patches_stand_in_its_sequence(tmp_path: Path, w
             for count in (1, 3)
         ]
     for medium in media:
-        output = engine.lm.encode(medium, "zero_token", "after_norm")
+        [output] = engine.lm.encode([medium], "zero_token", "after_norm")
         shown = engine.lm.shown(medium)
         composed = engine.lm.compose(medium, output, shown.new_ones(shown.shape), keep_cls=False)
         assert shown.shape == output.scores.shape

@@ -86,7 +86,7 @@ def test_the_engine_lays_a_prompt_out_as_the_trainer_does(exported):
     student.model.load_state_dict({k: v.bfloat16().float() for k, v in student.model.state_dict().items()})
     for frames in (1, 3, 8) if "image" in engine.info.media else (3, 8):
         media = batch_of(render(draw_scene(0, SceneConfig(frames=frames)), SIDE))
-        output = engine.lm.encode(media, None, "after_norm")
+        [output] = engine.lm.encode([media], None, "after_norm")
         keep = torch.ones(output.scores.shape, dtype=torch.bool)
         tokens = engine.lm.compose(media, output, keep, keep_cls=True)
         layout = student.layout(frames)
@@ -113,7 +113,8 @@ def test_the_trainer_sees_the_scores_of_stage_one(exported):
     if features.mutual is None:
         assert features.summary is not None
         return
-    scores = engine.lm.encode(batch_of(frames), "zero_token", "after_norm").scores
+    [output] = engine.lm.encode([batch_of(frames)], "zero_token", "after_norm")
+    scores = output.scores
     torch.testing.assert_close(features.mutual / MERGE**2, scores, atol=1e-6, rtol=0)
 
 

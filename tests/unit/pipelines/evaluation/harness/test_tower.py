@@ -58,11 +58,11 @@ def test_a_chunk_is_encoded_once_for_all_that_see_the_same_and_its_seconds_are_t
     chunks = [frames.chunk(0, 2), frames.chunk(2, 4), frames.chunk(0, 4)]
     for _ in range(3):
         for chunk in chunks:
-            tower.encode(chunk, None, "after_norm")
+            tower.encode([chunk], None, "after_norm")
     assert len(ran) == 3
     assert tower.saved_s == 6, "a tick of the clock for each run that was not made"
-    tower.encode(chunks[0], "zero_token", "after_norm")
-    tower.encode(chunks[0], "zero_token", "before_norm")
+    tower.encode(chunks[:1], "zero_token", "after_norm")
+    tower.encode(chunks[:1], "zero_token", "before_norm")
     assert len(ran) == 5
     assert tower.model.info is engine.info
     assert not np.isnan(tower.saved_s)
