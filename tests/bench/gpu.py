@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tests.bench import speed_floors, speed_load, speed_question
+from tests.bench import speed_floors, speed_load, speed_question, speed_together
 from tests.bench.forced import forced_masks
 from tests.bench.frames import noise
 from tests.bench.gpu_checks import overhead, steps, waits
@@ -97,6 +97,12 @@ def measure(model: str, args: argparse.Namespace) -> Report:
         for batch in args.together
         for column in ("slots from packed", "recorded from slots")
     ]
+    correct += [
+        Bar(table=table, row=str(batch), column=speed_together.DISTANCE, most=rounding)
+        for table in speed_together.TABLES
+        for batch in args.together
+        if batch > 1
+    ]
     bars = [bar.judged(tables) for bar in (*correct, *BARS, throughput)]
     verdict = Table(title="Bars", columns=("", "measured", "target", ""), rows=tuple(bars))
     failures = tuple(f"{name} is {value:.3g}, not {target}" for name, value, target, word in bars if word == "FAIL")
@@ -122,6 +128,7 @@ def _tables(subject: Subject, args: argparse.Namespace) -> Iterator[Table]:
     yield from waits(subject, args)
     stock, one = Stock(subject.engine), argparse.Namespace(**vars(args) | {"together": [max(args.together)]})
     yield from speed_question.measure(subject, stock, args)
+    yield from speed_together.together(subject, stock, args)
     yield from speed_floors.decode(subject, stock, args)
     long = replace(subject, clips=(noise(args.long, tuple(args.size)),))
     yield from speed_floors.encoder(long, stock, args)

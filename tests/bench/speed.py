@@ -8,7 +8,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from tests.bench import speed_floors, speed_load, speed_question
+from tests.bench import speed_floors, speed_load, speed_question, speed_together
 from tests.bench.forced import forced_masks
 from tests.bench.machine import described
 from tests.bench.report import Report
@@ -20,6 +20,7 @@ PARTS = {
     "question": speed_question.measure,
     "encoder": speed_floors.encoder,
     "prefill": speed_floors.prefill,
+    "together": speed_together.together,
     "decode": speed_floors.decode,
     "throughput": speed_load.throughput,
     "memory": speed_load.memory,

@@ -9,6 +9,10 @@ import torch
 
 from occam.engine import prefix
 from occam.engine.generation import Generation
+from occam.models.base import VideoLM
+from occam.models.batches import Batches
+from occam.types import FrameBatch
+from tests.bench.frames import noise
 from tests.bench.machine import bandwidth, free_bytes, matrix_rate
 from tests.bench.operations import stock_operations
 from tests.bench.report import Cell, Table
@@ -17,39 +21,53 @@ from tests.bench.speed_question import llm_alone
 from tests.bench.stock import Stock
 from tests.bench.subject import Subject, multiplied, weights_bytes
 
+PASSES = (1, 2, 4, 8, 16)
+"""Frames in one pass of the tower, of as many requests as they may be: what waiting for more of them can gain."""
 KEPT = (1.0, 0.4, 0.1)
 """Shares of the patches that stage I leaves to the prefill; stage II drops none of them."""
 
 
 def encoder(subject: Subject, stock: Stock, args: argparse.Namespace) -> Iterator[Table]:
-    """Tower, stage I and projector a frame."""
-    engine, frames, pruning = subject.engine, subject.clips[0], subject.pruning
-    step, prompt = engine.config.chunk_frames, stock.inputs(subject.clips[:1], [subject.question(0)])
-    theirs = stock_operations(engine, subject.views, pruning.cut, prompt["input_ids"].shape[1]).encode
+    """Tower, stage I and projector a frame: of a clip in the engine's chunks, and of so many frames in one pass."""
+    engine, frames = subject.engine, subject.clips[0]
+    prompt = stock.inputs(subject.clips[:1], [subject.question(0)])
+    theirs = stock_operations(engine, subject.views, subject.pruning.cut, prompt["input_ids"].shape[1]).encode
     pixels = prompt["pixel_values_videos"]
     media = {"pixel_values_videos": pixels, "video_grid_thw": prompt.get("video_grid_thw")}
-
-    @torch.inference_mode()
-    def ours() -> None:
-        for start in range(0, len(frames), step):
-            prefix.encode(engine.lm, [(frames.chunk(start, min(start + step, len(frames))), pruning)])
 
     @torch.inference_mode()
     def rival() -> None:
         stock.model.model.get_video_features(**{name: value for name, value in media.items() if value is not None})
 
-    rounds = alternating(args.device, {"ours": ours, "stock": rival}, args.repeats)
+    clips = {"ours": frames} | {
+        f"ours, {count} in one pass": noise(count, tuple(args.size))
+        for count in PASSES
+        if count % engine.info.group == 0
+    }
+    # By itself, lest blank views fill it up to the engine's own batch.
+    alone = replace(engine.lm, batches=Batches())
+    runs = {name: partial(_encode, subject, alone, clip, len(clip)) for name, clip in clips.items()}
+    runs |= {"ours": partial(_encode, subject, engine.lm, frames, engine.config.chunk_frames), "stock": rival}
+    rounds = alternating(args.device, runs, args.repeats)
     rate = matrix_rate(args.device, multiplied(engine))
-    counts = {"ours": subject.operations().encode, "stock": theirs}
+    counts = {name: replace(subject, clips=(clip,)).operations().encode for name, clip in clips.items()}
+    counts["stock"] = theirs
     yield Table(
         title="Encoder",
         columns=("", "s a frame", "operations a second", "% of the matrix rate"),
         rows=tuple(
-            (name, rounds.median(name) / len(frames), *_rate(count / rounds.median(name), rate))
+            (name, rounds.median(name) / len(clips.get(name, frames)), *_rate(count / rounds.median(name), rate))
             for name, count in counts.items()
         ),
-        note=_rate_note(rate, multiplied(subject.engine)),
+        note=_rate_note(rate, multiplied(engine)),
     )
+
+
+@torch.inference_mode()
+def _encode(subject: Subject, lm: VideoLM, frames: FrameBatch, step: int) -> None:
+    """A clip, so many frames at once."""
+    for start in range(0, len(frames), step):
+        prefix.encode(lm, [(frames.chunk(start, min(start + step, len(frames))), subject.pruning)])
 
 
 def prefill(subject: Subject, stock: Stock, args: argparse.Namespace) -> Iterator[Table]:

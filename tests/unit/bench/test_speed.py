@@ -1,5 +1,6 @@
-"""What the bench counts is what runs, what it forces is what is kept, and its rival is asked the same question."""
+"""What the bench counts is what runs, what it forces is what is kept, and its rivals are asked the same questions."""
 
+import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from unittest import mock
@@ -10,15 +11,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from occam.config import EngineConfig, NoPruning
-from occam.engine import Engine
+from occam.engine import Engine, turn
 from occam.models import qwen_tower
 from occam.models.clip_tower import ClipTower
 from occam.models.decoder import Decoder
 from occam.models.packing import ATTENTION
+from occam.types import FrameBatch
+from tests.bench import machine
 from tests.bench.forced import Forced, cut_of, forced_masks
 from tests.bench.frames import noise
 from tests.bench.operations import stock_operations
+from tests.bench.speed_floors import encoder
 from tests.bench.speed_load import ours, theirs
+from tests.bench.speed_together import COLUMNS, DISTANCE, TABLES, packed, padded, together
 from tests.bench.stock import Stock
 from tests.bench.subject import Subject, unhurried
 from tests.parity import checkpoint, checkpoint_qwen
@@ -166,3 +171,62 @@ def test_the_language_model_alone_gives_the_logits_of_the_whole(subject: Subject
     run = stock.llm(inputs)
     for _ in range(2):
         torch.testing.assert_close(run(), whole, atol=1e-5, rtol=0)
+
+
+def of_lengths(subject: Subject, *counts: int) -> Subject:
+    """The same over clips of so many frames."""
+    size = subject.clips[0].frames.shape[1:3]
+    return replace(subject, clips=tuple(noise(count, size, count) for count in counts))
+
+
+def test_a_padded_prefill_gives_the_logits_of_a_packed_one(subject: Subject) -> None:
+    """Of clips and questions of several lengths, the longest neither first nor last; nothing of it is packed."""
+    lm, subject = subject.engine.lm, of_lengths(subject, 4, 6, 2)
+    asked = [subject.asked(subject.state(clip), clip).asked for clip in range(3)]
+    lengths = {len(each.state) for each in asked}, {len(each.suffix) for each in asked}
+    assert [len(each) for each in lengths] == [3, 3]
+    sequences, expected = packed(lm, asked)
+    gathered: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    with mock.patch.object(turn, "Pack", side_effect=AssertionError):
+        for _ in range(2):
+            rows, logits = padded(lm, asked, gathered)
+            torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
+    assert set(gathered) == set(range(lm.decoder.layers))
+    for row, sequence in zip(rows, sequences, strict=True):
+        for layer in range(lm.decoder.layers):
+            torch.testing.assert_close(row.kv.keys(layer), sequence.kv.keys(layer), atol=1e-5, rtol=1e-4)
+
+
+def test_questions_together_are_told_by_number_and_by_lengths_of_clips(subject: Subject) -> None:
+    size = subject.clips[0].frames.shape[1:3]
+    args = argparse.Namespace(device="cpu", repeats=1, together=[1, 2, 3], size=size)
+    one, several = together(subject, Stock(subject.engine), args)
+    assert [one.title, several.title] == list(TABLES)
+    for table in (one, several):
+        assert table.columns == COLUMNS
+        assert [row[0] for row in table.rows] == ["2", "3"]
+        assert all(row[COLUMNS.index(DISTANCE)] < 1e-5 for row in table.rows)
+    assert several.note.startswith("Over 6, 4, 3, 1 frames")
+    clips = of_lengths(subject, 6, 4, 3)
+    lengths = [packed(subject.engine.lm, [clips.asked(clips.state(clip), clip).asked])[0][0].kv for clip in range(3)]
+    behind = [kv.length(subject.engine.info.layers - 1) for kv in lengths]
+    assert several.rows[1][2] == pytest.approx(3 * max(behind) / sum(behind))
+
+
+def test_the_encoder_is_timed_by_frames_in_one_pass(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(machine.MATRIX, "cpu", 64)
+    size = subject.clips[0].frames.shape[1:3]
+    passes: list[int] = []
+    adapter = type(subject.engine.lm)
+    inner = adapter.encode
+
+    def counted(lm: object, chunks: list[FrameBatch], *how: object) -> object:
+        passes.extend(map(len, chunks))
+        return inner(lm, chunks, *how)
+
+    monkeypatch.setattr(adapter, "encode", counted)
+    args = argparse.Namespace(device="cpu", repeats=1, size=size)
+    [table] = encoder(subject, Stock(subject.engine), args)
+    sizes = [count for count in (1, 2, 4, 8, 16) if count % subject.engine.info.group == 0]
+    assert [row[0] for row in table.rows] == ["ours", *(f"ours, {count} in one pass" for count in sizes), "stock"]
+    assert passes[: 2 * (2 + len(sizes))] == 2 * [4, 2, *sizes]
