@@ -107,7 +107,8 @@ def test_a_batch_of_two_lengths_equals_the_stock_model(
     positions = _positions(model.stock, stock)
     decoder = model.engine.lm.decoder
     with torch.inference_mode():
-        chunks = [encode(model.engine.lm, media, OFF) for prompt in BATCHES[name] for media in prompt.media]
+        alone = [(media, OFF) for prompt in BATCHES[name] for media in prompt.media]
+        chunks = [encode(model.engine.lm, [chunk])[0] for chunk in alone]
         visual = [chunk.view >= 0 for chunk in chunks]
         visual_BT = torch.isin(ids_BT, chunks[0].ids[visual[0]])
 
