@@ -14,12 +14,12 @@ from pathlib import Path
 from tests.bench import speed_floors, speed_load, speed_question, speed_together
 from tests.bench.forced import forced_masks
 from tests.bench.frames import noise
-from tests.bench.gpu_checks import overhead, steps, waits
+from tests.bench.gpu_checks import ALONE, COMPANY, batches, overhead, steps, waits
 from tests.bench.machine import described
 from tests.bench.report import Report, Table
 from tests.bench.shapes import made_in_place
 from tests.bench.stock import Stock
-from tests.bench.subject import Subject, precision, unhurried
+from tests.bench.subject import Subject, chunked, precision, record, unhurried
 from tests.real_checkpoints import FAMILIES
 
 MODELS = tuple(FAMILIES)
@@ -28,7 +28,7 @@ DEFAULTS = {
     "dtype": "bfloat16",
     "layers": max(family.layers for family in FAMILIES.values()),
     "repeats": 3,
-    "chunk_frames": 64,
+    "chunk_frames": 8,
     "parts": [],
     "stock_together": [],
     "json": Path("gpu.json"),
@@ -87,6 +87,7 @@ def measure(model: str, args: argparse.Namespace) -> Report:
     """All bars of one model."""
     with tempfile.TemporaryDirectory() as folder, made_in_place():
         subject = Subject.of(model, Path(folder), args)
+    record(subject)
     with forced_masks(), unhurried(subject.engine):
         tables = tuple(_tables(subject, args))
     rounding = ROUNDING[args.dtype]
@@ -96,6 +97,10 @@ def measure(model: str, args: argparse.Namespace) -> Report:
         Bar(table="One step", row=str(batch), column=column, most=rounding)
         for batch in args.together
         for column in ("slots from packed", "recorded from slots")
+    ]
+    correct += [
+        Bar(table="Batches", row="recorded", column=ALONE, most=rounding),
+        *(Bar(table="Batches", row=row, column=COMPANY, most=0) for row in ("shared", "recorded")),
     ]
     correct += [
         Bar(table=table, row=str(batch), column=speed_together.DISTANCE, most=rounding)
@@ -110,7 +115,7 @@ def measure(model: str, args: argparse.Namespace) -> Report:
         "dtype": precision(args),
         "decoder layers": f"{subject.engine.info.layers}, cut at {subject.pruning.cut}",
         "clip": f"{len(subject.clips[0])} frames, {args.long} for shares of the matrix rate",
-        "chunk": f"{args.chunk_frames} frames",
+        "chunk": f"{args.chunk_frames} frames, {args.long} for shares of the matrix rate",
         "repeats": str(args.repeats),
     }
     return Report(
@@ -125,12 +130,14 @@ def measure(model: str, args: argparse.Namespace) -> Report:
 
 def _tables(subject: Subject, args: argparse.Namespace) -> Iterator[Table]:
     yield from steps(subject, args)
+    yield from batches(subject, args)
     yield from waits(subject, args)
     stock, one = Stock(subject.engine), argparse.Namespace(**vars(args) | {"together": [max(args.together)]})
     yield from speed_question.measure(subject, stock, args)
     yield from speed_together.together(subject, stock, args)
     yield from speed_floors.decode(subject, stock, args)
-    long = replace(subject, clips=(noise(args.long, tuple(args.size)),))
+    long = replace(subject, engine=chunked(subject.engine, args.long), clips=(noise(args.long, tuple(args.size)),))
+    record(long)
     yield from speed_floors.encoder(long, stock, args)
     yield from speed_floors.prefill(long, stock, args)
     yield from overhead(subject, args)

@@ -4,6 +4,7 @@ import argparse
 import statistics
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from occam.engine.decoding import Decode, packed
 from occam.engine.generation import Generation
+from occam.models.batches import OFTEN, Batches
 from occam.models.recording import CudaGraphs, Record
 from occam.models.slots import Slots
 from tests.bench import overhead as cost
@@ -22,6 +24,8 @@ from tests.bench.subject import Subject
 WAYS = ("packed", "slots", "recorded")
 STEPS = 4
 """Steps compared, and timed together."""
+BATCHED = ("each by itself", "shared", "recorded")
+ALONE, COMPANY = "from each by itself", "moved by company"
 ROOM = 1 << 40
 """Bytes that lanes may take here: whatever they need."""
 
@@ -50,6 +54,40 @@ def steps(subject: Subject, args: argparse.Namespace) -> Iterator[Table]:
         columns=("together", "slots from packed", "recorded from slots", "packed ms", "slots ms", "recorded ms"),
         rows=tuple(rows),
         note=f"Distances are of the logits of {STEPS} steps over given tokens, relative to their norm.",
+    )
+
+
+def batches(subject: Subject, args: argparse.Namespace) -> Iterator[Table]:
+    """Half a chunk of each of two clips through the tower: each by itself, in one batch, and in a recorded one."""
+    engine, half = subject.engine, max(subject.engine.config.chunk_frames // 2, subject.engine.info.group)
+    chunks = [(clip.chunk(0, min(half, len(clip))), subject.pruning) for clip in subject.clips[:2]]
+    views = sum(len(engine.lm.shown(media)) for media, _ in chunks)
+    kinds = {"each by itself": Batches(), "shared": Batches(views)}
+    if args.device.startswith("cuda"):
+        kinds["recorded"] = Batches(views, CudaGraphs())
+    engines = {name: engine.over(replace(engine.lm, batches=kind)) for name, kind in kinds.items()}
+    runs = {name: partial(each.encode_together, chunks) for name, each in engines.items()}
+    for run in runs.values():
+        for _ in range(OFTEN):
+            run()
+    alone = {name: each.encode(*chunks[1])[0].embeddings for name, each in engines.items()}
+    shared = {name: run()[1][0].embeddings for name, run in runs.items()}
+    rounds = alternating(args.device, runs, args.repeats)
+    yield Table(
+        title="Batches of the tower",
+        columns=("", "ms", ALONE, COMPANY),
+        rows=tuple(
+            (
+                name,
+                1000 * rounds.median(name),
+                _distance(shared[name], alone["each by itself"]),
+                float((shared[name] - alone[name]).abs().max()),
+            )
+            if name in runs
+            else (name, None, None, None)
+            for name in BATCHED
+        ),
+        note=f"Two chunks of {half} frames; {COMPANY} is the largest difference of a number, and none is allowed.",
     )
 
 

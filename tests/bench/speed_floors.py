@@ -7,11 +7,7 @@ from functools import partial
 
 import torch
 
-from occam.engine import prefix
 from occam.engine.generation import Generation
-from occam.models.base import VideoLM
-from occam.models.batches import Batches
-from occam.types import FrameBatch
 from tests.bench.frames import noise
 from tests.bench.machine import bandwidth, free_bytes, matrix_rate
 from tests.bench.operations import stock_operations
@@ -19,16 +15,16 @@ from tests.bench.report import Cell, Table
 from tests.bench.rounds import Run, alternating
 from tests.bench.speed_question import llm_alone
 from tests.bench.stock import Stock
-from tests.bench.subject import Subject, multiplied, weights_bytes
+from tests.bench.subject import Subject, chunked, multiplied, record, weights_bytes
 
-PASSES = (1, 2, 4, 8, 16)
-"""Frames in one pass of the tower, of as many requests as they may be: what waiting for more of them can gain."""
+BATCHES = (1, 2, 4, 8, 16)
+"""Frames in one batch of the tower, of as many requests as they may be: what more of them can gain."""
 KEPT = (1.0, 0.4, 0.1)
 """Shares of the patches that stage I leaves to the prefill; stage II drops none of them."""
 
 
 def encoder(subject: Subject, stock: Stock, args: argparse.Namespace) -> Iterator[Table]:
-    """Tower, stage I and projector a frame: of a clip in the engine's chunks, and of so many frames in one pass."""
+    """Tower, stage I and projector a frame: of a clip in the engine's chunks, and of so many frames in one batch."""
     engine, frames = subject.engine, subject.clips[0]
     prompt = stock.inputs(subject.clips[:1], [subject.question(0)])
     theirs = stock_operations(engine, subject.views, subject.pruning.cut, prompt["input_ids"].shape[1]).encode
@@ -40,17 +36,18 @@ def encoder(subject: Subject, stock: Stock, args: argparse.Namespace) -> Iterato
         stock.model.model.get_video_features(**{name: value for name, value in media.items() if value is not None})
 
     clips = {"ours": frames} | {
-        f"ours, {count} in one pass": noise(count, tuple(args.size))
-        for count in PASSES
+        f"ours, {count} in one batch": noise(count, tuple(args.size))
+        for count in BATCHES
         if count % engine.info.group == 0
     }
-    # By itself, lest blank views fill it up to the engine's own batch.
-    alone = replace(engine.lm, batches=Batches())
-    runs = {name: partial(_encode, subject, alone, clip, len(clip)) for name, clip in clips.items()}
-    runs |= {"ours": partial(_encode, subject, engine.lm, frames, engine.config.chunk_frames), "stock": rival}
+    engines = {name: chunked(engine, len(clip)) for name, clip in clips.items()} | {"ours": engine}
+    subjects = {name: replace(subject, engine=engines[name], clips=(clip,)) for name, clip in clips.items()}
+    for each in subjects.values():
+        record(each)
+    runs: dict[str, Run] = {name: partial(_encode, each) for name, each in subjects.items()} | {"stock": rival}
     rounds = alternating(args.device, runs, args.repeats)
     rate = matrix_rate(args.device, multiplied(engine))
-    counts = {name: replace(subject, clips=(clip,)).operations().encode for name, clip in clips.items()}
+    counts = {name: each.operations().encode for name, each in subjects.items()}
     counts["stock"] = theirs
     yield Table(
         title="Encoder",
@@ -63,11 +60,11 @@ def encoder(subject: Subject, stock: Stock, args: argparse.Namespace) -> Iterato
     )
 
 
-@torch.inference_mode()
-def _encode(subject: Subject, lm: VideoLM, frames: FrameBatch, step: int) -> None:
-    """A clip, so many frames at once."""
+def _encode(subject: Subject) -> None:
+    """A clip in chunks."""
+    engine, frames, step = subject.engine, subject.clips[0], subject.engine.config.chunk_frames
     for start in range(0, len(frames), step):
-        prefix.encode(lm, [(frames.chunk(start, min(start + step, len(frames))), subject.pruning)])
+        engine.encode(frames.chunk(start, min(start + step, len(frames))), subject.pruning)
 
 
 def prefill(subject: Subject, stock: Stock, args: argparse.Namespace) -> Iterator[Table]:

@@ -15,6 +15,7 @@ from occam.calibration import Calibration
 from occam.config import EngineConfig, SamplingParams
 from occam.engine import Engine
 from occam.engine.generation import Generation
+from occam.models.batches import OFTEN, batches_of
 from occam.models.prompt import Prompt
 from occam.tensors import PrefixState
 from occam.types import FrameBatch
@@ -113,6 +114,20 @@ class Subject:
         lengths.append(1 + len(generation.asked.suffix))
         upper = sum(lengths) - int((~mask.keep).sum())
         return our_operations(engine, self.views, self.pruning.cut, lengths, state.stage1, upper)
+
+
+def chunked(engine: Engine, frames: int) -> Engine:
+    """The same in chunks of so many frames, and in the batches of the tower that go with them."""
+    config = replace(engine.config, chunk_frames=frames)
+    return Engine(replace(engine.lm, batches=batches_of(config, engine.info.group)), config, engine.clock)
+
+
+def record(subject: Subject) -> None:
+    """Run the tower until its batches are recorded where they ever are, as in a worker that has been asked before."""
+    engine = subject.engine
+    if engine.config.device.startswith("cuda"):
+        for _ in range(OFTEN):
+            engine.encode(subject.clips[0].chunk(0, engine.config.chunk_frames), subject.pruning)
 
 
 def _unbounded(engine: Engine) -> Engine:

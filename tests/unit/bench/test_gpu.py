@@ -46,6 +46,7 @@ def test_a_dry_run_needs_torch_and_transformers_alone(tmp_path: Path) -> None:
     tables = {table["title"].split(",")[0].split(":")[0]: table["rows"] for table in report["tables"]}
     assert list(tables) == [
         "One step",
+        "Batches of the tower",
         "Cold question",
         "Follow-up question",
         "Together over clips of one length",
@@ -58,10 +59,12 @@ def test_a_dry_run_needs_torch_and_transformers_alone(tmp_path: Path) -> None:
         "Bars",
     ]
     verdicts = {row[0]: row[3] for row in tables["Bars"]}
-    assert len(verdicts) == 2 * 2 + 2 + len(BARS) + 1
+    assert len(verdicts) == 2 * 2 + 3 + 2 + len(BARS) + 1
     assert verdicts["Together over clips of several lengths: 2, padded from packed"] == "PASS"
     assert verdicts["One step: 2, slots from packed"] == "PASS"
     assert verdicts["One step: 2, recorded from slots"] == "not here"
+    assert verdicts["Batches: shared, moved by company"] == "PASS"
+    assert verdicts["Batches: recorded, moved by company"] == "not here"
     assert set(verdicts.values()) <= {"PASS", "FAIL", "not here"}
     assert "PASS" in run.stdout
     failed = [name for name, verdict in verdicts.items() if verdict == "FAIL"]

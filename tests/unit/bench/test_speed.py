@@ -228,5 +228,5 @@ def test_the_encoder_is_timed_by_frames_in_one_pass(subject: Subject, monkeypatc
     args = argparse.Namespace(device="cpu", repeats=1, size=size)
     [table] = encoder(subject, Stock(subject.engine), args)
     sizes = [count for count in (1, 2, 4, 8, 16) if count % subject.engine.info.group == 0]
-    assert [row[0] for row in table.rows] == ["ours", *(f"ours, {count} in one pass" for count in sizes), "stock"]
+    assert [row[0] for row in table.rows] == ["ours", *(f"ours, {count} in one batch" for count in sizes), "stock"]
     assert passes[: 2 * (2 + len(sizes))] == 2 * [4, 2, *sizes]
