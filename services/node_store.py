@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from occam.errors import CorruptState
-from occam.kv.break_even import BreakEven
+from occam.kv.break_even import BreakEven, Fetch
 from occam.kv.codec import Manifest, assembled, describe, encode
-from occam.kv.fetch import Fetch
 from occam.kv.key import KVKey
 from occam.kv.layout import Reader
 from occam.tensors import PrefixState

@@ -16,10 +16,9 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from occam.errors import FetchGivenUp, InvalidInput, StoreUnavailable
-from occam.kv.break_even import BreakEven
+from occam.kv.break_even import BreakEven, Fetch
 from occam.kv.codec import STATES, Manifest
 from occam.kv.embeddings import EMBEDDINGS, MediumManifest
-from occam.kv.fetch import Fetch
 from occam.kv.key import KVKey
 from occam.kv.layout import Codec, Part, Reader, Sealed
 from occam.tensors import MediumTokens, PrefixState

@@ -1,7 +1,5 @@
 """The cache of one worker: its memory, its node's files, then the shared tier; each operation is in the work ledger."""
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeVar
 
 from occam.kv.break_even import BreakEven
@@ -9,7 +7,6 @@ from occam.kv.store import KVStore, MemoryStore, TieredStore, TierEvent
 from services import metrics
 from services.kv import MEMORY_URL
 from services.node_store import NodeStore
-from services.probe import TTL_S, probe
 from services.redis_store import Breaker, RedisEmbeddings, RedisEntries, RedisStore
 from services.settings import Settings
 
@@ -17,44 +14,32 @@ Entries = TypeVar("Entries", bound=RedisEntries[Any, Any])
 
 
 def open_tiers(settings: Settings) -> tuple[MemoryStore, TieredStore, BreakEven]:
-    """The memory tier by itself, all tiers as one, and what must be told of every state that is computed.
-
-    What the tiers take is known already, if they could be read within a second.
-    """
+    """The memory tier by itself, all tiers as one, and what must be told of every state that is computed."""
     of_embeddings, breaker = BreakEven(), Breaker(open_s=5.0)
     memory, break_even = MemoryStore(settings.kv_memory_bytes), BreakEven(embeddings=of_embeddings)
 
-    def shared(kind: type[Entries], choice: BreakEven, ttl_s: float, breaker: Breaker) -> Entries:
+    def shared(kind: type[Entries], choice: BreakEven) -> Entries:
         return kind(
             settings.kv_url,
-            ttl_s=int(ttl_s),
+            ttl_s=int(settings.kv_ttl_s),
             max_entry_bytes=settings.kv_entry_bytes,
             breaker=breaker,
             break_even=choice,
         )
 
-    def of_node(choice: BreakEven) -> NodeStore:
-        return NodeStore(
+    tiers: list[KVStore] = [memory]
+    if settings.kv_node_bytes:
+        node = NodeStore(
             settings.node_directory,
             max_bytes=settings.kv_node_bytes,
             ttl_s=settings.kv_ttl_s,
-            break_even=choice,
+            break_even=BreakEven(beside=break_even),
         )
-
-    tiers: list[KVStore] = [memory]
-    probed: list[Callable[[], KVStore]] = []
-    if settings.kv_node_bytes:
-        of_files = BreakEven(beside=break_even)
-        tiers.append(of_node(of_files))
-        probed.append(partial(of_node, of_files))
+        tiers.append(node)
     embeddings = None
     if settings.kv_url != MEMORY_URL:
-        tiers.append(shared(RedisStore, break_even, settings.kv_ttl_s, breaker))
-        embeddings = shared(RedisEmbeddings, of_embeddings, settings.kv_ttl_s, breaker)
-        # A state, whatever the choice is for: the line is the same. And a breaker of their own, not to open the tier's.
-        own = Breaker(open_s=5.0)
-        probed += [partial(shared, RedisStore, choice, TTL_S, own) for choice in (of_embeddings, break_even)]
-    probe(probed)
+        tiers.append(shared(RedisStore, break_even))
+        embeddings = shared(RedisEmbeddings, of_embeddings)
     return memory, TieredStore(tiers, observe=_observe, embeddings=embeddings), break_even
 
 

@@ -40,7 +40,7 @@ class Worker:
         logs.configure(settings, f"worker-{model_name(model)}")
         tracing.configure(settings, f"worker-{model_name(model)}")
         self._engine = load(settings.engine(model))
-        encoding, prefill = self._engine.warm_up()
+        self._engine.warm_up()
         self._name = model_name(model)
         if not self._engine.info.calibrated:
             _LOG.warning("%s is not calibrated: it runs strategy none. Run `occam calibrate %s`.", self._name, model)
@@ -48,7 +48,6 @@ class Worker:
         self._tally = Tally()
         self._admission = Admission(settings.max_queued_tokens)
         memory, tiers, break_even = open_tiers(settings)
-        break_even.expect(patch_s=encoding.seconds / encoding.tokens_in, token_s=prefill.seconds / prefill.tokens_in)
         self._recent = Recent(break_even)
 
         def chunks(medium: Medium, frames: int) -> AsyncGenerator[DecodedChunk]:

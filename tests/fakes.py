@@ -65,11 +65,8 @@ class FakeEngine:
     def load(cls, config: EngineConfig) -> "FakeEngine":
         return cls(config)
 
-    def warm_up(self) -> tuple[StageStats, ...]:
-        """Computing takes longer than any fetch, by what is known before the first state: it has no decoding in it."""
-        return tuple(
-            StageStats(stage=stage, started_s=0.0, ended_s=1.0, tokens_in=1) for stage in ("encode", "prefill_lower")
-        )
+    def warm_up(self) -> None:
+        pass
 
     def pruning(self, strategy: str | None = None, **options: Any) -> Pruning:
         if strategy == "none":

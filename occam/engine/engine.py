@@ -360,11 +360,11 @@ class Engine:
             self.step(running)
         return [each.answer for each in generations if each.answer is not None]
 
-    def warm_up(self) -> tuple[StageStats, ...]:
+    def warm_up(self) -> None:
         """Run one tiny conversation, so that the first request does not pay for lazy initialisation.
 
         Where steps and batches of the tower are recorded it is about a clip of the usual length, for the first requests
-        would pay for that too. Gives what a chunk takes behind that: its encoding and its prefill.
+        would pay for that too.
         """
         pruning, records = self.pruning(), isinstance(self.decode, SlotDecoding)
         least = self.config.chunk_frames
@@ -377,13 +377,12 @@ class Engine:
             kind=self.info.media[0],
         )
         state = self.state_of(frames, pruning)
-        chunk = frames.chunk(0, min(self.chunk(pruning, count), count))
-        for _ in range(OFTEN if records else 1):
-            _, work = self.append(self.begin(pruning), chunk, pruning)
+        if records:
+            for _ in range(OFTEN):
+                self.encode(frames.chunk(0, min(least, count)), pruning)
         self.ask(state, "what", pruning, SamplingParams(max_new_tokens=1))
         if records:
             self._step_together(state, pruning)
-        return work
 
     @torch.inference_mode()
     def _step_together(self, state: PrefixState, pruning: Pruning) -> None:

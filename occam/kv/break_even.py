@@ -5,16 +5,13 @@ leave the lower layers to be run. There is a choice for each: embeddings against
 quicker of computing and of such embeddings. Asked in turn, first the state, they take the quickest of the three ways.
 
 A fetch goes on as long as what is left of it promises to take less time than computing anew; that is asked before it
-begins and with every batch that arrives. What is lost is accounted for: the seconds of asking a tier and of fetching in
-vain are paid from a credit that starts empty, grows by `SAVED` of what is computed and by what fetches gain, and holds
-one computation at most when a fetch begins. While it is overdrawn the tier is left alone. A line that is not known, or
-was too slow, is tried when the credit has `LATE` of computing, and for as long as it lasts; one that was too slow after
-one declined lookup, then after 2, 4, .. `MAX_DECLINED`. So all lookups together take at most 1 + `SAVED` times what
-computing every state takes, plus one question and one fetch given up for each lookup that runs at the same time; with
-several tiers, that much more for each. Embeddings may cost as much again of what the tower takes.
-
-For that both ways have a price before the first lookup: computing what it was told to `expect`, until a state was
-computed, and the line by what is fetched before anything is expected, when nothing is declined, limited or paid.
+begins and with every batch that arrives. A line that was too slow is tried again after one declined lookup, then after
+2, 4, .. `MAX_DECLINED`. And what is lost is accounted for: the seconds of asking a tier and of fetching in vain are
+paid from a credit that starts with one computation, grows by `SAVED` of every other and by what fetches gain, and holds
+one computation at most when a fetch begins. While it is overdrawn the tier is left alone. So all lookups together take
+at most 1 + `SAVED` times what computing every state takes, plus one computation and one fetch given up for each lookup
+that runs at the same time; with several tiers, that much more for each. Embeddings may cost as much again of what the
+tower takes.
 """
 
 import time
@@ -25,10 +22,10 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from occam.errors import FetchDeclined, FetchGivenUp, StoreUnavailable
-from occam.kv.fetch import LATE, Fetch
 
 RECENT = 7  # observations that a pace is the median of
 SAVED = 0.015  # of the seconds that computing takes may be lost on a tier
+LATE = 0.05  # of the seconds that computing takes are waited for any batch
 MAX_DECLINED = 64  # lookups between two tries of a line that is too slow
 FEW_BUILT = 3  # states after which the pace of computing is trusted
 
@@ -38,11 +35,6 @@ class Pace:
 
     def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=RECENT)
-        self._expected: float | None = None
-
-    def expect(self, seconds: float) -> None:
-        """Say what a unit should take, for as long as none was seen."""
-        self._expected = seconds
 
     def observe(self, seconds: float, units: int = 1) -> None:
         """Learn that `units` took `seconds`; nothing follows from none."""
@@ -50,11 +42,10 @@ class Pace:
             self._recent.append(seconds / units)
 
     def seconds(self, units: int = 1) -> float | None:
-        """What `units` would take; nothing for none of them, else None before anything was seen or expected."""
+        """What `units` would take; nothing for none of them, else None before anything was seen."""
         if not units:
             return 0.0
-        pace = median(self._recent) if self._recent else self._expected
-        return None if pace is None else pace * units
+        return median(self._recent) * units if self._recent else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +67,52 @@ class Offer:
         return self.embeddings is not None and self.embeddings < self.nbytes
 
 
+class Fetch:
+    """One fetch under way.
+
+    hoped_s: seconds that all bytes should take; rebuild_s: that computing would; both None where nothing is known
+    """
+
+    def __init__(self, nbytes: int, hoped_s: float | None, rebuild_s: float | None, clock: Callable[[], float]) -> None:
+        self._nbytes = nbytes
+        self._hoped_s = hoped_s
+        self._rebuild_s = rebuild_s
+        self._clock = clock
+        self._started_s = clock()
+        self._arrived = 0
+        self.complete_s: float | None = None
+
+    def patience_s(self, nbytes: int) -> float | None:
+        """Seconds that the next `nbytes` may take; raises FetchGivenUp where it is quicker to compute.
+
+        Twice what they should take, by what was hoped or by the pace so far, whichever is slower; at least `LATE` of
+        computing, and None (no limit) while it is not known what that takes. So a line that is dead from the start
+        costs `LATE` of computing, or twice the first batch's time; one that breaks down costs that on top of what it
+        took until then, which is less than computing takes.
+        """
+        if self._hoped_s is None or self._rebuild_s is None:
+            return None
+        per_byte = self._hoped_s / self._nbytes
+        if self._arrived:
+            per_byte = max(per_byte, self.elapsed_s / self._arrived)
+            if per_byte * (self._nbytes - self._arrived) > self._rebuild_s:
+                raise FetchGivenUp("The rest of the state would take longer to fetch than all of it to compute.")
+        return max(2 * per_byte * nbytes, LATE * self._rebuild_s)
+
+    def arrived(self, nbytes: int) -> None:
+        """Count bytes that have come."""
+        self._arrived += nbytes
+
+    def complete(self) -> None:
+        """Say that the state is there, checked and ready."""
+        self.complete_s = self.elapsed_s
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since it began."""
+        return self._clock() - self._started_s
+
+
 @dataclass
 class _Builds:
     """What computing took one engine: `earned_s` of credit for each tier, and the seconds fetched since by any."""
@@ -85,11 +122,6 @@ class _Builds:
     count: int = 0
     earned_s: float = 0.0
     fetched_since_s: float = 0.0
-
-    @property
-    def priced(self) -> bool:
-        """Whether anything is known of what computing takes."""
-        return self.encode.seconds() is not None or self.prefill.seconds() is not None
 
 
 class BreakEven:
@@ -121,29 +153,19 @@ class BreakEven:
         builds = self._builds
         builds.encode.observe(seconds - prefill_s, encoded)
         builds.prefill.observe(prefill_s, tokens)
-        builds.earned_s += SAVED * seconds
+        builds.earned_s += SAVED * seconds if builds.count else seconds
         builds.count += 1
         builds.fetched_since_s = 0.0
         if self._embeddings is not None and encoded:
             self._embeddings.built(encoded=encoded, tokens=0, seconds=seconds - prefill_s, prefill_s=0.0)
 
-    def expect(self, *, patch_s: float, token_s: float) -> None:
-        """Say what a patch through the tower and a token through the lower layers should take, until one was computed.
-
-        Too little makes one state be computed that was quicker to fetch; that tells better.
-        """
-        self._builds.encode.expect(patch_s)
-        self._builds.prefill.expect(token_s)
-        if self._embeddings is not None:
-            self._embeddings.expect(patch_s=patch_s, token_s=0.0)
-
     def encode_s(self, encoded: int) -> float | None:
         """What decoding and encoding so many patches would take, or None before anything was computed."""
-        return self._builds.encode.seconds(encoded) if self._builds.count else None
+        return self._builds.encode.seconds(encoded)
 
     def prefill_s(self, tokens: int) -> float | None:
         """What the lower layers over so many tokens would take, or None before anything was computed."""
-        return self._builds.prefill.seconds(tokens) if self._builds.count else None
+        return self._builds.prefill.seconds(tokens)
 
     @contextmanager
     def asking(self) -> Iterator[None]:
@@ -170,7 +192,7 @@ class BreakEven:
         rebuild_s = self._rebuild_s(offer)
         if self._embeddings is not None:
             self._embeddings._awaited = True  # until the state is there: they are, where it is
-        fetch = self._begun(offer, rebuild_s)
+        fetch = Fetch(offer.nbytes, self._hoped_s(offer, rebuild_s), rebuild_s, self._clock)
         try:
             yield fetch
         except (StoreUnavailable, FetchGivenUp):
@@ -209,33 +231,31 @@ class BreakEven:
         """What computing would take, or None before anything was computed."""
         builds = self._builds
         encode_s, prefill_s = builds.encode.seconds(offer.encoded), builds.prefill.seconds(offer.tokens)
-        return None if not builds.priced or encode_s is None or prefill_s is None else encode_s + prefill_s
+        return None if not builds.count or encode_s is None or prefill_s is None else encode_s + prefill_s
 
     def _fetch_s(self, nbytes: int) -> float | None:
         """What fetching `nbytes` would take, or None before anything was fetched."""
         round_trip_s, transfer_s = self._round_trip.seconds(), self._transfer.seconds(nbytes)
         return None if round_trip_s is None or transfer_s is None else round_trip_s + transfer_s
 
-    def _begun(self, offer: Offer, rebuild_s: float | None) -> Fetch:
-        """A fetch that is worth its time, or a try; raises FetchDeclined where computing is quicker."""
+    def _hoped_s(self, offer: Offer, rebuild_s: float | None) -> float | None:
+        """What a fetch shall take, None where nothing is known; raises FetchDeclined where computing is quicker."""
         if rebuild_s is None:
-            return Fetch(offer.nbytes, self._clock)
+            return None
         self._spent_s = max(self._spent_s, self._builds.earned_s - (self._compute_s(offer) or rebuild_s))
         fetch_s = self._fetch_s(offer.nbytes)
         if fetch_s is not None and fetch_s < rebuild_s and not self._stale(fetch_s, rebuild_s):
-            return Fetch(offer.nbytes, self._clock, fetch_s, rebuild_s)
+            return fetch_s
         if fetch_s is None and self._embeddings is not None and offer.smaller_beside and not self._declined:
             self._declined += 1
             raise FetchDeclined("Of a line that is not known yet, embeddings shall tell: they are smaller.")
-        due = fetch_s is None or (fetch_s >= rebuild_s and self._declined >= self._declines_before_try)
-        credit_s = self._builds.earned_s - self._spent_s
-        if due and credit_s >= LATE * rebuild_s:
+        if fetch_s is None or (fetch_s >= rebuild_s and self._declined >= self._declines_before_try):
             self._declined = 0
-            # It is of a line that would be twice as quick as computing.
-            return Fetch(offer.nbytes, self._clock, rebuild_s / 2, rebuild_s, most_s=credit_s)
+            return rebuild_s / 2  # a try is of a line that would be twice as quick as computing
         self._declined += 1
-        expected = "an unknown time" if fetch_s is None else f"{fetch_s:.3f} s"
-        raise FetchDeclined(f"Fetching {offer.nbytes} bytes should take {expected}, computing them {rebuild_s:.3f} s.")
+        raise FetchDeclined(
+            f"Fetching {offer.nbytes} bytes should take {fetch_s:.3f} s, computing them {rebuild_s:.3f} s."
+        )
 
     def _stale(self, fetch_s: float, rebuild_s: float) -> bool:
         """Whether to compute although fetching looks quicker, because it was long ago that anything was computed.
@@ -257,11 +277,8 @@ class BreakEven:
             self._put_off_tries(was_worth_it=seconds < rebuild_s)
 
     def _lost(self, seconds: float, offer: Offer, rebuild_s: float | None) -> None:
-        """A fetch did not come through: how slow it was is not known, only that it was slower than computing.
-
-        Twice as slow is what is taken: a line just as slow would look quicker whenever computing is slower than usual.
-        """
-        self._transfer.observe(max(seconds, 2 * (rebuild_s or 0.0)), offer.nbytes)
+        """A fetch did not come through: how slow it was is not known, only that it was slower than computing."""
+        self._transfer.observe(max(seconds, rebuild_s or 0.0), offer.nbytes)
         self._put_off_tries(was_worth_it=False)
 
     def _put_off_tries(self, was_worth_it: bool) -> None:
@@ -269,6 +286,6 @@ class BreakEven:
         self._declines_before_try = 0 if was_worth_it else min(max(2 * self._declines_before_try, 1), MAX_DECLINED)
 
     def _spend(self, seconds: float) -> None:
-        """Pay from the credit, once it is known what computing takes."""
-        if self._builds.priced:
+        """Pay from the credit, once there is one."""
+        if self._builds.count:
             self._spent_s += seconds

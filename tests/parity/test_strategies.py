@@ -170,7 +170,7 @@ def test_visionzip_merges_what_the_stock_tower_shows(engine: Engine, stock: Any)
 
 def _composed(engine: Engine, frames: Any, pruning: Pruning, start: int) -> torch.Tensor:
     """Embeddings of the kept patches of two frames."""
-    tokens = prefix.encode(engine.lm, video_of(frames).chunk(start, start + 2), pruning)
+    [tokens] = prefix.encode(engine.lm, [(video_of(frames).chunk(start, start + 2), pruning)])
     return tokens.embeddings[tokens.patch >= 0]
 
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from occam.kv import codec, layout
-from occam.kv.break_even import BreakEven
-from occam.kv.fetch import Fetch
+from occam.kv.break_even import BreakEven, Fetch
 from occam.kv.store import TieredStore, TierEvent
 from services.redis_store import RedisStore
 from tests.redis_server import RedisServer
@@ -52,7 +51,7 @@ def play(redis: RedisServer, test: Callable[[Worker], Awaitable[None]]) -> None:
     async def scene() -> None:
         async with slow_line(redis.socket) as line:
             worker = Worker(line)
-            for _ in range(70):  # until the credit pays for a whole fetch, as the line is not known
+            for _ in range(3):
                 worker.computed()
             await worker.tiers.put(KEY, worker.state)
             await test(worker)

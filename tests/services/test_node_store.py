@@ -389,7 +389,7 @@ def test_a_disk_that_is_slower_than_computing_is_given_up_and_left(
         choice = BreakEven(lambda: now)
         store = NodeStore(folder, ROOM, break_even=choice)
         await store.put(KEY, STATE)
-        for _ in range(70):  # until the credit pays for a try
+        for _ in range(3):
             choice.built(encoded=STATE.encoded, tokens=len(STATE), seconds=1.0, prefill_s=0.5)
         with pytest.raises(FetchGivenUp):
             await store.get(KEY)

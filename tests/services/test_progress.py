@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
-from unittest import mock
 
 import openai
 import pytest
@@ -15,7 +14,6 @@ from ray.serve.exceptions import BackPressureError
 from services import events
 from services.messages import Progress, Reply
 from services.progress import Watched
-from services.redis_store import RedisStore
 from services.routes import chat as routes
 from tests.services.local import LocalStream
 from tests.services.world import MODEL, Play, World
@@ -64,11 +62,10 @@ def test_what_is_built_for_an_answer_is_told_in_frames(play: Play) -> None:
     play(scene)
 
 
-def test_over_embeddings_only_the_prefill_is_told(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_over_embeddings_only_the_prefill_is_told(play: Play) -> None:
     async def scene(service: World) -> None:
         video = await service.post_video("fake://projected?delay=0.1")
         await service.worker.target._prefixes._tiers.drain()
-        monkeypatch.setattr(RedisStore, "get", mock.AsyncMock(return_value=None))
         *told, answer = await ask(service, video)
         assert answer["occam"]["cache"] == "embeddings"
         *built, last = steps([event for event in told if event["type"] == "progress"])

@@ -2,22 +2,18 @@
 
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from occam.config import LEAST_TEMPERATURE, SEEDS, EngineConfig, NoPruning, OccamToken, SamplingParams
+from occam.config import LEAST_TEMPERATURE, SEEDS, NoPruning, OccamToken, SamplingParams
 from occam.engine import Engine
 from occam.engine.sampling import draw, seeded
 from occam.errors import InvalidInput, NotCalibrated, QuestionTooLong, VideoTooLarge
 from occam.models.prompt import Prompt
-from occam.stats import StageStats
 from occam.tensors import MediumTokens, PrefixState
 from occam.types import Answer, Turn
 from tests.parity.checkpoint import PATCHES, random_frames, write_checkpoint
@@ -57,33 +53,6 @@ def test_a_question_may_take_every_position_and_not_one_more(engine: Engine, sta
     with pytest.raises(QuestionTooLong, match=f"513 positions unpruned .{room + 1} of them.*has 512") as caught:
         engine.ask(state, "what is", OFF, SamplingParams(max_new_tokens=room + 1))
     assert caught.value.param == "question"
-
-
-def test_a_warm_up_tells_what_later_chunks_take() -> None:
-    """Without decoding: the frames lie in memory. Within a factor, for others use this machine too."""
-    engine = Engine.load(EngineConfig(model="tiny-video-llava", threads=1))
-    pruning, video = engine.pruning(), video_of(np.random.default_rng(0).integers(0, 256, (8, 240, 320, 3), np.uint8))
-    told, built = [], []
-    for _ in range(5):
-        told.append(pace(engine.warm_up()))
-        state, stats = engine.begin(pruning), []
-        for start in range(0, len(video), engine.config.chunk_frames):
-            chunk = video.chunk(start, start + engine.config.chunk_frames)
-            state, work = engine.append(state, chunk, pruning)
-            stats += work
-        built.append(pace(stats))
-    for stage in ("encode", "prefill_lower"):
-        assert 1 / 5 < median(each[stage] for each in told) / median(each[stage] for each in built) < 5
-
-
-def pace(stats: Sequence[StageStats]) -> dict[str, float]:
-    """Seconds of a token that goes into each stage."""
-    stages = {stage.stage for stage in stats}
-    return {
-        name: sum(stage.seconds for stage in stats if stage.stage == name)
-        / sum(stage.tokens_in for stage in stats if stage.stage == name)
-        for name in stages
-    }
 
 
 def test_what_is_built_on_an_approximate_state_is_approximate(engine: Engine) -> None:

@@ -1,31 +1,17 @@
 """A simulated tier and engine on a clock of their own: what a lookup takes on a line of given latency and bandwidth."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from random import Random
-from typing import Literal, NamedTuple, Protocol, Self
+from typing import Literal, NamedTuple
 
 from occam.errors import FetchDeclined, FetchGivenUp
-from occam.kv.break_even import BreakEven, Offer
-from occam.kv.fetch import Fetch
+from occam.kv.break_even import BreakEven, Fetch, Offer
 
 MB = 1_000_000
 BATCH = 8 * MB
 CHECK_BYTES_PER_S = 1000 * MB
-PROBES, PROBE_S = 3, 1.0
 
 Taken = Literal["fetched", "computed", "given up"]
-
-
-class Timed(Protocol):
-    """What a lookup took, and computing in its place would have."""
-
-    @property
-    def seconds(self) -> float: ...
-
-    @property
-    def rebuild_s(self) -> float: ...
 
 
 class Lookup(NamedTuple):
@@ -56,25 +42,6 @@ class Line:
         self.random = Random(self.seed)
         self.chooser = BreakEven(lambda: self.now)
         self.offer = Offer(nbytes=self.nbytes, encoded=self.nbytes // 1000, tokens=100)
-
-    def started(self, share: float = 0.5) -> Self:
-        """As before a worker's first request: probed, and computing expected to take `share` of what it does."""
-        self._probe(self.chooser, self.now + PROBE_S)
-        tower_s, prefill_s = share * self.rebuild_s * 2 / 3, share * self.rebuild_s / 3
-        self.chooser.expect(patch_s=tower_s / self.offer.encoded, token_s=prefill_s / self.offer.tokens)
-        return self
-
-    def _probe(self, chooser: BreakEven, until_s: float) -> None:
-        """Write a megabyte and fetch it a few times, as long as there is time."""
-        takes_s = self.latency_s + MB / self.bandwidth
-        self.now += takes_s
-        for _ in range(PROBES):
-            if self.now + self.latency_s + takes_s > until_s:
-                return
-            with chooser.asking():
-                self.now += self.latency_s * self.noisy()
-            with chooser.fetching(Offer(nbytes=MB, encoded=1)) as fetch:
-                self._fetch(fetch, MB)
 
     @property
     def fetch_s(self) -> float:
@@ -124,27 +91,3 @@ class Line:
             fetch.arrived(nbytes)
         self.now += total / CHECK_BYTES_PER_S
         fetch.complete()
-
-
-def running_ratios(lookups: Sequence[Timed]) -> list[float]:
-    """After each lookup, the seconds of all so far over those of computing."""
-    taken_s = accumulate(each.seconds for each in lookups)
-    return [
-        taken / rebuilt for taken, rebuilt in zip(taken_s, accumulate(each.rebuild_s for each in lookups), strict=True)
-    ]
-
-
-def above(ratios: Sequence[Sequence[float]], number: int) -> int:
-    """Cells that are above 1.05 after so many of their lookups."""
-    return sum(of_cell[number - 1] > 1.05 for of_cell in ratios)
-
-
-def summary(ratios: Sequence[Sequence[float]]) -> str:
-    """How cells stand after some of their lookups, in words."""
-    lines = []
-    for number in (1, 3, 10, 30, 60, 200):
-        most = max(of_cell[number - 1] for of_cell in ratios)
-        lines.append(
-            f"time against computing after {number}: at most {most:.3f}, above 1.05 in {above(ratios, number)}"
-        )
-    return "\n".join(lines)

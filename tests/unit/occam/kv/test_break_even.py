@@ -7,31 +7,23 @@ from random import Random
 import pytest
 
 from occam.errors import CorruptState, FetchDeclined, FetchGivenUp, StoreUnavailable
-from occam.kv.break_even import MAX_DECLINED, SAVED, BreakEven, Offer, Pace
-from occam.kv.fetch import LATE
-from tests.unit.occam.kv.line import MB, Line, above, running_ratios, summary
+from occam.kv.break_even import LATE, MAX_DECLINED, SAVED, BreakEven, Offer, Pace
+from tests.unit.occam.kv.line import MB, Line
 
 SIZES_MB = (1, 8, 64, 512, 2048)
 MB_PER_S = (10, 100, 1000, 10000)
 LATENCIES_S = (0.0002, 0.005)
 REBUILDS_S = (0.03, 0.3, 3.0)
-LOOKUPS, LEARNING = 200, 60
+WARM_UP, MEASURED = 60, 140
 
 
 def known(line: Line) -> Line:
     """The line after both its paces were seen."""
-    line.started()
     for _ in range(3):
         line.compute()
     for _ in range(4):
         assert line.lookup().taken == "fetched"
     return line
-
-
-def earn(line: Line, states: int = 70) -> None:
-    """Compute until the credit has a whole computation."""
-    for _ in range(states):
-        line.compute()
 
 
 def quick(**changes: float) -> Line:
@@ -53,24 +45,24 @@ def test_a_pace_is_a_median() -> None:
 
 
 def test_over_a_grid_the_faster_is_taken_and_recomputing_is_never_lost_to(capsys: pytest.CaptureFixture[str]) -> None:
-    """By a worker just started, from its first lookup on; how it stands after each."""
     right, ratios = 0, []
     cells = list(product(SIZES_MB, MB_PER_S, LATENCIES_S, REBUILDS_S))
     for seed, (size, bandwidth, latency_s, rebuild_s) in enumerate(cells):
-        line = Line(size * MB, bandwidth * MB, latency_s, rebuild_s, noise=0.2, outliers=0.01, seed=seed).started()
-        lookups = [line.lookup() for _ in range(LOOKUPS)]
-        learnt = lookups[LEARNING:]
-        right += (sum(lookup.taken == "fetched" for lookup in learnt) > len(learnt) / 2) == (line.fetch_s < rebuild_s)
-        ratios.append(running_ratios(lookups))
+        line = Line(size * MB, bandwidth * MB, latency_s, rebuild_s, noise=0.2, outliers=0.01, seed=seed)
+        line.compute()
+        for _ in range(WARM_UP):
+            line.lookup()
+        lookups = [line.lookup() for _ in range(MEASURED)]
+        fetched = sum(lookup.taken == "fetched" for lookup in lookups)
+        right += (fetched > MEASURED / 2) == (line.fetch_s < rebuild_s)
+        ratios.append(sum(each.seconds for each in lookups) / sum(each.rebuild_s for each in lookups))
     with capsys.disabled():
-        print(f"\nof {len(cells)} cells (size x bandwidth x latency x computing) the faster is taken in {right}")
-        print(summary(ratios))
+        print(
+            f"\nof {len(cells)} cells (size x bandwidth x latency x computing) the faster is taken in {right}; "
+            f"time against computing: at most {max(ratios):.3f}, at least {min(ratios):.4f}"
+        )
     assert right >= 0.95 * len(cells)
-    assert max(above(ratios, number) for number in range(1, 10)) <= 0.2 * len(cells), "asking alone costs a sixth"
-    assert max(above(ratios, number) for number in range(10, 60)) <= 0.02 * len(cells)
-    assert max(above(ratios, number) for number in range(60, LOOKUPS + 1)) <= 0.01 * len(cells)
-    assert max(max(of_cell[60 - 1 :]) for of_cell in ratios) <= 1.06
-    assert max(of_cell[-1] for of_cell in ratios) <= 1.05
+    assert max(ratios) <= 1.05
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -78,14 +70,15 @@ def test_whatever_the_line_does_the_loss_is_bounded(seed: int) -> None:
     """Bandwidth and latency anew for every lookup, over five decades: no prediction is worth anything."""
     random = Random(seed)
     size = random.choice(SIZES_MB[:4]) * MB
-    line, lookups = quick(nbytes=size).started(), []
-    for _ in range(600):
+    line, lookups = quick(nbytes=size), []
+    line.compute()
+    for _ in range(300):
         line.bandwidth = MB * 10 ** random.uniform(0, 5)
         line.latency_s = 10 ** random.uniform(-4, -0.5)
         lookups.append(line.lookup())
     lost = sum(each.seconds - each.rebuild_s for each in lookups)
     overrun = max(each.seconds for each in lookups)
-    assert lost <= SAVED * sum(each.rebuild_s for each in lookups) + overrun
+    assert lost <= SAVED * sum(each.rebuild_s for each in lookups) + line.rebuild_s + overrun
     assert {"fetched", "computed", "given up"} == {each.taken for each in lookups}
 
 
@@ -104,36 +97,6 @@ def test_nothing_is_declined_or_given_up_before_anything_was_computed() -> None:
     assert [line.lookup().taken for _ in range(10)] == ["fetched"] * 10
     with line.chooser.fetching(line.offer) as fetch:
         assert fetch.patience_s(MB) is None
-
-
-def test_a_fresh_worker_takes_the_faster_from_its_first_lookup() -> None:
-    assert quick().started().lookup().taken == "fetched"
-    slow = quick(bandwidth=30 * MB).started()
-    assert slow.lookup() == ("computed", pytest.approx(slow.rebuild_s + slow.latency_s), slow.rebuild_s)
-
-
-def test_too_little_expected_of_computing_costs_one_computation() -> None:
-    line = quick().started(share=0.05)
-    assert [line.lookup().taken for _ in range(3)] == ["computed", "fetched", "fetched"]
-
-
-def test_too_much_expected_of_computing_does_not_stay() -> None:
-    line = quick(bandwidth=30 * MB).started(share=5.0)
-    taken = [line.lookup().taken for _ in range(20)]
-    assert taken[:3] == ["fetched", "fetched", "computed"]
-    assert "fetched" not in taken[2:]
-
-
-def test_a_try_costs_what_is_on_the_credit_and_is_not_made_on_none() -> None:
-    line = quick(bandwidth=1 * MB)
-    line.compute()
-    assert line.lookup().taken == "computed", "nothing to pay a try with"
-    for _ in range(10):
-        line.compute()
-    credit_s = line.chooser._builds.earned_s - line.chooser._spent_s
-    tried = line.lookup()
-    assert tried.taken == "given up"
-    assert LATE * line.rebuild_s < tried.seconds - tried.rebuild_s <= credit_s + 1e-9
 
 
 def test_a_line_that_broke_down_is_left_after_a_few_and_tried_seldom() -> None:
@@ -205,20 +168,18 @@ def test_asking_that_costs_more_than_it_saves_is_left() -> None:
             asked += 1
             line.now += line.latency_s
         line.compute()
-    assert 0.2 * asked <= SAVED * 500 + 0.2
-    assert asked > 35, "and seldom asked all the same"
+    assert 0.2 * asked <= SAVED * 500 + 1 + 0.2
+    assert asked > 40, "and seldom asked all the same"
 
 
 def test_the_time_of_computing_follows_patches_and_tokens() -> None:
-    now = 0.0
-    chooser = BreakEven(lambda: now)
-    with chooser.asking():
-        pass
-    with chooser.fetching(Offer(nbytes=MB, encoded=100, tokens=10)) as fetch:
-        now = 3.0
-        fetch.complete()
+    chooser = BreakEven(lambda: 0.0)
     for _ in range(3):
         chooser.built(encoded=100, tokens=10, seconds=3.0, prefill_s=2.0)
+    with chooser.asking():
+        pass
+    with pytest.raises(FetchGivenUp), chooser.fetching(Offer(nbytes=MB, encoded=100, tokens=10)):
+        raise FetchGivenUp("late")
     with chooser.fetching(Offer(nbytes=MB, encoded=100, tokens=11)) as fetch:
         assert fetch.patience_s(MB) == pytest.approx(2 * 3.0)
     with chooser.fetching(Offer(nbytes=MB, encoded=101, tokens=10)) as fetch:
@@ -231,7 +192,6 @@ def test_the_time_of_computing_follows_patches_and_tokens() -> None:
 def test_tiers_beside_one_another_know_the_same_of_computing_and_have_a_credit_each() -> None:
     near = known(quick())
     far = BreakEven(lambda: near.now, beside=near.chooser)
-    earn(near)
     dear = Offer(nbytes=MB, encoded=near.offer.encoded, tokens=near.offer.tokens)
     with far.fetching(dear) as fetch:
         assert fetch.patience_s(MB) == pytest.approx(near.rebuild_s), "twice what a try is hoped to take"
@@ -240,7 +200,8 @@ def test_tiers_beside_one_another_know_the_same_of_computing_and_have_a_credit_e
     with pytest.raises(FetchDeclined), far.asking():
         pass
     assert near.lookup().taken == "fetched"
-    earn(near, 100 * 100)
+    for _ in range(100):
+        far.built(encoded=near.offer.encoded, tokens=near.offer.tokens, seconds=100.0, prefill_s=0.0)
     with far.asking():
         pass
 
@@ -249,7 +210,6 @@ def test_when_it_is_time_to_compute_every_tier_says_so() -> None:
     """Else lookups would go on to the next, slower tier for as long as that one takes to say so."""
     near = known(quick())
     far = BreakEven(lambda: near.now, beside=near.chooser)
-    earn(near)
 
     def fetch(chooser: BreakEven, seconds: float) -> None:
         with chooser.asking(), chooser.fetching(near.offer) as fetch:

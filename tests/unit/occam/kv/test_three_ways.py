@@ -7,7 +7,7 @@ import pytest
 
 from occam.errors import FetchDeclined, FetchGivenUp
 from occam.kv.break_even import BreakEven, Offer
-from tests.unit.occam.kv.line import MB, above, running_ratios, summary
+from tests.unit.occam.kv.line import MB
 from tests.unit.occam.kv.three_ways import ThreeWays
 
 SIZES_MB = (1, 8, 64, 512, 2048)
@@ -15,13 +15,7 @@ MB_PER_S = (1, 10, 100, 1000, 10000)
 LATENCIES_S = (0.0002, 0.005)
 REBUILDS_S = (0.03, 0.3, 3.0)
 SHARES = (1 / 20, 2 / 3)  # of a state's bytes, as of Video-LLaVA-7B and Qwen3-VL-8B
-LOOKUPS, LEARNING = 200, 60
-
-
-def earn(line: ThreeWays) -> None:
-    """Compute until the credit has a whole computation."""
-    for _ in range(70):
-        line.build()
+WARM_UP, MEASURED = 60, 140
 
 
 def quick(**changes: float) -> ThreeWays:
@@ -45,47 +39,47 @@ def test_over_a_grid_the_fastest_of_three_is_taken_and_recomputing_is_never_lost
             outliers=0.01,
             seed=seed,
             embeddings=int(size * MB * share),
-        ).started()
-        lookups = [line.take() for _ in range(LOOKUPS)]
+        )
+        line.build()
+        for _ in range(WARM_UP):
+            line.take()
+        lookups = [line.take() for _ in range(MEASURED)]
         fastest = min(line.ways_s, key=line.ways_s.__getitem__)
         best[fastest] += 1
-        learnt = lookups[LEARNING:]
-        right += sum(lookup.way == fastest for lookup in learnt) > len(learnt) / 2
-        ratios.append(running_ratios(lookups))
+        right += sum(lookup.way == fastest for lookup in lookups) > MEASURED / 2
+        ratios.append(sum(each.seconds for each in lookups) / sum(each.rebuild_s for each in lookups))
     with capsys.disabled():
-        print(f"\nof {len(cells)} cells (fastest: {dict(best)}) the fastest of three ways is taken in {right}")
-        print(summary(ratios))
+        print(
+            f"\nof {len(cells)} cells (fastest: {dict(best)}) the fastest of three ways is taken in {right}; "
+            f"time against computing: at most {max(ratios):.3f}, at least {min(ratios):.4f}"
+        )
     assert min(best.values()) > 30
-    assert right >= 0.96 * len(cells)
-    assert max(above(ratios, number) for number in range(1, 10)) <= 0.2 * len(cells), "asking alone costs a sixth"
-    assert max(above(ratios, number) for number in range(10, 60)) <= 0.02 * len(cells)
-    assert max(above(ratios, number) for number in range(60, LOOKUPS + 1)) <= 0.01 * len(cells)
-    assert max(max(of_cell[60 - 1 :]) for of_cell in ratios) <= 1.06
-    assert max(of_cell[-1] for of_cell in ratios) <= 1.05
+    assert right >= 0.97 * len(cells)
+    assert max(ratios) <= 1.05
 
 
 def test_of_a_line_not_known_yet_embeddings_are_tried_first_and_the_state_then() -> None:
     line = quick()
-    earn(line)
+    line.build()
     assert [line.take().way for _ in range(2)] == ["embeddings"] * 2
-    assert line.now < 70.0 + 2 * line.ways_s["embeddings"] + 1.0, "the state's try ended within what computing takes"
+    assert line.now < 1.0 + 2 * line.ways_s["embeddings"] + 1.0, "the state's try ended within what computing takes"
     fast = quick(bandwidth=10_000 * MB)
-    earn(fast)
+    fast.build()
     assert [fast.take().way for _ in range(3)] == ["embeddings", "state", "state"]
 
 
 def test_a_state_is_not_fetched_where_embeddings_are_quicker_although_computing_is_not() -> None:
-    line = quick(bandwidth=100 * MB, embeddings=0).started()
+    line = quick(bandwidth=100 * MB, embeddings=0)
     line.build()
     assert Counter(line.take().way for _ in range(50))["state"] > 40, "without embeddings"
-    line = quick(bandwidth=100 * MB).started()
+    line = quick(bandwidth=100 * MB)
     assert line.ways_s["embeddings"] < line.ways_s["state"] < line.ways_s["computed"]
     line.build()
     assert Counter(line.take().way for _ in range(50))["embeddings"] > 40
 
 
 def test_embeddings_that_are_not_there_leave_states_to_be_fetched() -> None:
-    line = quick(bandwidth=100 * MB).started()
+    line = quick(bandwidth=100 * MB)
     line.embeddings = 0
     line.build()
     assert [line.take().way for _ in range(6)][:2] == ["computed", "state"]
@@ -93,7 +87,7 @@ def test_embeddings_that_are_not_there_leave_states_to_be_fetched() -> None:
 
 
 def test_a_state_that_falls_behind_embeddings_is_given_up() -> None:
-    line = quick(bandwidth=1000 * MB).started()
+    line = quick(bandwidth=1000 * MB)
     line.build()
     for _ in range(12):
         line.take()
@@ -106,7 +100,7 @@ def test_a_state_that_falls_behind_embeddings_is_given_up() -> None:
 
 
 def test_losses_on_states_do_not_keep_embeddings_away() -> None:
-    line = quick().started()
+    line = quick()
     line.build()
     for _ in range(20):
         line.take()
@@ -131,7 +125,7 @@ def test_what_the_tower_took_is_the_price_of_embeddings_and_fetched_ones_teach_n
 
 def test_embeddings_that_are_gone_have_no_price_until_they_are_there_again() -> None:
     """Else a state would be left alone for ever for what cannot be had."""
-    line = quick(bandwidth=100 * MB).started()
+    line = quick(bandwidth=100 * MB)
     line.build()
     assert Counter(line.take().way for _ in range(20))["embeddings"] > 15
     there, line.embeddings = line.embeddings, 0
@@ -142,7 +136,7 @@ def test_embeddings_that_are_gone_have_no_price_until_they_are_there_again() -> 
 
 
 def test_what_is_prefilled_on_embeddings_says_nothing_of_the_tower() -> None:
-    line = quick(bandwidth=100 * MB).started()
+    line = quick(bandwidth=100 * MB)
     line.build()
     earned = line.tower._builds.earned_s
     assert [line.take().way for _ in range(5)] == ["embeddings"] * 5

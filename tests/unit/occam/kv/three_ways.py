@@ -1,11 +1,11 @@
 """The simulated tier and engine of `line.py` with three ways to a state: fetched, prefilled on embeddings, computed."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple
 
 from occam.errors import FetchDeclined, FetchGivenUp
 from occam.kv.break_even import BreakEven, Offer
-from tests.unit.occam.kv.line import BATCH, CHECK_BYTES_PER_S, PROBE_S, Line
+from tests.unit.occam.kv.line import BATCH, CHECK_BYTES_PER_S, Line
 
 Way = Literal["state", "embeddings", "computed"]
 TOKENS = 100
@@ -35,11 +35,6 @@ class ThreeWays(Line):
         self.chooser = BreakEven(lambda: self.now, embeddings=self.tower)
         self.patches = self.nbytes // 1000
         self.state = Offer(nbytes=self.nbytes, encoded=self.patches, tokens=TOKENS, embeddings=self.embeddings or None)
-
-    def started(self, share: float = 0.5) -> Self:
-        """The same of both lines."""
-        self._probe(self.tower, self.now + PROBE_S / 2)
-        return super().started(share)
 
     @property
     def ways_s(self) -> dict[Way, float]:
