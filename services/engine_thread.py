@@ -48,9 +48,9 @@ class _Chunk:
 class EngineThread:
     """Takes turns: one call (a replay, a question's tokens), one pass of the tower, one pass of all questions that run.
 
-    So a long video holds nobody's answer up for longer than a chunk, and answers hold up no video. Chunks that wait
-    share the tower's pass where they can. Callers that go away stop waiting, and what they waited for is dropped before
-    the next turn.
+    So a long video holds nobody's answer up for longer than a chunk, or than a batch of the tower and its prefill where
+    chunks that wait share one, and answers hold up no video. Callers that go away stop waiting, and what they waited
+    for is dropped before the next turn.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -122,11 +122,13 @@ class EngineThread:
 
     def _take_turn(self) -> None:
         """In a function of its own, so that an idle thread holds nothing of what it did last."""
-        with self._work:
-            changes, self._changes = self._changes, deque()
-            call = self._calls.popleft() if self._calls else None
-            chunks = self._next_chunks()
         try:
+            with self._work:
+                # In place: whoever puts something in may have the deque in hand already.
+                changes = list(self._changes)
+                self._changes.clear()
+                call = self._calls.popleft() if self._calls else None
+                chunks = self._next_chunks()
             for change in changes:
                 change()
             if call:
@@ -143,23 +145,29 @@ class EngineThread:
         """Those that go through the tower together, out of the queue; none for whom nobody waits any more."""
         waiting = [chunk for chunk in self._chunks if not chunk.future.cancelled()]
         together = [waiting[place] for place in sharing([chunk.load for chunk in waiting])] if waiting else []
-        self._chunks = deque(chunk for chunk in waiting if chunk not in together)
+        self._chunks.clear()
+        self._chunks.extend(chunk for chunk in waiting if chunk not in together)
         return [chunk for chunk in together if chunk.future.set_running_or_notify_cancel()]
 
     def _append(self, chunks: Sequence[_Chunk]) -> None:
         """Where a pass of several fails, each is tried alone: one of them must not end the others."""
+        if not self._append_together(chunks):
+            for chunk in chunks:
+                self._append_together([chunk])
+
+    def _append_together(self, chunks: Sequence[_Chunk]) -> bool:
+        """False where a pass of several failed, whose tensors are let go before anything is tried again."""
         try:
             encoded = self._engine.encode_together([(chunk.frames, chunk.pruning) for chunk in chunks])
             metrics.BATCH_FRAMES.observe(sum(len(chunk.frames) for chunk in chunks))
         except BaseException as error:  # noqa: BLE001 - goes to the callers
-            if len(chunks) == 1:
-                chunks[0].future.set_exception(error)
-            else:
-                for chunk in chunks:
-                    self._append([chunk])
-            return
+            if len(chunks) > 1:
+                return False
+            chunks[0].future.set_exception(error)
+            return True
         for chunk, (tokens, encoding) in zip(chunks, encoded, strict=True):
             _settle(chunk.future, partial(self._extended, chunk, tokens, encoding))
+        return True
 
     def _extended(self, chunk: _Chunk, tokens: MediaTokens, encoding: StageStats) -> Appended:
         grown, prefill = self._engine.extend(chunk.state, tokens, begins=chunk.frames.offset == 0)

@@ -77,7 +77,7 @@ FRAMES_DECODED = Counter("occam_frames_decoded_total", "Frames that came out of 
 DECODE_FAILURES = _from_zero(
     Counter("occam_decode_failures_total", "Failures to fetch, read or decode a video or image.", ["reason"]), _NO_VIDEO
 )
-BATCH_FRAMES = Histogram("occam_batch_frames", "Frames that one encode took.", buckets=_FRAMES)
+BATCH_FRAMES = Histogram("occam_batch_frames", "Frames that one pass of the tower took.", buckets=_FRAMES)
 BATCH_SEQUENCES = Histogram("occam_batch_sequences", "Answers that one pass of the model took on.", buckets=_FRAMES)
 WORKERS = Gauge("occam_workers", "Workers whose model is loaded.", ["model"], multiprocess_mode="livesum")
 QUEUE_DEPTH = Gauge("occam_queue_depth", "Questions taken and unfinished.", multiprocess_mode="livesum")

@@ -29,7 +29,7 @@ def decoding_of(decoder: Decoder, lanes: int) -> Decode:
     if not weight.is_cuda or any(hasattr(layer.mlp, "experts") for layer in decoder.model.layers):
         return partial(packed, decoder)
     free, _ = torch.cuda.mem_get_info(weight.device)
-    return SlotDecoding(decoder, Slots(decoder, lanes, most_bytes=free // 2, record=CudaGraphs()))
+    return SlotDecoding(decoder, Slots(decoder, lanes, most_bytes=free // 2, record=CudaGraphs(weight.device)))
 
 
 def packed(

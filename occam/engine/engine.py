@@ -377,7 +377,7 @@ class Engine:
             kind=self.info.media[0],
         )
         state = self.state_of(frames, pruning)
-        if records:
+        if self.config.device.startswith("cuda"):
             for _ in range(OFTEN):
                 self.encode(frames.chunk(0, min(least, count)), pruning)
         self.ask(state, "what", pruning, SamplingParams(max_new_tokens=1))

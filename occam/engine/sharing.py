@@ -25,12 +25,11 @@ class TowerLoad:
 
 def tower_load(lm: VideoLM, media: FrameBatch, pruning: Pruning) -> TowerLoad:
     """Of one chunk; nothing is run. A strategy that wants a whole video gets its batches for itself."""
-    strategy = strategy_for(pruning)
-    if not lm.batch_views or strategy.whole:
+    strategy, batch = strategy_for(pruning), lm.batch_views(media.kind)
+    if not batch or strategy.whole:
         return TowerLoad(kind=None, views=0, room=0)
-    views = len(lm.shown(media))
-    kind = (media.kind, type(pruning), strategy.register, strategy.placement, lm.grid(media))
-    return TowerLoad(kind=kind, views=views, room=-views % lm.batch_views)
+    views, kind = len(lm.shown(media)), (media.kind, strategy.register, strategy.placement, lm.grid(media))
+    return TowerLoad(kind=kind, views=views, room=-views % batch)
 
 
 def sharing(waiting: Sequence[TowerLoad]) -> list[int]:

@@ -91,9 +91,8 @@ class VideoLM(Protocol):
         """The same model with this calibration, its register neurons installed."""
         ...
 
-    @property
-    def batch_views(self) -> int:
-        """Views of every batch of the tower, which chunks share; 0 where each chunk is a batch of its own."""
+    def batch_views(self, kind: MediaKind) -> int:
+        """Views of every batch of the tower, which such chunks share; 0 where each is a batch of its own."""
         ...
 
     def encode(

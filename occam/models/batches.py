@@ -1,7 +1,8 @@
 """Views through a vision tower: each chunk as a batch of its own, or in batches of a fixed number that chunks share.
 
-What a view becomes depends on how many its batch has, for that chooses the kernels, and on nothing of the others. So
-with a fixed number a chunk's tokens are the same bit for bit whoever shares its batches, and these can be recorded.
+What a view becomes depends on how many its batch has, for that chooses the kernels, and neither on the others nor on
+its place among them (section gpu of the benchmarks checks that on a device). So with a fixed number a chunk's tokens
+are the same bit for bit whoever shares its batches, and these can be recorded.
 """
 
 import logging
@@ -14,50 +15,64 @@ import torch
 from torch import Tensor
 
 from occam.config import EngineConfig
+from occam.errors import InvalidInput
 from occam.models.base import TowerOutput
 from occam.models.recording import CudaGraphs, Record
+from occam.types import MediaKind
 
 _LOG = logging.getLogger(__name__)
 
 Encode = Callable[[Tensor], TowerOutput]
 """Pixels [V, ...] of V views through the tower."""
 
-OFTEN = 8
+OFTEN = 16
 """Batches of one kind before it is recorded, which takes as long as three: users send frames of any size."""
 RECORDINGS = 16
-"""Kept at most; each holds pixels and features of one batch."""
+MOST_BYTES = 2 << 30
+"""Kept at most, and of the pixels and features that these hold."""
 
 
 @dataclass(frozen=True)
 class _Recording:
     pixels: Tensor
     run: Callable[[], TowerOutput]
+    nbytes: int
 
 
 class Batches:
     """Runs chunks through a tower; one thread at a time.
 
-    views: of every batch, the last filled up with blank ones; 0 where each chunk is one of its own
     failures: recordings that could not be made, whose batches are run launch by launch
     """
 
-    def __init__(self, views: int = 0, record: Record | None = None) -> None:
-        """record: where batches of a fixed number are recorded once their kind has come often."""
-        self.views = views
+    def __init__(
+        self, views: int = 0, record: Record | None = None, media: Sequence[MediaKind] = ("video", "image")
+    ) -> None:
+        """views: of every batch, the last filled up with blank ones; 0 where each chunk is one of its own.
+
+        record: where batches of a fixed number are recorded once their kind has come often
+        media: what shares batches
+        """
         self.failures = 0
+        self._views = views
+        self._media = media
         self._record = record
         self._uses: Counter[Hashable] = Counter()
         self._recordings: OrderedDict[Hashable, _Recording] = OrderedDict()
 
-    def __call__(self, encode: Encode, chunks: Sequence[Tensor], kind: Hashable) -> list[TowerOutput]:
+    def views(self, media: MediaKind) -> int:
+        """Of every batch of such chunks; 0 where each of them is one of its own."""
+        return self._views if media in self._media else 0
+
+    def __call__(self, media: MediaKind, encode: Encode, chunks: Sequence[Tensor], kind: Hashable) -> list[TowerOutput]:
         """What the tower gives of each chunk's pixels [V, ...], all of one shape but for V.
 
         kind: stands for `encode`: batches of one kind and shape have the same done to their pixels
         """
-        if not self.views:
+        size = self.views(media)
+        if not size:
             return [encode(chunk) for chunk in chunks]
-        shape = (kind, chunks[0].shape[1:])
-        pixels, size = torch.cat(list(chunks)), self.views
+        shape, pixels = (kind, chunks[0].shape[1:]), torch.cat(list(chunks))
         outputs = [self._batch(encode, pixels[at : at + size], shape) for at in range(0, len(pixels), size)]
         whole = _combined(outputs, lambda tensors: torch.cat(list(tensors)))
         ends = list(accumulate(len(chunk) for chunk in chunks))
@@ -66,8 +81,8 @@ class Batches:
     def _batch(self, encode: Encode, pixels: Tensor, shape: Hashable) -> TowerOutput:
         """One batch, without its blank views."""
         count, padded = len(pixels), pixels
-        if count < self.views:
-            padded = pixels.new_zeros(self.views, *pixels.shape[1:])
+        if count < self._views:
+            padded = pixels.new_zeros(self._views, *pixels.shape[1:])
             padded[:count] = pixels
         recording = self._recorded(encode, padded, shape)
         if recording is None:
@@ -86,26 +101,44 @@ class Batches:
             return None
         held = pixels.clone()
         try:
-            recording = _Recording(held, self._record(lambda: encode(held)))
+            run = self._record(lambda: encode(held))
         except RuntimeError as error:
-            _LOG.warning("A batch of the tower cannot be recorded and is run launch by launch: %s", error)
-            self.failures += 1
+            self._failed(error)
             return None
-        del self._uses[shape]
-        self._recordings[shape] = recording
-        if len(self._recordings) > RECORDINGS:
+        self._recordings[shape] = _Recording(held, run, held.nbytes + _nbytes(run()))
+        while len(self._recordings) > RECORDINGS or sum(each.nbytes for each in self._recordings.values()) > MOST_BYTES:
             self._recordings.popitem(last=False)
-        return recording
+        if shape in self._recordings:
+            del self._uses[shape]  # lest it be recorded again, where it alone is too large
+        return self._recordings.get(shape)
+
+    def _failed(self, error: RuntimeError) -> None:
+        """Go on without; where memory is not what was lacking, without any further recording."""
+        _LOG.warning("A batch of the tower cannot be recorded and is run launch by launch: %s", error)
+        self.failures += 1
+        if not isinstance(error, torch.OutOfMemoryError):
+            self._record = None  # an allocator that was left in the middle of a recording takes no other
 
 
 def batches_of(config: EngineConfig, group: int) -> Batches:
-    """Of `batch_views`, or where that is 0: on a GPU, where they are recorded, of a chunk's; on a CPU chunk by chunk.
+    """Of `batch_views`, or where that is 0: on a GPU of a video's chunk, an image by itself; on a CPU chunk by chunk.
 
-    A CPU takes as long for a view in any company, and for a blank one too. group: frames of a view
+    On a GPU they are recorded. A CPU takes as long for a view in any company, and for a blank one too; there and of an
+    image a batch would be mostly blank. group: frames of a view; InvalidInput for less than none
     """
-    if torch.device(config.device).type != "cuda":
-        return Batches(config.batch_views)
-    return Batches(config.batch_views or config.chunk_frames // group, CudaGraphs())
+    if config.batch_views < 0:
+        raise InvalidInput(f"batch_views must be 0 or more, got {config.batch_views}.", "batch_views")
+    device = torch.device(config.device)
+    record = CudaGraphs(device) if device.type == "cuda" else None
+    if config.batch_views or record is None:
+        return Batches(config.batch_views, record)
+    return Batches(config.chunk_frames // group, record, media=("video",))
+
+
+def _nbytes(output: TowerOutput) -> int:
+    single = (output.scores, output.register_scores, output.features, output.register, output.keys)
+    held = (*single, *output.planes, *output.register_planes)
+    return sum(tensor.nbytes for tensor in held if tensor is not None)
 
 
 def _views(output: TowerOutput, start: int, end: int) -> TowerOutput:

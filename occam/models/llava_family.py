@@ -113,10 +113,9 @@ class LlavaFamily(ABC):
             tower=self.tower.with_neurons(calibration.neurons),
         )
 
-    @property
-    def batch_views(self) -> int:
+    def batch_views(self, kind: MediaKind) -> int:
         """Of every batch of the tower."""
-        return self.batches.views
+        return self.batches.views(kind)
 
     def encode(
         self, chunks: Sequence[FrameBatch], register: RegisterMode | None, placement: RegisterPlacement
@@ -124,9 +123,11 @@ class LlavaFamily(ABC):
         """Tower features [F, 1 + P, C] and the CLS token's scores, for every pass of each chunk."""
         pixels = [self._preprocess(media) for media in chunks]
         tower = self.tower
-        return self.batches(
-            lambda pixels: tower.encode(pixels, register, placement), pixels, (tower, register, placement)
-        )
+
+        def encode(pixels: Tensor) -> TowerOutput:
+            return tower.encode(pixels, register, placement)
+
+        return self.batches(chunks[0].kind, encode, pixels, (tower, register, placement))
 
     def grid(self, media: FrameBatch) -> tuple[int, int]:
         """The same for all media."""

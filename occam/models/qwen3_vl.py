@@ -98,10 +98,9 @@ class Qwen3VL:
             tower=self.tower.with_neurons(calibration.neurons),
         )
 
-    @property
-    def batch_views(self) -> int:
+    def batch_views(self, kind: MediaKind) -> int:
         """Of every batch of the tower."""
-        return self.batches.views
+        return self.batches.views(kind)
 
     def encode(
         self, chunks: Sequence[FrameBatch], register: RegisterMode | None, placement: RegisterPlacement
@@ -115,7 +114,7 @@ class Qwen3VL:
             return tower.encode(patches_VPK.flatten(0, 1), (len(patches_VPK), rows, columns), register)
 
         views = [patches.view(-1, rows * columns, patches.shape[1]) for patches, _ in ready]
-        return self.batches(encode, views, (tower, register, rows, columns))
+        return self.batches(chunks[0].kind, encode, views, (tower, register, rows, columns))
 
     def compose(self, media: FrameBatch, output: TowerOutput, keep_VP: Tensor, keep_cls: bool) -> MediaTokens:
         """The chunk's markers, and its kept merge groups at their stock positions; there are no CLS tokens."""

@@ -18,15 +18,20 @@ class Record(Protocol):
 
 
 class CudaGraphs:
-    """Records runs as CUDA graphs, which share the memory that they work in as long as any of them lives."""
+    """Records runs on one device as CUDA graphs, which share the memory they work in as long as any of them lives."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._living: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
         # One for all: whatever a library sets up for a stream stays until the process ends.
-        self._beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, run: Callable[[], T], /) -> Callable[[], T]:
         """Run it beside first, for what is only done once; other threads may go on using the device meanwhile."""
+        with torch.cuda.device(self._device):  # what is recorded is the work of the current one
+            return self._recorded(run)
+
+    def _recorded(self, run: Callable[[], T]) -> Callable[[], T]:
         # Memory that no graph holds any more is not to be opened again: the first one brings its own.
         graph, pool = torch.cuda.CUDAGraph(), next((other.pool() for other in self._living), None)
         before = torch.cuda.current_stream()
@@ -40,7 +45,8 @@ class CudaGraphs:
         self._living.add(graph)
 
         def replay() -> T:
-            graph.replay()
+            with torch.cuda.device(self._device):
+                graph.replay()
             return result
 
         return replay

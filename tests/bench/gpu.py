@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.bench import speed_floors, speed_load, speed_question, speed_together
 from tests.bench.forced import forced_masks
 from tests.bench.frames import noise
-from tests.bench.gpu_checks import ALONE, COMPANY, batches, overhead, steps, waits
+from tests.bench.gpu_checks import ALONE, COMPANY, FAILURES, SHARED, batches, overhead, steps, waits
 from tests.bench.machine import described
 from tests.bench.report import Report, Table
 from tests.bench.shapes import made_in_place
@@ -100,6 +100,8 @@ def measure(model: str, args: argparse.Namespace) -> Report:
     ]
     correct += [
         Bar(table="Batches", row="recorded", column=ALONE, most=rounding),
+        Bar(table="Batches", row="recorded", column=SHARED, most=0),
+        Bar(table="Batches", row="recorded", column=FAILURES, most=0),
         *(Bar(table="Batches", row=row, column=COMPANY, most=0) for row in ("shared", "recorded")),
     ]
     correct += [

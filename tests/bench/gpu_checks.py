@@ -11,21 +11,24 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from occam.config import Pruning
+from occam.engine import Engine
 from occam.engine.decoding import Decode, packed
 from occam.engine.generation import Generation
 from occam.models.batches import OFTEN, Batches
 from occam.models.recording import CudaGraphs, Record
 from occam.models.slots import Slots
+from occam.types import FrameBatch
 from tests.bench import overhead as cost
 from tests.bench.report import Cell, Table
 from tests.bench.rounds import alternating
-from tests.bench.subject import Subject
+from tests.bench.subject import Subject, launched
 
 WAYS = ("packed", "slots", "recorded")
 STEPS = 4
 """Steps compared, and timed together."""
 BATCHED = ("each by itself", "shared", "recorded")
-ALONE, COMPANY = "from each by itself", "moved by company"
+ALONE, SHARED, COMPANY, FAILURES = "from each by itself", "from shared", "moved by company", "not recorded"
 ROOM = 1 << 40
 """Bytes that lanes may take here: whatever they need."""
 
@@ -35,7 +38,7 @@ def steps(subject: Subject, args: argparse.Namespace) -> Iterator[Table]:
     decoder, state = subject.engine.lm.decoder, subject.state()
     records: dict[str, Record] = {"slots": lambda run: run}
     if args.device.startswith("cuda"):
-        records["recorded"] = CudaGraphs()
+        records["recorded"] = CudaGraphs(torch.device(args.device))
     rows: list[tuple[Cell, ...]] = []
     for batch in args.together:
         ways: dict[str, Decode] = {"packed": partial(packed, decoder)}
@@ -64,30 +67,46 @@ def batches(subject: Subject, args: argparse.Namespace) -> Iterator[Table]:
     views = sum(len(engine.lm.shown(media)) for media, _ in chunks)
     kinds = {"each by itself": Batches(), "shared": Batches(views)}
     if args.device.startswith("cuda"):
-        kinds["recorded"] = Batches(views, CudaGraphs())
+        kinds["recorded"] = Batches(views, CudaGraphs(torch.device(args.device)))
     engines = {name: engine.over(replace(engine.lm, batches=kind)) for name, kind in kinds.items()}
     runs = {name: partial(each.encode_together, chunks) for name, each in engines.items()}
     for run in runs.values():
         for _ in range(OFTEN):
             run()
-    alone = {name: each.encode(*chunks[1])[0].embeddings for name, each in engines.items()}
-    shared = {name: run()[1][0].embeddings for name, run in runs.items()}
+    encoded = {name: run()[1][0].embeddings for name, run in runs.items()}
     rounds = alternating(args.device, runs, args.repeats)
+    rows: list[tuple[Cell, ...]] = [
+        (
+            name,
+            1000 * rounds.median(name),
+            _distance(encoded[name], encoded["each by itself"]),
+            _largest(encoded[name], encoded["shared"]),
+            _moved(engines[name], *chunks),
+            kinds[name].failures,
+        )
+        for name in runs
+    ]
+    rows += [(name, None, None, None, None, None) for name in BATCHED if name not in runs]
     yield Table(
         title="Batches of the tower",
-        columns=("", "ms", ALONE, COMPANY),
-        rows=tuple(
-            (
-                name,
-                1000 * rounds.median(name),
-                _distance(shared[name], alone["each by itself"]),
-                float((shared[name] - alone[name]).abs().max()),
-            )
-            if name in runs
-            else (name, None, None, None)
-            for name in BATCHED
-        ),
-        note=f"Two chunks of {half} frames; {COMPANY} is the largest difference of a number, and none is allowed.",
+        columns=("", "ms", ALONE, SHARED, COMPANY, FAILURES),
+        rows=tuple(rows),
+        note=f"Two chunks of {half} frames. {ALONE}: relative to the norm; {SHARED}, {COMPANY}: the largest difference "
+        "of a number, in company of every size; none of either is allowed.",
+    )
+
+
+def _largest(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max())
+
+
+def _moved(engine: Engine, company: tuple[FrameBatch, Pruning], own: tuple[FrameBatch, Pruning]) -> float:
+    """How far a chunk's tokens move, alone and behind company of one view after the other."""
+    (frames, pruning), group = company, engine.info.group
+    alone, _ = engine.encode(*own)
+    return max(
+        _largest(engine.encode_together([(frames.chunk(0, count), pruning), own])[1][0].embeddings, alone.embeddings)
+        for count in range(group, len(frames) + 1, group)
     )
 
 
@@ -148,7 +167,7 @@ def overhead(subject: Subject, args: argparse.Namespace) -> Iterator[Table]:
     """What section overhead counts, under forced masks: every region is waited for, which is never too little."""
     info = subject.engine.info
     measured = cost.Subject(
-        engine=subject.engine,
+        engine=launched(subject.engine),
         pruning=subject.pruning,
         frames=subject.clips[0],
         layers=info.layers,

@@ -30,7 +30,7 @@ from pipelines.evaluation.budgets import lambda1_for, lambda2_for
 from pipelines.evaluation.material import Sample
 from tests.bench.frames import noise
 from tests.bench.stopwatch import Stopwatch
-from tests.bench.subject import engine_of, precision
+from tests.bench.subject import engine_of, launched, precision
 from tests.real_checkpoints import FAMILIES
 
 MODELS = tuple(FAMILIES)
@@ -85,7 +85,7 @@ def measure(model: str, args: argparse.Namespace) -> None:
 
 def _subject(model: str, folder: Path, args: argparse.Namespace) -> Subject:
     """The model, random where it is a real one's dimensions, and thresholds that keep what was asked for."""
-    engine = engine_of(model, folder, args)
+    engine = launched(engine_of(model, folder, args))
     info = engine.info
     base = replace(engine.pruning(), lambda1=0.0, lambda2=0.0)
     frames = noise(args.frames or info.frames, tuple(args.size))

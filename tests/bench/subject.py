@@ -15,7 +15,7 @@ from occam.calibration import Calibration
 from occam.config import EngineConfig, SamplingParams
 from occam.engine import Engine
 from occam.engine.generation import Generation
-from occam.models.batches import OFTEN, batches_of
+from occam.models.batches import OFTEN, Batches, batches_of
 from occam.models.prompt import Prompt
 from occam.tensors import PrefixState
 from occam.types import FrameBatch
@@ -120,6 +120,12 @@ def chunked(engine: Engine, frames: int) -> Engine:
     """The same in chunks of so many frames, and in the batches of the tower that go with them."""
     config = replace(engine.config, chunk_frames=frames)
     return Engine(replace(engine.lm, batches=batches_of(config, engine.info.group)), config, engine.clock)
+
+
+def launched(engine: Engine) -> Engine:
+    """The same with no batch of the tower recorded: a replay runs nothing that a stopwatch could stand in."""
+    views = engine.lm.batch_views("video")
+    return engine.over(replace(engine.lm, batches=Batches(views)))
 
 
 def record(subject: Subject) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from occam.config import EngineConfig, NoPruning, OccamToken, Pruning
 from occam.engine import Engine
 from occam.engine.sharing import TowerLoad, sharing
+from occam.errors import InvalidInput
 from occam.models.base import TowerOutput
 from occam.models.batches import OFTEN, RECORDINGS, Batches, batches_of
 from occam.models.registry import load_model
@@ -166,10 +167,37 @@ def test_what_cannot_be_recorded_is_run_as_it_is(caplog: pytest.LogCaptureFixtur
     record = mock.Mock(side_effect=torch.OutOfMemoryError("full"))
     batches = Batches(2, record)
     for _ in range(3 * OFTEN):
-        [output] = batches(output_of, [torch.ones(1, 3)], "kind")
+        [output] = batches("video", output_of, [torch.ones(1, 3)], "kind")
         assert output.features.tolist() == [[2.0, 2.0, 2.0]]
     assert record.call_count == batches.failures == 1
     assert "full" in caplog.text
+    for _ in range(OFTEN):
+        batches("video", output_of, [torch.ones(1, 3)], "other")
+    assert record.call_count == 2, "of another kind there may be memory"
+
+
+def test_a_recording_that_breaks_off_is_the_last() -> None:
+    record = mock.Mock(side_effect=RuntimeError("operation not permitted when stream is capturing"))
+    batches = Batches(2, record)
+    for kind in ("one", "other"):
+        for _ in range(2 * OFTEN):
+            batches("video", output_of, [torch.ones(1, 3)], kind)
+    assert record.call_count == batches.failures == 1
+
+
+def test_recordings_are_bounded_by_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """3 numbers of 4 bytes go in, 3 and a score come out: 28 bytes a view."""
+    monkeypatch.setattr("occam.models.batches.MOST_BYTES", 60)
+    recorder = Recorder()
+    batches = Batches(1, recorder)
+    for kind in range(3):
+        for _ in range(2 * OFTEN):
+            batches("video", output_of, [torch.ones(1, 3)], kind)
+    assert [kind for kind, _ in batches._recordings] == [1, 2]  # type: ignore[misc]
+    for _ in range(3 * OFTEN):
+        [output] = batches("video", output_of, [torch.ones(1, 9)], "large")
+        assert output.features.tolist() == [[2.0] * 9]
+    assert recorder.recorded == 4, "one that is too large is not tried again"
 
 
 def test_the_recording_that_was_not_used_for_longest_makes_room() -> None:
@@ -178,7 +206,7 @@ def test_the_recording_that_was_not_used_for_longest_makes_room() -> None:
 
     def often(kind: int) -> None:
         for _ in range(OFTEN):
-            batches(output_of, [torch.ones(1, 3)], kind)
+            batches("video", output_of, [torch.ones(1, 3)], kind)
 
     for kind in range(RECORDINGS):
         often(kind)
@@ -199,11 +227,14 @@ def test_blank_views_stand_in_no_result() -> None:
         return output_of(pixels)
 
     chunks = [torch.full((count, 3), float(count)) for count in (2, 5, 1)]
-    outputs = Batches(3)(watched, chunks, "kind")
+    outputs = Batches(3)("video", watched, chunks, "kind")
     assert seen == [3, 3, 3]
     assert [output.scores.tolist() for output in outputs] == [[6.0] * 2, [15.0] * 5, [3.0]]
     seen.clear()
-    Batches()(watched, chunks, "kind")
+    Batches()("video", watched, chunks, "kind")
+    assert seen == [2, 5, 1]
+    seen.clear()
+    Batches(3, media=("video",))("image", watched, chunks, "kind")
     assert seen == [2, 5, 1]
 
 
@@ -232,7 +263,7 @@ def test_what_is_alike(case: tuple[Path, list[Chunk]]) -> None:
     assert len({each.kind for each in loads}) == 1
     assert all((each.views + each.room) % VIEWS == 0 <= each.room < VIEWS for each in loads)
     media = chunks[0][0]
-    others = [NoPruning(), replace(OCCAM, placement="before_norm")]
+    others = [NoPruning(), replace(OCCAM, placement="before_norm"), replace(OCCAM, register="mean_threshold")]
     assert {engine.tower_load(media, each).kind for each in others}.isdisjoint({loads[0].kind})
     assert engine_of(folder, views=0).tower_load(*chunks[0]).kind is None
 
@@ -246,8 +277,12 @@ def test_chunks_of_other_grids_are_not_alike(tmp_path: Path) -> None:
 def test_a_gpu_records_batches_of_a_chunk_and_a_cpu_takes_chunks_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Stream", mock.Mock())
     gpu = batches_of(EngineConfig(device="cuda:0", chunk_frames=8), group=2)
-    assert (gpu.views, gpu._record is None) == (4, False)
-    assert batches_of(EngineConfig(device="cuda", chunk_frames=8, batch_views=16), group=2).views == 16
+    assert (gpu.views("video"), gpu.views("image"), gpu._record is None) == (4, 0, False)
+    assert gpu._record._device == torch.device("cuda:0")  # type: ignore[union-attr]
+    wide = batches_of(EngineConfig(device="cuda", chunk_frames=8, batch_views=16), group=2)
+    assert (wide.views("video"), wide.views("image")) == (16, 16)
     cpu = batches_of(EngineConfig(chunk_frames=8), group=2)
-    assert (cpu.views, cpu._record) == (0, None)
-    assert load_model(EngineConfig(batch_views=6)).batch_views == 6
+    assert (cpu.views("video"), cpu._record) == (0, None)
+    assert load_model(EngineConfig(batch_views=6)).batch_views("video") == 6
+    with pytest.raises(InvalidInput, match="batch_views must be 0 or more, got -1"):
+        batches_of(EngineConfig(batch_views=-1), group=1)

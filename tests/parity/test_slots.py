@@ -363,10 +363,12 @@ def test_recordings_share_the_memory_of_one_that_lives(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(torch.cuda, "graph", graph)
-    monkeypatch.setattr(torch.cuda, "Stream", mock.Mock(side_effect=lambda: mock.Mock()))
+    monkeypatch.setattr(torch.cuda, "Stream", mock.Mock(side_effect=lambda device: mock.Mock(device=device)))
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: current.append(device) or nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", mock.Mock())
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
-    record = CudaGraphs()
+    record = CudaGraphs(torch.device("cuda", 1))
     runs = [record(lambda: torch.zeros(1)) for _ in range(2)]
     runs.pop(0)
     runs.append(record(lambda: torch.zeros(1)))
@@ -377,6 +379,8 @@ def test_recordings_share_the_memory_of_one_that_lives(monkeypatch: pytest.Monke
     assert pools[1] is pools[2] is not None
     assert pools[3] is None, "nobody holds that memory any more"
     assert len({stream for _, stream in recorded}) == torch.cuda.Stream.call_count == 1
+    runs[0]()
+    assert current == [torch.device("cuda", 1)] * (len(recorded) + 1), "recorded and replayed there"
 
 
 def test_a_cpu_decodes_packed(asked: tuple[Engine, list[Question], Alone]) -> None:

@@ -18,6 +18,7 @@ import torch
 from occam.config import EngineConfig, SamplingParams
 from occam.engine import Engine
 from occam.engine.generation import Generation
+from occam.engine.sharing import sharing
 from occam.errors import EngineFailure, InvalidInput, VideoTooLarge
 from occam.types import Answer
 from pipelines.evaluation.clips import frames_of
@@ -305,3 +306,24 @@ async def test_videos_and_answers_take_turns(engine: Engine) -> None:
     passes = [place for place, what in enumerate(order) if what == "pass"]
     assert passes[-1] < 12, "nor do answers hold up a video"
     assert all("step" in order[one:other] for one, other in pairwise(passes[1:]))
+
+
+@in_a_loop
+async def test_frames_that_come_while_others_are_chosen_are_not_lost(engine: Engine) -> None:
+    shared = Shared()
+    first, second = shared.chunks(4, 4)
+    chosen, go_on = threading.Event(), threading.Event()
+
+    def slowly(loads: Any) -> list[int]:
+        chosen.set()
+        go_on.wait()
+        return sharing(loads)
+
+    with mock.patch("services.engine_thread.sharing", slowly):
+        one = asyncio.create_task(shared.thread.append(shared.begun, first, shared.pruning))
+        while not chosen.is_set():
+            await asyncio.sleep(0.001)
+        threading.Timer(0.1, go_on.set).start()
+        other = asyncio.create_task(shared.thread.append(shared.begun, second, shared.pruning))
+        async with asyncio.timeout(30):
+            await asyncio.gather(one, other)

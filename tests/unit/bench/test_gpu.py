@@ -59,7 +59,7 @@ def test_a_dry_run_needs_torch_and_transformers_alone(tmp_path: Path) -> None:
         "Bars",
     ]
     verdicts = {row[0]: row[3] for row in tables["Bars"]}
-    assert len(verdicts) == 2 * 2 + 3 + 2 + len(BARS) + 1
+    assert len(verdicts) == 2 * 2 + 5 + 2 + len(BARS) + 1
     assert verdicts["Together over clips of several lengths: 2, padded from packed"] == "PASS"
     assert verdicts["One step: 2, slots from packed"] == "PASS"
     assert verdicts["One step: 2, recorded from slots"] == "not here"

@@ -70,7 +70,7 @@ def test_how_the_engine_runs_is_a_fact(
 
 
 def test_the_towers_batches_are_a_fact(config: EngineConfig, facts: Facts) -> None:
-    assert Engine.load(replace(config, batch_views=4)).key_facts(PRUNING) == facts | {"batch_views": 4}
+    assert Engine.load(replace(config, batch_views=4)).key_facts(PRUNING) == facts | {"batch_views": "video 4"}
 
 
 @pytest.mark.parametrize(
