@@ -375,7 +375,7 @@ class EngineConfig:
     quantization: int8 holds and multiplies linear maps in 8 bits, on CPUs with AVX512-VNNI, and moves answers a little
     chunk_frames: frames that one `append` takes; part of the cache key, since batching moves the last bits
     batch_views: views of every batch of the vision tower, which chunks of several requests share and blank ones fill
-    up; part of the cache key too; 0: on a GPU those of a video's chunk, an image by itself; on a CPU each chunk by itself
+    up; part of the cache key too; 0: on a GPU those of a video's chunk, images alone; on a CPU each chunk by itself
     threads: torch threads; part of what makes warm and cold runs bitwise equal
     batch_sequences: answers that are decoded together at most
     batch_tokens: tokens of states and questions that one prefill packs at most, where several questions share it
