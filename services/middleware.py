@@ -22,7 +22,7 @@ _RAYS = frozenset(
         b"serve-multiplexed-model-id",
     }
 )
-_SILENCE_S = 10.0
+_SILENCE_S = 30.0  # a proxy out of breath hands on late what a client sent at once
 _HARMLESS = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 

@@ -123,4 +123,5 @@ def of_runbooks() -> list[str]:
     """What docs/runbooks.md tells people to ask."""
     text = (DEPLOY.parent / "docs" / "runbooks.md").read_text()
     quoted = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", text)]
-    return [code for code in quoted if re.search(r"\boccam[_:]|\bup{", code)]
+    asked = [code for code in quoted if re.search(r"\boccam[_:]|\bup{", code)]
+    return [code for code in asked if not code.startswith(("docker ", "kubectl "))]  # those are for a shell
