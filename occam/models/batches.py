@@ -123,8 +123,8 @@ class Batches:
 def batches_of(config: EngineConfig, group: int) -> Batches:
     """Of `batch_views`, or where that is 0: on a GPU of a video's chunk, an image by itself; on a CPU chunk by chunk.
 
-    On a GPU they are recorded. A CPU takes as long for a view in any company, and for a blank one too; there and of an
-    image a batch would be mostly blank. group: frames of a view; InvalidInput for less than none
+    On a GPU they are recorded. On a CPU a tower of real size takes as long for a view in any company, and for a blank
+    one too; there and of an image a batch would be mostly blank. group: frames of a view; InvalidInput for less than 0
     """
     if config.batch_views < 0:
         raise InvalidInput(f"batch_views must be 0 or more, got {config.batch_views}.", "batch_views")
