@@ -440,7 +440,7 @@ def test_nobody_works_for_those_who_hung_up_and_asked_ray_to_go_on(http: httpx.C
 
 @pytest.mark.soak
 def test_a_body_that_never_comes_is_given_up(http: httpx.Client) -> None:
-    with socket.create_connection((http.base_url.host, http.base_url.port), timeout=30) as line:
+    with socket.create_connection((http.base_url.host, http.base_url.port), timeout=60) as line:
         head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         line.sendall(f"{head}Connection: close\r\nContent-Length: 10\r\n\r\n{{".encode())
         told = line.makefile("rb").read().decode()
